@@ -1,0 +1,375 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+//! A client of the control API, over TCP or a Unix socket.
+//!
+//! Each call makes one connection: control calls are rare, and a node which
+//! was restarted between two calls needs no special care then.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{header, Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use serde::Serialize;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::{
+    ApiError, ErrorCode, Health, NodeInfo, SessionInfo, VolumeCreate, VolumeInfo, VolumeList,
+    VolumeName, VolumeResize, API_PREFIX, DEFAULT_CONTROL_PORT,
+};
+
+/// Longest answer that is read; a node with 100,000 volumes stays below it.
+const MAX_ANSWER_BYTES: usize = 64 << 20;
+
+/// Time for one call when the caller sets none.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Where a node's control API is.
+///
+/// Written `unix:/path/to/socket`, `host`, `host:port`, `[v6]:port`, or the
+/// same with `http://` before it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// A host name or address, and a port.
+    Tcp {
+        /// Name or address; IPv6 without brackets.
+        host: String,
+        /// TCP port.
+        port: u16,
+    },
+    /// The path of a Unix stream socket.
+    Unix(PathBuf),
+}
+
+impl FromStr for Endpoint {
+    type Err = ClientError;
+
+    fn from_str(text: &str) -> Result<Self, ClientError> {
+        let bad = |why: &str| ClientError::Endpoint(format!("{text:?}: {why}"));
+        if let Some(path) = text.strip_prefix("unix:") {
+            if path.is_empty() {
+                return Err(bad("there is no path after 'unix:'"));
+            }
+            return Ok(Self::Unix(PathBuf::from(path)));
+        }
+        if text.starts_with("https://") {
+            return Err(bad("the control API has no TLS; use http:// or unix:"));
+        }
+        let rest = text.strip_prefix("http://").unwrap_or(text);
+        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        let port_of = |port: &str| match port.parse::<u16>() {
+            Ok(port) if port != 0 => Ok(port),
+            _ => Err(bad("the port must be a number from 1 to 65535")),
+        };
+        let (host, port) = if let Some(rest) = rest.strip_prefix('[') {
+            let (host, after) = rest.split_once(']').ok_or_else(|| bad("no closing ']'"))?;
+            match after.strip_prefix(':') {
+                Some(port) => (host, port_of(port)?),
+                None if after.is_empty() => (host, DEFAULT_CONTROL_PORT),
+                None => return Err(bad("only ':port' may follow ']'")),
+            }
+        } else if rest.matches(':').count() > 1 {
+            (rest, DEFAULT_CONTROL_PORT)
+        } else {
+            match rest.split_once(':') {
+                Some((host, port)) => (host, port_of(port)?),
+                None => (rest, DEFAULT_CONTROL_PORT),
+            }
+        };
+        if host.is_empty() || host.contains('/') {
+            return Err(bad("expected host[:port] or unix:/path"));
+        }
+        Ok(Self::Tcp {
+            host: host.to_owned(),
+            port,
+        })
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { host, port } if host.contains(':') => write!(f, "http://[{host}]:{port}"),
+            Self::Tcp { host, port } => write!(f, "http://{host}:{port}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Why a call gave no result.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The endpoint is not written as one.
+    #[error("bad control address {0}")]
+    Endpoint(String),
+    /// No connection to the node.
+    #[error("cannot reach the node's control API at {endpoint}: {source}")]
+    Connect {
+        /// The address that was tried.
+        endpoint: Endpoint,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The answer did not come in time.
+    #[error("the node at {0} did not answer in time")]
+    Timeout(Endpoint),
+    /// There is a peer, but it does not speak the control API.
+    #[error("{endpoint} does not answer as a NeonSAN control API: {reason}")]
+    Protocol {
+        /// The address that was tried.
+        endpoint: Endpoint,
+        /// What was wrong with the answer.
+        reason: String,
+    },
+    /// The node refused.
+    #[error("{0}")]
+    Refused(#[from] ApiError),
+}
+
+/// Calls one node's control API.
+#[derive(Clone, Debug)]
+pub struct Client {
+    endpoint: Endpoint,
+    timeout: Duration,
+}
+
+impl Client {
+    /// A client of the node at `endpoint`; connects at each call only.
+    pub fn new(endpoint: Endpoint) -> Self {
+        Self {
+            endpoint,
+            timeout: DEFAULT_TIMEOUT,
+        }
+    }
+
+    /// Sets the time that one call may take.
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// The address that is called.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// What the node is.
+    pub async fn node(&self) -> Result<NodeInfo, ClientError> {
+        self.get("/node").await
+    }
+
+    /// How the node is.
+    pub async fn health(&self) -> Result<Health, ClientError> {
+        self.get("/health").await
+    }
+
+    /// Sessions open on the node.
+    pub async fn sessions(&self) -> Result<Vec<SessionInfo>, ClientError> {
+        self.get("/sessions").await
+    }
+
+    /// All volumes, or those of one pool.
+    pub async fn list_volumes(&self, pool: Option<&str>) -> Result<VolumeList, ClientError> {
+        match pool {
+            // The pool's name needs no escaping: a name with characters that
+            // would is not a pool's name, which this finds out first.
+            Some(pool) => {
+                VolumeName::new(pool, "x")
+                    .map_err(|e| ApiError::new(ErrorCode::BadName, e.to_string()))?;
+                self.get(&format!("/volumes?pool={pool}")).await
+            }
+            None => self.get("/volumes").await,
+        }
+    }
+
+    /// One volume with its limits and sessions.
+    pub async fn volume(&self, name: &VolumeName) -> Result<VolumeInfo, ClientError> {
+        self.get(&format!("/volumes/{name}")).await
+    }
+
+    /// Creates a volume.
+    pub async fn create_volume(&self, create: &VolumeCreate) -> Result<VolumeInfo, ClientError> {
+        self.send(Method::POST, "/volumes", Some(create)).await
+    }
+
+    /// Gives a volume another size; its sessions learn of it by an event.
+    pub async fn resize_volume(
+        &self,
+        name: &VolumeName,
+        resize: &VolumeResize,
+    ) -> Result<VolumeInfo, ClientError> {
+        self.send(
+            Method::POST,
+            &format!("/volumes/{name}/resize"),
+            Some(resize),
+        )
+        .await
+    }
+
+    /// Deletes a volume that no session holds, with its data.
+    pub async fn delete_volume(&self, name: &VolumeName) -> Result<(), ClientError> {
+        let path = format!("/volumes/{name}");
+        self.exchange(Method::DELETE, &path, Bytes::new()).await?;
+        Ok(())
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.send(Method::GET, path, None::<&()>).await
+    }
+
+    async fn send<B: Serialize, T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&B>,
+    ) -> Result<T, ClientError> {
+        let body = match body {
+            Some(body) => serde_json::to_vec(body)
+                .map_err(|e| self.protocol(format!("the request cannot be written: {e}")))?
+                .into(),
+            None => Bytes::new(),
+        };
+        let answer = self.exchange(method, path, body).await?;
+        serde_json::from_slice(&answer)
+            .map_err(|e| self.protocol(format!("the answer to {path} is not as expected: {e}")))
+    }
+
+    async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Bytes, ClientError> {
+        let call = async {
+            let connect_error = |source| ClientError::Connect {
+                endpoint: self.endpoint.clone(),
+                source,
+            };
+            match &self.endpoint {
+                Endpoint::Tcp { host, port } => {
+                    let stream = TcpStream::connect((host.as_str(), *port))
+                        .await
+                        .map_err(connect_error)?;
+                    self.converse(stream, method, path, body).await
+                }
+                Endpoint::Unix(socket) => {
+                    let stream = UnixStream::connect(socket).await.map_err(connect_error)?;
+                    self.converse(stream, method, path, body).await
+                }
+            }
+        };
+        tokio::time::timeout(self.timeout, call)
+            .await
+            .map_err(|_| ClientError::Timeout(self.endpoint.clone()))?
+    }
+
+    /// Sends one request over `stream` and reads the whole answer.
+    async fn converse<S>(
+        &self,
+        stream: S,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Bytes, ClientError>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let host = match &self.endpoint {
+            Endpoint::Tcp { host, port } if host.contains(':') => format!("[{host}]:{port}"),
+            Endpoint::Tcp { host, port } => format!("{host}:{port}"),
+            Endpoint::Unix(_) => "localhost".to_owned(),
+        };
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("{API_PREFIX}{path}"))
+            .header(header::HOST, host)
+            .header(header::ACCEPT, "application/json")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(body))
+            .map_err(|e| self.protocol(e.to_string()))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|e| self.protocol(e.to_string()))?;
+        let talk = async {
+            let answer = sender
+                .send_request(request)
+                .await
+                .map_err(|e| self.protocol(e.to_string()))?;
+            let status = answer.status();
+            let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES)
+                .collect()
+                .await
+                .map_err(|e| self.protocol(e.to_string()))?
+                .to_bytes();
+            Ok::<_, ClientError>((status, body))
+        };
+        // The connection must be polled for the exchange to move; when it
+        // ends first, the exchange still says why.
+        tokio::pin!(talk, connection);
+        let (status, body) = tokio::select! {
+            result = &mut talk => result?,
+            _ = &mut connection => talk.await?,
+        };
+        if status.is_success() {
+            return Ok(body);
+        }
+        match serde_json::from_slice::<ApiError>(&body) {
+            Ok(error) => Err(ClientError::Refused(error)),
+            Err(_) => Err(self.protocol(describe_status(status))),
+        }
+    }
+
+    fn protocol(&self, reason: String) -> ClientError {
+        ClientError::Protocol {
+            endpoint: self.endpoint.clone(),
+            reason,
+        }
+    }
+}
+
+fn describe_status(status: StatusCode) -> String {
+    format!("HTTP status {status} without an error in JSON")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_are_read_in_all_their_forms() {
+        let tcp = |host: &str, port| Endpoint::Tcp {
+            host: host.into(),
+            port,
+        };
+        for (text, expected) in [
+            ("node1", tcp("node1", 9667)),
+            ("node1:80", tcp("node1", 80)),
+            ("http://127.0.0.1:9667/", tcp("127.0.0.1", 9667)),
+            ("[::1]:5", tcp("::1", 5)),
+            ("::1", tcp("::1", 9667)),
+            ("[fe80::1]", tcp("fe80::1", 9667)),
+        ] {
+            assert_eq!(text.parse::<Endpoint>().unwrap(), expected, "{text}");
+        }
+        assert_eq!(
+            "unix:/run/x.sock".parse::<Endpoint>().unwrap(),
+            Endpoint::Unix("/run/x.sock".into())
+        );
+        for text in ["", "unix:", "https://a", "a:0", "a:99999", "[::1", "a/b"] {
+            assert!(text.parse::<Endpoint>().is_err(), "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_absent_node_is_named_in_the_error() {
+        let client = Client::new("unix:/nonexistent/socket".parse().unwrap());
+        let error = client.node().await.unwrap_err().to_string();
+        assert!(error.contains("/nonexistent/socket"), "{error}");
+    }
+}

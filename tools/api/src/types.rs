@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+//! Bodies of requests and answers.
+
+use serde::{Deserialize, Serialize};
+
+use crate::VolumeName;
+
+/// Body of `POST /v1/volumes`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeCreate {
+    /// `pool/volume`.
+    pub name: VolumeName,
+    /// Size; a multiple of `physical_block_size_bytes`, or of the logical
+    /// block size where the physical one is absent.
+    pub size_bytes: u64,
+    /// Smallest unit of reading and writing: a power of two, 512 to 4096.
+    #[serde(default = "default_logical_block_size_bytes")]
+    pub logical_block_size_bytes: u32,
+    /// Smallest unit the volume says it writes without tearing: a power of
+    /// two, at least the logical block size, at most 65536. Absent: the
+    /// largest that the engine guarantees (see [`EngineInfo`]), and at least
+    /// the logical block size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub physical_block_size_bytes: Option<u32>,
+    /// Which engine stores it. Absent: the node's default engine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<String>,
+}
+
+/// Logical block size of a volume for which none was asked.
+fn default_logical_block_size_bytes() -> u32 {
+    512
+}
+
+/// Body of `POST /v1/volumes/{pool}/{volume}/resize`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeResize {
+    /// The new size, with the same rules as on creation.
+    pub size_bytes: u64,
+    /// Allow the new size to be smaller, which destroys what lies behind it.
+    #[serde(default)]
+    pub allow_shrink: bool,
+}
+
+/// Answer of `GET /v1/volumes`, ordered by name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeList {
+    /// The volumes of all engines, or of the pool asked for.
+    pub volumes: Vec<VolumeInfo>,
+}
+
+/// A volume, its limits and who holds it.
+///
+/// Answer of `GET` and `POST` on volumes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeInfo {
+    /// `pool/volume`.
+    pub name: VolumeName,
+    /// Random identity given at creation, 32 hexadecimal digits. It tells a
+    /// volume from another one made later with the same name.
+    pub id: String,
+    /// The engine which stores it.
+    pub engine: String,
+    /// Size.
+    pub size_bytes: u64,
+    /// Bytes the engine has allocated for it; absent where it cannot tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allocated_bytes: Option<u64>,
+    /// Smallest unit of reading and writing.
+    pub logical_block_size_bytes: u32,
+    /// Smallest unit the volume says it writes without tearing.
+    pub physical_block_size_bytes: u32,
+    /// Creation time in seconds since 1970-01-01 UTC.
+    pub created_unix_s: u64,
+    /// What the engine can do with it. Absent in listings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<VolumeLimits>,
+    /// Sessions which hold it, on this node.
+    #[serde(default)]
+    pub sessions: Vec<SessionInfo>,
+    /// Sentences for the operator, such as a physical block size for which
+    /// the storage below gives no guarantee. Normally empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+/// What an engine does with one volume; what clients are told on opening it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeLimits {
+    /// Acknowledged writes can be lost with the node's power until a flush.
+    pub volatile_write_cache: bool,
+    /// A single write can be made durable by itself.
+    pub fua: bool,
+    /// Longest read or write in bytes.
+    pub max_io_bytes: u32,
+    /// Alignment and multiple at which I/O is cheapest.
+    pub optimal_io_bytes: u32,
+    /// Unit in which discards free space; 0: no discard.
+    pub discard_granularity_bytes: u32,
+    /// Longest discard; 0: no discard.
+    pub max_discard_bytes: u64,
+    /// Longest write-zeroes; 0: none.
+    pub max_write_zeroes_bytes: u64,
+    /// Smallest write that can be asked to be atomic; 0: no atomic writes.
+    pub atomic_write_min_bytes: u32,
+    /// Largest write that can be asked to be atomic; 0: no atomic writes.
+    pub atomic_write_max_bytes: u32,
+}
+
+/// How a session opened its volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum OpenMode {
+    /// One host reads and writes.
+    Exclusive,
+    /// Several hosts read and write.
+    Shared,
+    /// This host only reads.
+    ReadOnly,
+    /// A mode this reader does not know.
+    #[serde(other)]
+    Other,
+}
+
+/// One session that holds a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionInfo {
+    /// `pool/volume`.
+    pub volume: VolumeName,
+    /// Session id, 32 hexadecimal digits.
+    pub id: String,
+    /// What the client says it is: the attaching host's identity.
+    pub host: String,
+    /// How it holds the volume.
+    pub mode: OpenMode,
+    /// Fencing counter of the session.
+    pub generation: u64,
+    /// Addresses of its connections as the node sees them.
+    pub connections: Vec<String>,
+    /// Seconds since the session was opened on this node.
+    pub age_s: u64,
+}
+
+/// Answer of `GET /v1/node`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeInfo {
+    /// Version of the program.
+    pub version: String,
+    /// Identity of the node's volatile state, 32 hexadecimal digits: another
+    /// one after every start.
+    pub boot_id: String,
+    /// Seconds since the start.
+    pub uptime_s: u64,
+    /// Lowest and highest version of the data protocol that it speaks.
+    pub protocol_versions: [u16; 2],
+    /// Addresses on which it takes data connections.
+    pub data_addresses: Vec<String>,
+    /// The engines; the default one first.
+    pub engines: Vec<EngineInfo>,
+    /// Configured bounds.
+    pub limits: NodeLimits,
+    /// Sessions open now.
+    pub sessions: u32,
+    /// Data connections open now.
+    pub connections: u32,
+}
+
+/// One engine of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineInfo {
+    /// Name by which [`VolumeCreate::engine`] asks for it.
+    pub name: String,
+    /// What it is: `mem` or `file`.
+    pub kind: String,
+    /// Whether data outlives the node process.
+    pub persistent: bool,
+    /// Bytes that can be stored in all; absent where there is no fixed bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity_bytes: Option<u64>,
+    /// Bytes that can still be stored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub available_bytes: Option<u64>,
+    /// Largest block that it guarantees to write without tearing.
+    pub untorn_write_bytes: u32,
+    /// How it reaches its storage, for people (for example `direct I/O` or
+    /// why not).
+    pub notes: Vec<String>,
+}
+
+/// Configured bounds of a node; 0 means that there is none.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeLimits {
+    /// Sessions at a time.
+    pub max_sessions: u32,
+    /// Data connections at a time.
+    pub max_connections: u32,
+    /// Bytes of requests in flight per session.
+    pub max_session_in_flight_bytes: u64,
+    /// Bytes of requests in flight in all.
+    pub max_in_flight_bytes: u64,
+    /// Time for a connection to complete its handshake.
+    pub handshake_timeout_ms: u32,
+    /// Time after which a silent connection is closed.
+    pub idle_timeout_ms: u32,
+}
+
+/// Answer of `GET /v1/health`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// The state in a word.
+    pub status: HealthStatus,
+    /// What is wrong; empty when all is well.
+    #[serde(default)]
+    pub problems: Vec<String>,
+}
+
+/// State of a node in a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum HealthStatus {
+    /// Serves.
+    Ok,
+    /// Serves, with the problems listed.
+    Degraded,
+    /// Shuts down: sessions are being moved away, new ones are refused.
+    ShuttingDown,
+    /// A state this reader does not know.
+    #[serde(other)]
+    Other,
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn create_has_defaults_and_refuses_unknown_fields() {
+        let create: VolumeCreate =
+            serde_json::from_str(r#"{"name":"p/v","size_bytes":4096}"#).unwrap();
+        assert_eq!(create.logical_block_size_bytes, 512);
+        assert_eq!(create.physical_block_size_bytes, None);
+        let error = serde_json::from_str::<VolumeCreate>(
+            r#"{"name":"p/v","size_bytes":4096,"logical_blocksize":4096}"#,
+        )
+        .unwrap_err();
+        assert!(error.to_string().contains("logical_blocksize"));
+    }
+
+    #[test]
+    fn names_are_checked_while_reading() {
+        let error = serde_json::from_str::<VolumeCreate>(r#"{"name":"../etc","size_bytes":1}"#)
+            .unwrap_err();
+        assert!(error.to_string().contains("must begin"), "{error}");
+    }
+
+    #[test]
+    fn answers_tolerate_fields_from_the_future() {
+        let health: Health = serde_json::from_str(r#"{"status":"meditating","since":3}"#).unwrap();
+        assert_eq!(health.status, HealthStatus::Other);
+    }
+}
