@@ -1,25 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
-//! Names of volumes: the one place which says what a good name is.
+//! Names of volumes in the control API.
+//!
+//! What a good name is says `neonsan_proto::VolumeName::parse`, once for the
+//! wire, the module and the tools; this is the same name owned, without a
+//! snapshot.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Longest name, counted over `pool/volume` with its slash, in bytes.
-///
-/// The wire carries names up to this length and file engines make path
-/// components of the parts, which may not be longer than this either.
-pub const MAX_NAME_BYTES: usize = 255;
+pub use neonsan_proto::MAX_VOLUME_NAME_BYTES as MAX_NAME_BYTES;
 
 /// The name of a volume: its pool and its name within the pool.
 ///
 /// # Invariants
 ///
-/// Both parts consist of one or more ASCII letters, digits, `.`, `_` or `-`,
-/// begin with a letter or a digit, and are together with the slash between
-/// them not longer than [`MAX_NAME_BYTES`]. So a part is always a safe path
-/// component: never empty, `.`, `..`, hidden, or mistaken for an option.
+/// `full` is accepted by `neonsan_proto::VolumeName::parse` and names no
+/// snapshot. So each part is a safe path component: ASCII, never empty, `.`,
+/// `..`, hidden, or mistaken for an option, and short enough.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct VolumeName {
@@ -29,65 +28,29 @@ pub struct VolumeName {
 }
 
 /// Why a string is not the name of a volume.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NameError {
-    /// There is no slash.
-    #[error("a volume is named pool/volume, and this has no '/'")]
-    NoPool,
-    /// There are several slashes.
-    #[error("a volume is named pool/volume, and this has more than one '/'")]
-    TooManyParts,
-    /// The part before or after the slash has no characters.
-    #[error("the {0} name is empty")]
-    Empty(&'static str),
-    /// `pool/volume` is longer than [`MAX_NAME_BYTES`].
-    #[error("the name has {0} bytes, and at most 255 are allowed for pool/volume")]
-    TooLong(usize),
-    /// A part has a character outside letters, digits, `.`, `_`, `-`.
-    #[error("the {part} name has the character {found:?}; letters, digits, '.', '_' and '-' are allowed")]
-    BadCharacter {
-        /// `pool` or `volume`.
-        part: &'static str,
-        /// The first character that is not allowed.
-        found: char,
-    },
-    /// A part begins with `.`, `_` or `-`.
-    #[error("the {part} name begins with {found:?}; it must begin with a letter or a digit")]
-    BadStart {
-        /// `pool` or `volume`.
-        part: &'static str,
-        /// Its first character.
-        found: char,
-    },
+    /// It breaks the rules for names.
+    Rules(neonsan_proto::NameError),
+    /// It names a snapshot where a volume is meant.
+    Snapshot,
 }
 
-fn check_part(part: &'static str, text: &str) -> Result<(), NameError> {
-    let first = text.chars().next().ok_or(NameError::Empty(part))?;
-    if let Some(found) = text
-        .chars()
-        .find(|c| !c.is_ascii_alphanumeric() && !matches!(c, '.' | '_' | '-'))
-    {
-        return Err(NameError::BadCharacter { part, found });
+impl fmt::Display for NameError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rules(error) => error.fmt(f),
+            Self::Snapshot => f.write_str("a volume is meant here, and this names a snapshot"),
+        }
     }
-    if !first.is_ascii_alphanumeric() {
-        return Err(NameError::BadStart { part, found: first });
-    }
-    Ok(())
 }
+
+impl std::error::Error for NameError {}
 
 impl VolumeName {
     /// Checks `pool` and `volume` and makes a name of them.
     pub fn new(pool: &str, volume: &str) -> Result<Self, NameError> {
-        check_part("pool", pool)?;
-        check_part("volume", volume)?;
-        let full = format!("{pool}/{volume}");
-        if full.len() > MAX_NAME_BYTES {
-            return Err(NameError::TooLong(full.len()));
-        }
-        Ok(Self {
-            full: full.into_boxed_str(),
-            slash: pool.len(),
-        })
+        format!("{pool}/{volume}").parse()
     }
 
     /// The pool's name.
@@ -109,24 +72,23 @@ impl VolumeName {
 impl FromStr for VolumeName {
     type Err = NameError;
 
-    fn from_str(s: &str) -> Result<Self, NameError> {
-        let (pool, volume) = s.split_once('/').ok_or(if s.is_empty() {
-            NameError::Empty("volume")
-        } else {
-            NameError::NoPool
-        })?;
-        if volume.contains('/') {
-            return Err(NameError::TooManyParts);
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let name = neonsan_proto::VolumeName::parse(text).map_err(NameError::Rules)?;
+        if name.snapshot().is_some() {
+            return Err(NameError::Snapshot);
         }
-        Self::new(pool, volume)
+        Ok(Self {
+            full: text.into(),
+            slash: name.pool().len(),
+        })
     }
 }
 
 impl TryFrom<String> for VolumeName {
     type Error = NameError;
 
-    fn try_from(s: String) -> Result<Self, NameError> {
-        s.parse()
+    fn try_from(text: String) -> Result<Self, NameError> {
+        text.parse()
     }
 }
 
@@ -156,33 +118,20 @@ mod tests {
     }
 
     #[test]
-    fn bad_names_are_refused_with_their_reason() {
-        let parse = |s: &str| s.parse::<VolumeName>().unwrap_err();
-        assert_eq!(parse(""), NameError::Empty("volume"));
-        assert_eq!(parse("volume"), NameError::NoPool);
-        assert_eq!(parse("/v"), NameError::Empty("pool"));
-        assert_eq!(parse("p/"), NameError::Empty("volume"));
-        assert_eq!(parse("a/b/c"), NameError::TooManyParts);
+    fn parts_cannot_leave_their_directory() {
+        for text in [
+            "", "volume", "/v", "p/", "a/b/c", "p/..", "../v", "p/.x", "p/-f", "p/a b", "pö/a",
+            "p/a\0",
+        ] {
+            assert!(text.parse::<VolumeName>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_snapshot_is_not_a_volume() {
         assert_eq!(
-            parse("p/.."),
-            NameError::BadStart {
-                part: "volume",
-                found: '.'
-            }
-        );
-        assert_eq!(
-            parse("p/a b"),
-            NameError::BadCharacter {
-                part: "volume",
-                found: ' '
-            }
-        );
-        assert_eq!(
-            parse("pö/a"),
-            NameError::BadCharacter {
-                part: "pool",
-                found: 'ö'
-            }
+            "p/v@s".parse::<VolumeName>().unwrap_err(),
+            NameError::Snapshot
         );
     }
 
@@ -191,9 +140,6 @@ mod tests {
         let fits = format!("p/{}", "v".repeat(253));
         assert!(fits.parse::<VolumeName>().is_ok());
         let long = format!("p/{}", "v".repeat(254));
-        assert_eq!(
-            long.parse::<VolumeName>().unwrap_err(),
-            NameError::TooLong(256)
-        );
+        assert!(long.parse::<VolumeName>().is_err());
     }
 }

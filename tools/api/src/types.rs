@@ -255,7 +255,7 @@ mod tests {
     fn names_are_checked_while_reading() {
         let error = serde_json::from_str::<VolumeCreate>(r#"{"name":"../etc","size_bytes":1}"#)
             .unwrap_err();
-        assert!(error.to_string().contains("must begin"), "{error}");
+        assert!(error.to_string().contains("must start"), "{error}");
     }
 
     #[test]
