@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: GPL-2.0
+
+#include <linux/gfp.h>
+#include <linux/mm.h>
+#include <linux/sched/mm.h>
+
+unsigned int neonsan_helper_memalloc_noreclaim_save(void)
+{
+	return memalloc_noreclaim_save();
+}
+
+void neonsan_helper_memalloc_noreclaim_restore(unsigned int flags)
+{
+	memalloc_noreclaim_restore(flags);
+}
+
+unsigned int neonsan_helper_memalloc_noio_save(void)
+{
+	return memalloc_noio_save();
+}
+
+void neonsan_helper_memalloc_noio_restore(unsigned int flags)
+{
+	memalloc_noio_restore(flags);
+}
+
+struct page *neonsan_helper_alloc_page(gfp_t gfp)
+{
+	return alloc_page(gfp);
+}
+
+void neonsan_helper_put_page(struct page *page)
+{
+	put_page(page);
+}
+
+void *neonsan_helper_page_address(struct page *page)
+{
+	return page_address(page);
+}

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: GPL-2.0
+
+#include <linux/net.h>
+#include <linux/nsproxy.h>
+#include <linux/skbuff.h>
+#include <linux/uio.h>
+#include <net/net_namespace.h>
+#include <net/sock.h>
+#include <net/tcp.h>
+
+struct net *neonsan_helper_get_current_net(void)
+{
+	return get_net(current->nsproxy->net_ns);
+}
+
+struct net *neonsan_helper_get_net(struct net *net)
+{
+	return get_net(net);
+}
+
+void neonsan_helper_put_net(struct net *net)
+{
+	put_net(net);
+}
+
+void neonsan_helper_lock_sock(struct sock *sk)
+{
+	lock_sock(sk);
+}
+
+bool neonsan_helper_sock_owned_by_user_nocheck(const struct sock *sk)
+{
+	return sock_owned_by_user_nocheck(sk);
+}
+
+bool neonsan_helper_sk_stream_is_writeable(const struct sock *sk)
+{
+	return sk_stream_is_writeable(sk);
+}
+
+void neonsan_helper_set_sock_nospace(struct socket *sock)
+{
+	set_bit(SOCK_NOSPACE, &sock->flags);
+}
+
+void neonsan_helper_clear_sock_nospace(struct sock *sk)
+{
+	if (sk->sk_socket)
+		clear_bit(SOCK_NOSPACE, &sk->sk_socket->flags);
+}
+
+void neonsan_helper_read_lock_callbacks(struct sock *sk)
+{
+	read_lock_bh(&sk->sk_callback_lock);
+}
+
+void neonsan_helper_read_unlock_callbacks(struct sock *sk)
+{
+	read_unlock_bh(&sk->sk_callback_lock);
+}
+
+void neonsan_helper_write_lock_callbacks(struct sock *sk)
+{
+	write_lock_bh(&sk->sk_callback_lock);
+}
+
+void neonsan_helper_write_unlock_callbacks(struct sock *sk)
+{
+	write_unlock_bh(&sk->sk_callback_lock);
+}
+
+/* A kernel socket that holds its network namespace and may be used for writeback. */
+void neonsan_helper_sock_prepare(struct socket *sock)
+{
+	struct sock *sk = sock->sk;
+
+	sk_net_refcnt_upgrade(sk);
+	sk->sk_allocation = GFP_NOIO;
+	sk->sk_use_task_frag = false;
+	sk_set_memalloc(sk);
+}
+
+void neonsan_helper_sock_set_rcvtimeo(struct sock *sk, long jiffies)
+{
+	WRITE_ONCE(sk->sk_rcvtimeo, jiffies);
+}
+
+void neonsan_helper_sock_set_sndtimeo_jiffies(struct sock *sk, long jiffies)
+{
+	WRITE_ONCE(sk->sk_sndtimeo, jiffies);
+}
+
+int neonsan_helper_sk_state(const struct sock *sk)
+{
+	return READ_ONCE(sk->sk_state);
+}
+
+int neonsan_helper_sk_err(const struct sock *sk)
+{
+	return READ_ONCE(sk->sk_err);
+}
+
+bool neonsan_helper_sendpages_ok(struct page *page, size_t len, size_t offset)
+{
+	return sendpages_ok(page, len, offset);
+}
+
+/* Sends bvecs from offset within the first; returns the bytes taken or -errno. */
+int neonsan_helper_sock_send_bvecs(struct socket *sock, const struct bio_vec *bvecs,
+				   unsigned long nr, size_t offset, size_t len, int flags)
+{
+	struct msghdr msg = { .msg_flags = flags };
+
+	iov_iter_bvec(&msg.msg_iter, ITER_SOURCE, bvecs, nr, len);
+	msg.msg_iter.iov_offset = offset;
+	return sock_sendmsg(sock, &msg);
+}
+
+int neonsan_helper_sock_send(struct socket *sock, void *data, size_t len, int flags)
+{
+	struct msghdr msg = { .msg_flags = flags };
+	struct kvec vec = { .iov_base = data, .iov_len = len };
+
+	return kernel_sendmsg(sock, &msg, &vec, 1, len);
+}
+
+int neonsan_helper_sock_recv(struct socket *sock, void *data, size_t len, int flags)
+{
+	struct msghdr msg = { .msg_flags = flags };
+	struct kvec vec = { .iov_base = data, .iov_len = len };
+
+	return kernel_recvmsg(sock, &msg, &vec, 1, len, flags);
+}
+
+void neonsan_helper_bvec_set_page(struct bio_vec *bv, struct page *page, unsigned int len,
+				  unsigned int offset)
+{
+	bvec_set_page(bv, page, len, offset);
+}

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: GPL-2.0
+
+#include <linux/bottom_half.h>
+#include <linux/llist.h>
+
+bool neonsan_helper_llist_add(struct llist_node *node, struct llist_head *head)
+{
+	return llist_add(node, head);
+}
+
+bool neonsan_helper_llist_empty(const struct llist_head *head)
+{
+	return llist_empty(head);
+}
+
+/* Everything on the list, oldest first. */
+struct llist_node *neonsan_helper_llist_take_fifo(struct llist_head *head)
+{
+	struct llist_node *all = llist_del_all(head);
+
+	return all ? llist_reverse_order(all) : NULL;
+}
+
+void neonsan_helper_local_bh_disable(void)
+{
+	local_bh_disable();
+}
+
+void neonsan_helper_local_bh_enable(void)
+{
+	local_bh_enable();
+}

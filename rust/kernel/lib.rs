@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Safe wrappers for the parts of the kernel that upstream's `kernel` crate lacks.
+//!
+//! Nearly all `unsafe` of the project is in this crate. Things carry the names that
+//! upstream, or the patches posted to it, give them, so that moving to upstream's
+//! own is deletion.
+
+/// What `pr_*!` of this crate prints first; `module!` defines it for the driver only.
+#[allow(dead_code)]
+const __LOG_PREFIX: &[u8] = b"neonsan\0";
