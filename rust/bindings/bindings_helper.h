@@ -38,6 +38,9 @@
 #include <net/sock.h>
 #include <net/tcp.h>
 
+/* The tracepoints of the driver. */
+#include "../../drivers/block/neonsan/trace.h"
+
 /* The helpers' own definitions are the declarations bindgen sees. */
 #include "../helpers/helpers.c"
 

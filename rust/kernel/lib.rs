@@ -9,3 +9,5 @@
 /// What `pr_*!` of this crate prints first; `module!` defines it for the driver only.
 #[allow(dead_code)]
 const __LOG_PREFIX: &[u8] = b"neonsan\0";
+
+pub mod trace;
