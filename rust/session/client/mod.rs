@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+
+//! The client's half.
+
+mod handshake;
+mod receiver;
+mod session;
+mod slots;
+
+pub use handshake::{Handshake, Identity, Opened, Progress, RefusedOpen};
+pub use receiver::{Received, Receiver, Want};
+pub use session::{
+    Action, Config, ConnectKind, ConnectionState, Notice, Session, SessionState, MAX_CONNECTIONS,
+};
+pub use slots::{Matched, Request, Slot, SlotInfo, SlotState, SlotTable};

@@ -1,0 +1,784 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+
+//! The control machine of one device: which connection to make when, what to stop, what to resend.
+//!
+//! It is not on the I/O path. The caller owns it (one mutex, or one task), feeds it what happened
+//! (`on_*`, [`Session::handle_timeout`]) and then does what [`Session::poll_action`] says until
+//! that returns `None`.
+//!
+//! # The session
+//!
+//! ```text
+//!  1 Opening ──── on_opened(0) ────► 2 Live ──┐
+//!      ▲                               │      │ one connection lost: it alone is stopped,
+//!      │ node lost the session,        │◄─────┘ drained and joined again
+//!      │ or no connection is left and  ▼
+//!      └── joining fails ──────── 3 Reopening: every connection is being stopped and drained
+//!
+//!  any ── fenced, or given up during attach ──► 4 Failed          any ── close() ──► 5 Closed
+//! ```
+//!
+//! # One connection
+//!
+//! ```text
+//!  1 Idle ── its time came: Connect ──► 2 Connecting ── on_opened: Resume ──► 3 Live
+//!    ▲                                       │                                  │
+//!    │◄────────── on_connect_failed ─────────┘                                  │
+//!    │                                                                          │
+//!    └────── on_drained ────── 4 Stopping ◄── on_lost, timeout, reopening: Stop ─┘
+//! ```
+//!
+//! A connection leaves `Stopping` only when the caller says that neither its transmitting nor its
+//! receiving side touches a request any more ([`Session::on_drained`]); only then are requests
+//! parked, and sent again after the next `Resume`. Every state but `Live`, `Failed` and `Closed`
+//! has a deadline or ends with a call of ours that cannot block on the network.
+//!
+//! # Why a resend never brings an old byte back
+//!
+//! The node answers an OPEN of a newer generation, and a JOIN of a newer epoch, only when nothing
+//! older can touch the volume any more. A request that is sent again was never answered, so no
+//! newer write to the same block was ordered after it.
+
+use crate::{Backoff, CloseCause, Generation, Instant, Timeouts};
+use neonsan_proto::Status;
+
+/// The most connections that a session may have.
+pub const MAX_CONNECTIONS: usize = neonsan_proto::MAX_CONNECTIONS as usize;
+
+/// What the machine is made for.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// How many connections the client would like; the node may allow fewer.
+    pub connections: u16,
+    /// How many addresses the caller knows; the machine picks one by its index.
+    pub nodes: u16,
+    /// The named timeouts.
+    pub timeouts: Timeouts,
+    /// Spreads retries of many hosts; any value.
+    pub seed: u64,
+}
+
+/// How a new connection introduces itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectKind {
+    /// Begin the session, or promote it to a newer generation; always connection 0.
+    Open {
+        /// The new generation.
+        generation: Generation,
+        /// How often this connection was made.
+        epoch: u64,
+    },
+    /// Add a connection to the session, or replace one.
+    Join {
+        /// The generation in force.
+        generation: Generation,
+        /// The index of the connection.
+        connection: u16,
+        /// How often this connection was made.
+        epoch: u64,
+    },
+}
+
+/// What the caller is to do now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Connect to the node, shake hands, and report [`Session::on_opened`] or
+    /// [`Session::on_connect_failed`] before the deadline.
+    Connect {
+        /// The connection.
+        connection: u16,
+        /// Index of the node's address.
+        node: u16,
+        /// How to introduce it.
+        kind: ConnectKind,
+        /// When to give up by itself.
+        deadline: Instant,
+    },
+    /// The connection is in force: send its parked requests again, then let new ones through.
+    Resume {
+        /// The connection.
+        connection: u16,
+    },
+    /// Let no new request through, close the socket, wait until neither side of it touches a
+    /// request, park all requests of the connection, report [`Session::on_drained`].
+    Stop {
+        /// The connection.
+        connection: u16,
+        /// Why.
+        cause: CloseCause,
+    },
+    /// Send a PING.
+    Ping {
+        /// The connection.
+        connection: u16,
+    },
+    /// End all parked requests with an error, and fail new ones at once, until the next `Resume`.
+    /// The connections are idle.
+    FailRequests {
+        /// Why.
+        cause: CloseCause,
+    },
+    /// Tell people.
+    Notify(Notice),
+}
+
+/// Something people want to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// The device has no service: its requests wait.
+    Lost {
+        /// Why.
+        cause: CloseCause,
+    },
+    /// The device has service again.
+    Recovered {
+        /// How long it had none.
+        lost_for_ms: u64,
+    },
+}
+
+/// Where a connection is. See the module's diagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectionState {
+    /// Waiting for its next try.
+    Idle {
+        /// When that is; `None`: when the session is live.
+        retry_at: Option<Instant>,
+    },
+    /// Being made.
+    Connecting {
+        /// When that is given up.
+        deadline: Instant,
+    },
+    /// In force.
+    Live,
+    /// Lost; its requests may still be touched.
+    Stopping,
+}
+
+impl ConnectionState {
+    /// A short name, for state dumps.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            ConnectionState::Idle { .. } => "idle",
+            ConnectionState::Connecting { .. } => "connecting",
+            ConnectionState::Live => "live",
+            ConnectionState::Stopping => "stopping",
+        }
+    }
+}
+
+/// Where the session is. See the module's diagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SessionState {
+    /// Connection 0 is to be opened with a new generation; no other exists.
+    Opening,
+    /// The node knows the session.
+    Live,
+    /// The node does not know the session any more: all connections are being stopped.
+    Reopening,
+    /// Nothing can be done without a person.
+    Failed(CloseCause),
+    /// The device is being detached.
+    Closed,
+}
+
+impl SessionState {
+    /// A short name, for state dumps.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            SessionState::Opening => "opening",
+            SessionState::Live => "live",
+            SessionState::Reopening => "reopening",
+            SessionState::Failed(_) => "failed",
+            SessionState::Closed => "closed",
+        }
+    }
+}
+
+/// One connection. `due_*` are actions not yet polled.
+#[derive(Clone, Copy, Debug)]
+struct Connection {
+    state: ConnectionState,
+    since: Instant,
+    epoch: u64,
+    heard_at: Instant,
+    pinged_at: Option<Instant>,
+    backoff: Backoff,
+    last_cause: Option<CloseCause>,
+    due_connect: Option<ConnectKind>,
+    due_stop: Option<CloseCause>,
+    due_resume: bool,
+    due_ping: bool,
+}
+
+impl Connection {
+    fn new(seed: u64) -> Self {
+        Connection {
+            state: ConnectionState::Idle { retry_at: None },
+            since: Instant(0),
+            epoch: 0,
+            heard_at: Instant(0),
+            pinged_at: None,
+            backoff: Backoff::new(seed),
+            last_cause: None,
+            due_connect: None,
+            due_stop: None,
+            due_resume: false,
+            due_ping: false,
+        }
+    }
+
+    fn enter(&mut self, state: ConnectionState, now: Instant) {
+        self.state = state;
+        self.since = now;
+        self.due_connect = None;
+        self.due_resume = false;
+        self.due_ping = false;
+    }
+}
+
+/// The control machine of one device.
+#[derive(Debug)]
+pub struct Session {
+    config: Config,
+    state: SessionState,
+    generation: Generation,
+    /// Index of the node in use or to be tried next.
+    node: u16,
+    /// How many connections the session has: one until the node said how many it may have.
+    count: usize,
+    connections: [Connection; MAX_CONNECTIONS],
+    /// Since when no connection is live, if the device was usable before.
+    lost_since: Option<Instant>,
+    /// Requests fail since the loss timeout passed.
+    failing: bool,
+    was_usable: bool,
+    due_fail: Option<CloseCause>,
+    due_notice: Option<Notice>,
+}
+
+impl Session {
+    /// A machine that begins to open its session at the first [`Session::poll_action`].
+    pub fn new(config: Config, now: Instant) -> Self {
+        let mut connections = [Connection::new(0); MAX_CONNECTIONS];
+        for (i, connection) in connections.iter_mut().enumerate() {
+            let spread = (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            *connection = Connection::new(config.seed ^ spread);
+        }
+        let mut session = Session {
+            config,
+            state: SessionState::Opening,
+            generation: Generation(0),
+            node: 0,
+            count: 1,
+            connections,
+            lost_since: None,
+            failing: false,
+            was_usable: false,
+            due_fail: None,
+            due_notice: None,
+        };
+        session.schedule(0, now);
+        session
+    }
+
+    // ---- what the caller asks ----
+
+    /// Where the session is.
+    pub fn state(&self) -> SessionState {
+        self.state
+    }
+
+    /// The generation in force, or being opened.
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// Index of the node in use or to be tried next.
+    pub fn node(&self) -> u16 {
+        self.node
+    }
+
+    /// How many connections the session has; right once it was live.
+    pub fn connection_count(&self) -> u16 {
+        self.count as u16
+    }
+
+    /// Whether every connection is in force.
+    pub fn is_usable(&self) -> bool {
+        self.state == SessionState::Live
+            && self
+                .active()
+                .iter()
+                .all(|c| c.state == ConnectionState::Live)
+    }
+
+    /// Since when no connection is in force, if one was before.
+    pub fn lost_since(&self) -> Option<Instant> {
+        self.lost_since
+    }
+
+    /// Whether requests fail at once, since the loss timeout passed.
+    pub fn is_failing(&self) -> bool {
+        self.failing
+    }
+
+    /// Where a connection is, since when, and why it was lost last.
+    pub fn connection(
+        &self,
+        connection: u16,
+    ) -> Option<(ConnectionState, Instant, Option<CloseCause>)> {
+        self.active()
+            .get(usize::from(connection))
+            .map(|c| (c.state, c.since, c.last_cause))
+    }
+
+    /// The named timeouts in force.
+    pub fn timeouts(&self) -> &Timeouts {
+        &self.config.timeouts
+    }
+
+    /// Changes the named timeouts; running ones are counted by the new values.
+    pub fn set_timeouts(&mut self, timeouts: Timeouts) {
+        self.config.timeouts = timeouts;
+    }
+
+    /// The caller knows this many addresses now (it appended to its list).
+    pub fn set_nodes(&mut self, nodes: u16) {
+        self.config.nodes = nodes.max(1);
+    }
+
+    fn active(&self) -> &[Connection] {
+        self.connections.get(..self.count).unwrap_or_default()
+    }
+
+    fn active_mut(&mut self) -> &mut [Connection] {
+        self.connections.get_mut(..self.count).unwrap_or_default()
+    }
+
+    fn get(&mut self, connection: u16) -> Option<&mut Connection> {
+        self.active_mut().get_mut(usize::from(connection))
+    }
+
+    // ---- what happened ----
+
+    /// The handshake of a connection succeeded. `max_connections` is what the node allows.
+    ///
+    /// Returns false if the machine does not want the connection any more (its deadline has
+    /// passed): the caller closes the socket.
+    pub fn on_opened(&mut self, connection: u16, max_connections: u16, now: Instant) -> bool {
+        let state = self.state;
+        let wanted = usize::from(self.config.connections.max(1));
+        let Some(c) = self.get(connection) else {
+            return false;
+        };
+        if !matches!(c.state, ConnectionState::Connecting { .. }) {
+            return false;
+        }
+        c.enter(ConnectionState::Live, now);
+        c.heard_at = now;
+        c.pinged_at = None;
+        c.backoff.reset();
+        c.due_resume = true;
+        match state {
+            SessionState::Opening => {
+                self.state = SessionState::Live;
+                // The number is fixed by the first open: hardware queues do not come and go.
+                if !self.was_usable {
+                    let allowed = usize::from(max_connections.max(1));
+                    self.count = wanted.min(allowed).min(MAX_CONNECTIONS);
+                }
+                for other in 1..self.count {
+                    self.schedule(other, now);
+                }
+            }
+            SessionState::Live => {}
+            SessionState::Reopening | SessionState::Failed(_) | SessionState::Closed => {
+                self.stop(usize::from(connection), CloseCause::Replaced, now);
+                return true;
+            }
+        }
+        self.note_service(now);
+        true
+    }
+
+    /// A connection could not be made. The socket is closed already.
+    pub fn on_connect_failed(&mut self, connection: u16, cause: CloseCause, now: Instant) {
+        let Some(c) = self.get(connection) else {
+            return;
+        };
+        if !matches!(c.state, ConnectionState::Connecting { .. }) {
+            return;
+        }
+        c.last_cause = Some(cause);
+        c.enter(ConnectionState::Idle { retry_at: None }, now);
+        match self.state {
+            SessionState::Opening => self.on_open_failed(cause, now),
+            SessionState::Live => self.on_join_failed(usize::from(connection), cause, now),
+            SessionState::Reopening => self.finish_reopen(now),
+            SessionState::Failed(cause) => self.finish_failure(cause),
+            SessionState::Closed => {}
+        }
+    }
+
+    fn on_open_failed(&mut self, cause: CloseCause, now: Instant) {
+        if self.was_usable {
+            if let CloseCause::Refused(Status::HeldByOther | Status::Fenced) = cause {
+                // The volume has a new owner: errors at once, never silence.
+                return self.fail(CloseCause::Fenced, now);
+            }
+            if let CloseCause::VolumeChanged(_) = cause {
+                return self.fail(cause, now);
+            }
+        }
+        self.node = (self.node + 1) % self.config.nodes.max(1);
+        self.schedule(0, now);
+    }
+
+    fn on_join_failed(&mut self, connection: usize, cause: CloseCause, now: Instant) {
+        let session_is_gone = match cause {
+            CloseCause::Refused(
+                Status::UnknownSession
+                | Status::StaleGeneration
+                | Status::NotOwner
+                | Status::GoingAway,
+            ) => true,
+            CloseCause::Refused(Status::Fenced | Status::HeldByOther) | CloseCause::Fenced => {
+                return self.fail(CloseCause::Fenced, now);
+            }
+            _ => self
+                .active()
+                .iter()
+                .all(|c| !matches!(c.state, ConnectionState::Live)),
+        };
+        if session_is_gone {
+            self.reopen(cause, now);
+        } else {
+            self.schedule(connection, now);
+        }
+    }
+
+    /// A live connection is lost, or must be given up: a socket error, a violation, a request
+    /// timeout. Ignored unless the connection is live.
+    pub fn on_lost(&mut self, connection: u16, cause: CloseCause, now: Instant) {
+        let Some(c) = self.get(connection) else {
+            return;
+        };
+        if c.state != ConnectionState::Live {
+            return;
+        }
+        match (self.state, cause) {
+            (SessionState::Live, CloseCause::Fenced) => self.fail(CloseCause::Fenced, now),
+            (
+                SessionState::Live,
+                CloseCause::Refused(Status::NotOwner | Status::UnknownSession | Status::GoingAway),
+            ) => self.reopen(cause, now),
+            _ => self.stop(usize::from(connection), cause, now),
+        }
+    }
+
+    /// Neither side of a stopped connection touches a request any more, and all its requests are
+    /// parked.
+    pub fn on_drained(&mut self, connection: u16, now: Instant) {
+        let Some(c) = self.get(connection) else {
+            return;
+        };
+        if c.state != ConnectionState::Stopping || c.due_stop.is_some() {
+            return;
+        }
+        c.enter(ConnectionState::Idle { retry_at: None }, now);
+        match self.state {
+            SessionState::Live => self.schedule(usize::from(connection), now),
+            SessionState::Opening => {
+                if connection == 0 {
+                    self.schedule(0, now);
+                }
+            }
+            SessionState::Reopening => self.finish_reopen(now),
+            SessionState::Failed(cause) => self.finish_failure(cause),
+            SessionState::Closed => {}
+        }
+    }
+
+    /// Something was received on a connection at `at`.
+    pub fn on_heard(&mut self, connection: u16, at: Instant) {
+        if let Some(c) = self.get(connection) {
+            if at > c.heard_at {
+                c.heard_at = at;
+                c.pinged_at = None;
+            }
+        }
+    }
+
+    /// The node says that it will stop: move to the next one if there is another.
+    pub fn on_going_away(&mut self, now: Instant) {
+        if self.state == SessionState::Live && self.config.nodes > 1 {
+            self.node = (self.node + 1) % self.config.nodes;
+            self.reopen(CloseCause::GoingAway, now);
+        }
+    }
+
+    /// The device is detached: every connection is stopped, and nothing else happens any more.
+    pub fn close(&mut self, now: Instant) {
+        self.state = SessionState::Closed;
+        self.due_notice = None;
+        self.due_fail = None;
+        self.stop_all(CloseCause::Detached, now);
+    }
+
+    /// Whether every connection has come to rest: after [`Session::close`] the caller waits for it.
+    pub fn is_at_rest(&self) -> bool {
+        self.active()
+            .iter()
+            .all(|c| matches!(c.state, ConnectionState::Idle { .. }))
+    }
+
+    // ---- transitions ----
+
+    /// Sets the time of the next try of an idle connection.
+    fn schedule(&mut self, connection: usize, now: Instant) {
+        let timeouts = self.config.timeouts;
+        if let Some(c) = self.connections.get_mut(connection) {
+            let delay = c.backoff.next_delay_ms(&timeouts);
+            c.enter(
+                ConnectionState::Idle {
+                    retry_at: Some(now.after_ms(delay)),
+                },
+                now,
+            );
+        }
+        self.start_due(now);
+    }
+
+    /// Starts every connection whose time has come.
+    fn start_due(&mut self, now: Instant) {
+        let connect_ms = u64::from(self.config.timeouts.connect_ms);
+        let state = self.state;
+        let mut generation = self.generation;
+        for (i, c) in self.active_mut().iter_mut().enumerate() {
+            let ConnectionState::Idle { retry_at: Some(at) } = c.state else {
+                continue;
+            };
+            if at > now {
+                continue;
+            }
+            let epoch = c.epoch + 1;
+            let kind = match state {
+                SessionState::Opening if i == 0 => {
+                    generation = generation.next();
+                    ConnectKind::Open { generation, epoch }
+                }
+                SessionState::Live => ConnectKind::Join {
+                    generation,
+                    connection: i as u16,
+                    epoch,
+                },
+                _ => continue,
+            };
+            c.epoch = epoch;
+            c.enter(
+                ConnectionState::Connecting {
+                    deadline: now.after_ms(connect_ms),
+                },
+                now,
+            );
+            c.due_connect = Some(kind);
+        }
+        self.generation = generation;
+    }
+
+    /// Live → Stopping.
+    fn stop(&mut self, connection: usize, cause: CloseCause, now: Instant) {
+        if let Some(c) = self.active_mut().get_mut(connection) {
+            if c.state == ConnectionState::Live {
+                c.enter(ConnectionState::Stopping, now);
+                c.last_cause = Some(cause);
+                c.due_stop = Some(cause);
+            }
+        }
+        self.note_loss(cause, now);
+    }
+
+    /// Stops what is live, takes back what has not begun. Connections that are being made are
+    /// turned away when they report.
+    fn stop_all(&mut self, cause: CloseCause, now: Instant) {
+        for connection in 0..self.count {
+            self.stop(connection, cause, now);
+            if let Some(c) = self.active_mut().get_mut(connection) {
+                match c.state {
+                    ConnectionState::Connecting { .. } if c.due_connect.is_some() => {
+                        c.enter(ConnectionState::Idle { retry_at: None }, now);
+                    }
+                    ConnectionState::Idle { .. } => {
+                        c.enter(ConnectionState::Idle { retry_at: None }, now);
+                    }
+                    ConnectionState::Connecting { .. }
+                    | ConnectionState::Live
+                    | ConnectionState::Stopping => {}
+                }
+            }
+        }
+    }
+
+    fn reopen(&mut self, cause: CloseCause, now: Instant) {
+        self.state = SessionState::Reopening;
+        self.stop_all(cause, now);
+        self.finish_reopen(now);
+    }
+
+    /// Reopening → Opening, once every connection rests.
+    fn finish_reopen(&mut self, now: Instant) {
+        if self.is_at_rest() {
+            self.state = SessionState::Opening;
+            self.schedule(0, now);
+        }
+    }
+
+    fn fail(&mut self, cause: CloseCause, now: Instant) {
+        self.state = SessionState::Failed(cause);
+        self.stop_all(cause, now);
+        self.finish_failure(cause);
+    }
+
+    fn finish_failure(&mut self, cause: CloseCause) {
+        if self.is_at_rest() && !self.failing {
+            self.failing = true;
+            self.due_fail = Some(cause);
+        }
+    }
+
+    fn note_service(&mut self, now: Instant) {
+        self.failing = false;
+        self.due_fail = None;
+        if let Some(since) = self.lost_since.take() {
+            self.due_notice = match self.due_notice {
+                // Lost and back before anyone was told.
+                Some(Notice::Lost { .. }) => None,
+                _ => Some(Notice::Recovered {
+                    lost_for_ms: now.since_ms(since),
+                }),
+            };
+        }
+        if self.is_usable() {
+            self.was_usable = true;
+        }
+    }
+
+    fn note_loss(&mut self, cause: CloseCause, now: Instant) {
+        let none_live = self
+            .active()
+            .iter()
+            .all(|c| c.state != ConnectionState::Live);
+        let counts = self.was_usable && self.state != SessionState::Closed;
+        if counts && none_live && self.lost_since.is_none() {
+            self.lost_since = Some(now);
+            self.due_notice = Some(Notice::Lost { cause });
+        }
+    }
+
+    // ---- time ----
+
+    /// Does what is due at `now`.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let timeouts = self.config.timeouts;
+        let interval = u64::from(timeouts.heartbeat_interval_ms);
+        let patience = u64::from(timeouts.heartbeat_timeout_ms);
+        for i in 0..self.count {
+            let Some(c) = self.active_mut().get_mut(i) else {
+                break;
+            };
+            match c.state {
+                ConnectionState::Live => {
+                    if now.since_ms(c.heard_at) >= patience {
+                        self.on_lost(i as u16, CloseCause::HeartbeatTimeout, now);
+                    } else if now.since_ms(c.pinged_at.unwrap_or(c.heard_at)) >= interval {
+                        c.pinged_at = Some(now);
+                        c.due_ping = true;
+                    }
+                }
+                ConnectionState::Connecting { deadline } => {
+                    // The caller gives up by itself at the deadline and reports it. An action that
+                    // was never polled is ours to give up.
+                    if deadline <= now && c.due_connect.is_some() {
+                        self.on_connect_failed(i as u16, CloseCause::ConnectTimeout, now);
+                    }
+                }
+                ConnectionState::Idle { .. } | ConnectionState::Stopping => {}
+            }
+        }
+        if let Some(since) = self.lost_since {
+            let loss = u64::from(timeouts.loss_ms);
+            let lost_for_good = loss != 0 && now.since_ms(since) >= loss;
+            let at_rest = self
+                .active()
+                .iter()
+                .all(|c| !matches!(c.state, ConnectionState::Live | ConnectionState::Stopping));
+            if lost_for_good && at_rest && !self.failing {
+                let cause = self
+                    .active()
+                    .first()
+                    .and_then(|c| c.last_cause)
+                    .unwrap_or(CloseCause::PeerClosed);
+                self.failing = true;
+                self.due_fail = Some(cause);
+            }
+        }
+        self.start_due(now);
+    }
+
+    /// When [`Session::handle_timeout`] is to be called next at the latest; `None`: not before
+    /// something happens.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let timeouts = &self.config.timeouts;
+        let interval = u64::from(timeouts.heartbeat_interval_ms);
+        let patience = u64::from(timeouts.heartbeat_timeout_ms);
+        let connections = self.active().iter().filter_map(|c| match c.state {
+            ConnectionState::Live => {
+                let ping = c.pinged_at.unwrap_or(c.heard_at).after_ms(interval);
+                Some(ping.min(c.heard_at.after_ms(patience)))
+            }
+            ConnectionState::Idle { retry_at } => retry_at,
+            ConnectionState::Connecting { deadline } => Some(deadline),
+            ConnectionState::Stopping => None,
+        });
+        let loss = match self.lost_since {
+            Some(since) if timeouts.loss_ms != 0 && !self.failing => {
+                Some(since.after_ms(u64::from(timeouts.loss_ms)))
+            }
+            _ => None,
+        };
+        connections.chain(loss).min()
+    }
+
+    /// The next thing to do; `None` when there is nothing.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        let node = self.node;
+        for (i, c) in self.active_mut().iter_mut().enumerate() {
+            let connection = i as u16;
+            if let Some(cause) = c.due_stop.take() {
+                return Some(Action::Stop { connection, cause });
+            }
+            if let Some(kind) = c.due_connect.take() {
+                if let ConnectionState::Connecting { deadline } = c.state {
+                    return Some(Action::Connect {
+                        connection,
+                        node,
+                        kind,
+                        deadline,
+                    });
+                }
+            }
+            if core::mem::take(&mut c.due_resume) {
+                return Some(Action::Resume { connection });
+            }
+            if core::mem::take(&mut c.due_ping) {
+                return Some(Action::Ping { connection });
+            }
+        }
+        if let Some(cause) = self.due_fail.take() {
+            return Some(Action::FailRequests { cause });
+        }
+        self.due_notice.take().map(Action::Notify)
+    }
+}

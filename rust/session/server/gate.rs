@@ -1,0 +1,591 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+
+//! The gate of one volume on one node: who holds it, with which generation, and when a newer one
+//! may begin.
+//!
+//! # The rule
+//!
+//! A connection is let in ([`GateAction::Admit`]) only when every connection that it displaces has
+//! been [drained](Gate::on_drained): no request of it is in the engine any more, and none can
+//! begin. That holds for a newer generation of a session, for a newer epoch of one connection, and
+//! for a host that takes an exclusive volume by force.
+//!
+//! # One connection
+//!
+//! ```text
+//!   open/join ──► 1 Waiting ── all it displaces is drained: Admit ──► 2 Active
+//!                     │ drain timeout, displaced itself: Refuse           │ displaced: Revoke
+//!                     ▼                                                   ▼
+//!                   gone ◄──────────────── on_drained ─────────────── 3 Revoked
+//!                     ▲                                                   
+//!                     └──────── on_drained (it was closed) ──────── 2 Active
+//! ```
+//!
+//! The gate is not on the I/O path: a connection that was admitted works without asking again,
+//! until it is told to stop.
+
+use crate::server::IntroducedAs;
+use crate::{CloseCause, Instant};
+use alloc::vec::Vec;
+use neonsan_proto::{Mode, OpenFlags, OpenRequest, Status};
+
+/// The node's own name for a connection; never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnectionId(pub u64);
+
+/// Limits and times of a gate.
+#[derive(Clone, Copy, Debug)]
+pub struct GateConfig {
+    /// Sessions on this volume.
+    pub max_sessions: usize,
+    /// Connections of one session.
+    pub max_connections: u16,
+    /// How long a new connection waits for the ones it displaces before it is told to try again.
+    pub drain_timeout_ms: u64,
+    /// How long a session without any connection keeps its volume. Its host may be back by then;
+    /// another host needs force.
+    pub linger_ms: u64,
+    /// Lets a new connection in without waiting for the ones it displaces. Never set outside
+    /// tests: they use it to prove that the checkers notice.
+    pub without_fencing: bool,
+}
+
+/// The host that holds a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Identity of the host.
+    pub host_id: [u8; 16],
+    /// Identity of its session.
+    pub session_id: [u8; 16],
+    /// Its generation.
+    pub generation: u64,
+    /// Who else may have the volume open.
+    pub mode: Mode,
+    /// Since when the session exists.
+    pub since: Instant,
+    /// How many connections it has.
+    pub connections: usize,
+}
+
+/// Why a connection is turned away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RefuseReason {
+    /// The status of the answer.
+    pub status: Status,
+    /// The host that is in the way, if one is.
+    pub holder: Option<Holder>,
+    /// `StaleGeneration`: the one in force.
+    pub generation: u64,
+    /// When to try again; zero: not without a change.
+    pub retry_after_ms: u32,
+}
+
+impl RefuseReason {
+    fn new(status: Status) -> Self {
+        RefuseReason {
+            status,
+            holder: None,
+            generation: 0,
+            retry_after_ms: 0,
+        }
+    }
+}
+
+/// The first answer to a connection; what follows comes from [`Gate::poll_action`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opening {
+    /// It waits; [`GateAction::Admit`] or [`GateAction::Refuse`] follows, maybe at once.
+    Waiting,
+    /// It is turned away, and the gate does not know it.
+    Refused(RefuseReason),
+}
+
+/// What the node is to do now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GateAction {
+    /// Answer that it is in, and begin to take its requests.
+    Admit(ConnectionId),
+    /// Answer that it is refused, and close it. The gate does not know it any more.
+    Refuse(ConnectionId, RefuseReason),
+    /// Take no new request from it, close it, wait until none of its requests is in the engine,
+    /// then report [`Gate::on_drained`].
+    Revoke(ConnectionId, CloseCause),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Waiting { deadline: Instant },
+    Active,
+    Revoked,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Connection {
+    id: ConnectionId,
+    session_id: [u8; 16],
+    index: u16,
+    generation: u64,
+    state: State,
+    due: Option<CloseCause>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Session {
+    id: [u8; 16],
+    host_id: [u8; 16],
+    mode: Mode,
+    generation: u64,
+    since: Instant,
+    /// Since when it has no connection at all.
+    empty_since: Option<Instant>,
+    /// Another host took the volume, or it ended: it goes when its connections have.
+    over: bool,
+}
+
+/// The gate of one volume.
+#[derive(Debug)]
+pub struct Gate {
+    config: GateConfig,
+    sessions: Vec<Session>,
+    connections: Vec<Connection>,
+    /// Highest epoch seen of each connection of each session: (session, index, epoch).
+    epochs: Vec<([u8; 16], u16, u64)>,
+}
+
+impl Gate {
+    /// A gate that nobody has passed.
+    pub fn new(config: GateConfig) -> Self {
+        Gate {
+            config,
+            sessions: Vec::new(),
+            connections: Vec::new(),
+            epochs: Vec::new(),
+        }
+    }
+
+    /// Every session that holds the volume.
+    pub fn holders(&self) -> impl Iterator<Item = Holder> + '_ {
+        self.sessions
+            .iter()
+            .filter(|s| !s.over)
+            .map(|s| self.holder(s))
+    }
+
+    fn holder(&self, session: &Session) -> Holder {
+        Holder {
+            host_id: session.host_id,
+            session_id: session.id,
+            generation: session.generation,
+            mode: session.mode,
+            since: session.since,
+            connections: self
+                .connections
+                .iter()
+                .filter(|c| c.session_id == session.id && c.state == State::Active)
+                .count(),
+        }
+    }
+
+    /// Whether nobody holds the volume and nothing of anybody is left: it may be deleted.
+    pub fn is_unused(&self) -> bool {
+        self.sessions.is_empty() && self.connections.is_empty()
+    }
+
+    /// A client has introduced itself on a new connection. Its volume name was resolved to this
+    /// gate by the caller.
+    pub fn introduce(
+        &mut self,
+        id: ConnectionId,
+        kind: IntroducedAs,
+        request: &OpenRequest,
+        now: Instant,
+    ) -> Opening {
+        let result = match check_request(request, kind) {
+            Err(status) => Err(RefuseReason::new(status)),
+            Ok(()) => match kind {
+                IntroducedAs::Open => self.open(request, now),
+                IntroducedAs::Join => self.join(request),
+            },
+        };
+        match result {
+            Err(reason) => Opening::Refused(reason),
+            Ok(()) => {
+                let index = request.connection.get();
+                let epoch = request.epoch.get();
+                self.connections.push(Connection {
+                    id,
+                    session_id: request.session_id,
+                    index,
+                    generation: request.generation.get(),
+                    state: State::Waiting {
+                        deadline: now.after_ms(self.config.drain_timeout_ms),
+                    },
+                    due: None,
+                });
+                self.note_epoch(request.session_id, index, epoch);
+                if let Some(session) = self.session_mut(&request.session_id) {
+                    session.empty_since = None;
+                }
+                Opening::Waiting
+            }
+        }
+    }
+
+    fn session_mut(&mut self, id: &[u8; 16]) -> Option<&mut Session> {
+        self.sessions.iter_mut().find(|s| s.id == *id)
+    }
+
+    fn last_epoch(&self, session: &[u8; 16], index: u16) -> u64 {
+        self.epochs
+            .iter()
+            .find(|(s, i, _)| s == session && *i == index)
+            .map_or(0, |(_, _, epoch)| *epoch)
+    }
+
+    fn note_epoch(&mut self, session: [u8; 16], index: u16, epoch: u64) {
+        match self
+            .epochs
+            .iter_mut()
+            .find(|(s, i, _)| *s == session && *i == index)
+        {
+            Some(entry) => entry.2 = entry.2.max(epoch),
+            None => self.epochs.push((session, index, epoch)),
+        }
+    }
+
+    fn open(&mut self, request: &OpenRequest, now: Instant) -> Result<(), RefuseReason> {
+        let generation = request.generation.get();
+        let id = request.session_id;
+        if let Some(known) = self.sessions.iter().find(|s| s.id == id).copied() {
+            if known.over {
+                // It was fenced, or it ended, and its last requests are not out yet.
+                return Err(self.refuse_over(&known));
+            }
+            if generation <= known.generation {
+                let mut reason = RefuseReason::new(Status::StaleGeneration);
+                reason.generation = known.generation;
+                return Err(reason);
+            }
+            if known.host_id != request.host_id || known.mode != request.mode() {
+                return Err(RefuseReason::new(Status::BadOpen));
+            }
+            self.revoke_session(&id, CloseCause::Replaced);
+            if let Some(session) = self.session_mut(&id) {
+                session.generation = generation;
+            }
+            return Ok(());
+        }
+        let staying = self
+            .sessions
+            .iter()
+            .filter(|s| !s.over && !conflicts(s.mode, request.mode()))
+            .count();
+        if staying >= self.config.max_sessions {
+            return Err(RefuseReason::new(Status::TooManySessions));
+        }
+        self.make_way(request)?;
+        self.sessions.push(Session {
+            id,
+            host_id: request.host_id,
+            mode: request.mode(),
+            generation,
+            since: now,
+            empty_since: None,
+            over: false,
+        });
+        Ok(())
+    }
+
+    fn refuse_over(&self, known: &Session) -> RefuseReason {
+        match self.sessions.iter().find(|s| !s.over && s.id != known.id) {
+            Some(other) => {
+                let mut reason = RefuseReason::new(Status::HeldByOther);
+                reason.holder = Some(self.holder(other));
+                reason
+            }
+            None => {
+                let mut reason = RefuseReason::new(Status::Draining);
+                reason.retry_after_ms = 100;
+                reason
+            }
+        }
+    }
+
+    /// Ends the sessions that a new one conflicts with, if it may do that.
+    fn make_way(&mut self, request: &OpenRequest) -> Result<(), RefuseReason> {
+        let force = request.flags().contains(OpenFlags::FORCE);
+        let in_the_way: Vec<Session> = self
+            .sessions
+            .iter()
+            .filter(|s| !s.over && conflicts(s.mode, request.mode()))
+            .copied()
+            .collect();
+        for session in &in_the_way {
+            // A host that restarted finds its own old session without a connection.
+            let abandoned_by_same_host =
+                session.host_id == request.host_id && session.empty_since.is_some();
+            if !force && !abandoned_by_same_host {
+                let mut reason = RefuseReason::new(Status::HeldByOther);
+                reason.holder = Some(self.holder(session));
+                return Err(reason);
+            }
+        }
+        for session in &in_the_way {
+            self.end_session(&session.id, CloseCause::Fenced);
+        }
+        Ok(())
+    }
+
+    fn join(&mut self, request: &OpenRequest) -> Result<(), RefuseReason> {
+        let index = request.connection.get();
+        let unknown = Err(RefuseReason::new(Status::UnknownSession));
+        let Some(session) = self
+            .sessions
+            .iter()
+            .find(|s| s.id == request.session_id)
+            .copied()
+        else {
+            return unknown;
+        };
+        if session.over {
+            return Err(self.refuse_over(&session));
+        }
+        let generation = request.generation.get();
+        if generation > session.generation {
+            // From before a restart of this node: it must open again.
+            return unknown;
+        }
+        if generation < session.generation
+            || request.epoch.get() <= self.last_epoch(&session.id, index)
+        {
+            let mut reason = RefuseReason::new(Status::StaleGeneration);
+            reason.generation = session.generation;
+            return Err(reason);
+        }
+        if session.host_id != request.host_id || session.mode != request.mode() {
+            return Err(RefuseReason::new(Status::BadOpen));
+        }
+        if index >= self.config.max_connections {
+            return Err(RefuseReason::new(Status::TooManyConnections));
+        }
+        for c in self.connections.iter_mut() {
+            if c.session_id == session.id && c.index == index {
+                c.revoke(CloseCause::Replaced);
+            }
+        }
+        Ok(())
+    }
+
+    fn revoke_session(&mut self, id: &[u8; 16], cause: CloseCause) {
+        for c in self.connections.iter_mut().filter(|c| c.session_id == *id) {
+            c.revoke(cause);
+        }
+    }
+
+    fn end_session(&mut self, id: &[u8; 16], cause: CloseCause) {
+        self.revoke_session(id, cause);
+        if let Some(session) = self.session_mut(id) {
+            session.over = true;
+        }
+        self.sweep();
+    }
+
+    /// The client ended its session in order: the volume is free when its requests are out.
+    pub fn on_release(&mut self, id: ConnectionId) {
+        if let Some(c) = self.connections.iter().find(|c| c.id == id) {
+            if c.state == State::Active {
+                let session = c.session_id;
+                self.end_session(&session, CloseCause::Released);
+            }
+        }
+    }
+
+    /// Ends every session, for a node that stops or a volume that must go.
+    pub fn revoke_all(&mut self, cause: CloseCause) {
+        let ids: Vec<[u8; 16]> = self.sessions.iter().map(|s| s.id).collect();
+        for id in ids {
+            self.end_session(&id, cause);
+        }
+    }
+
+    /// None of the connection's requests is in the engine any more, and none can begin: it was
+    /// revoked, or it was closed by either end.
+    pub fn on_drained(&mut self, id: ConnectionId, now: Instant) {
+        let Some(at) = self.connections.iter().position(|c| c.id == id) else {
+            return;
+        };
+        let gone = self.connections.swap_remove(at);
+        let left = self
+            .connections
+            .iter()
+            .any(|c| c.session_id == gone.session_id);
+        if !left {
+            if let Some(session) = self.session_mut(&gone.session_id) {
+                session.empty_since = Some(now);
+            }
+        }
+        self.sweep();
+    }
+
+    /// Forgets sessions that are over and have no connection left.
+    fn sweep(&mut self) {
+        let connections = &self.connections;
+        self.sessions
+            .retain(|s| !s.over || connections.iter().any(|c| c.session_id == s.id));
+        let sessions = &self.sessions;
+        self.epochs
+            .retain(|(id, _, _)| sessions.iter().any(|s| s.id == *id));
+    }
+
+    /// Whether a waiting connection still has something in its way.
+    fn must_wait(&self, waiting: &Connection) -> bool {
+        if self.config.without_fencing {
+            return false;
+        }
+        let Some(session) = self.sessions.iter().find(|s| s.id == waiting.session_id) else {
+            return false;
+        };
+        self.connections.iter().any(|other| {
+            if other.id == waiting.id {
+                return false;
+            }
+            if other.session_id == waiting.session_id {
+                // Everything of an older generation, and older connections of the same index.
+                return other.state == State::Revoked
+                    && (other.generation < waiting.generation || other.index == waiting.index);
+            }
+            let over = self.sessions.iter().find(|s| s.id == other.session_id);
+            over.is_some_and(|s| s.over && conflicts(s.mode, session.mode))
+        })
+    }
+
+    /// When [`Gate::handle_timeout`] is to be called next at the latest.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let waiting = self.connections.iter().filter_map(|c| match c.state {
+            State::Waiting { deadline } => Some(deadline),
+            State::Active | State::Revoked => None,
+        });
+        let lingering = self.sessions.iter().filter_map(|s| {
+            s.empty_since
+                .map(|since| since.after_ms(self.config.linger_ms))
+        });
+        waiting.chain(lingering).min()
+    }
+
+    /// Ends sessions that lingered long enough. Waiting connections are timed out by
+    /// [`Gate::poll_action`].
+    pub fn handle_timeout(&mut self, now: Instant) {
+        for session in self.sessions.iter_mut() {
+            if let Some(since) = session.empty_since {
+                if now.since_ms(since) >= self.config.linger_ms {
+                    session.over = true;
+                }
+            }
+        }
+        self.sweep();
+    }
+
+    /// The next thing to do; `None` when there is nothing.
+    pub fn poll_action(&mut self, now: Instant) -> Option<GateAction> {
+        // Revocations first: admissions wait for what they cause.
+        let mut refused = None;
+        for (at, c) in self.connections.iter_mut().enumerate() {
+            let Some(cause) = c.due.take() else { continue };
+            match c.state {
+                State::Waiting { .. } => {
+                    refused = Some(at);
+                    break;
+                }
+                State::Active | State::Revoked => {
+                    c.state = State::Revoked;
+                    return Some(GateAction::Revoke(c.id, cause));
+                }
+            }
+        }
+        if let Some(at) = refused {
+            return Some(self.refuse_waiting(at, Status::StaleGeneration, 0, now));
+        }
+        for at in 0..self.connections.len() {
+            let Some(c) = self.connections.get(at).copied() else {
+                break;
+            };
+            let State::Waiting { deadline } = c.state else {
+                continue;
+            };
+            if !self.must_wait(&c) {
+                if let Some(c) = self.connections.get_mut(at) {
+                    c.state = State::Active;
+                    return Some(GateAction::Admit(c.id));
+                }
+            }
+            if deadline <= now {
+                return Some(self.refuse_waiting(at, Status::Draining, 1000, now));
+            }
+        }
+        None
+    }
+
+    fn refuse_waiting(
+        &mut self,
+        at: usize,
+        status: Status,
+        retry_after_ms: u32,
+        now: Instant,
+    ) -> GateAction {
+        let c = self.connections.swap_remove(at);
+        let mut reason = RefuseReason::new(status);
+        reason.retry_after_ms = retry_after_ms;
+        let left = self
+            .connections
+            .iter()
+            .any(|other| other.session_id == c.session_id);
+        if let Some(session) = self.session_mut(&c.session_id) {
+            reason.generation = session.generation;
+            if !left {
+                session.empty_since = Some(now);
+            }
+        }
+        self.sweep();
+        GateAction::Refuse(c.id, reason)
+    }
+}
+
+impl Connection {
+    fn revoke(&mut self, cause: CloseCause) {
+        match self.state {
+            State::Waiting { .. } => self.due = Some(cause),
+            State::Active => {
+                // The state changes at once, so that nobody is let in between this and the
+                // caller's poll.
+                self.state = State::Revoked;
+                self.due = Some(cause);
+            }
+            State::Revoked => {}
+        }
+    }
+}
+
+/// Whether a session in one mode keeps out a session of another host in the other mode.
+fn conflicts(one: Mode, other: Mode) -> bool {
+    match (one, other) {
+        (Mode::ReadOnly, _) | (_, Mode::ReadOnly) => false,
+        (Mode::Shared, Mode::Shared) => false,
+        (Mode::Exclusive | Mode::Shared | Mode::Unknown(_), _) => true,
+    }
+}
+
+fn check_request(request: &OpenRequest, kind: IntroducedAs) -> Result<(), Status> {
+    let named = request.session_id != [0; 16] && request.host_id != [0; 16];
+    let counted = request.generation.get() != 0 && request.epoch.get() != 0;
+    let indexed = match kind {
+        IntroducedAs::Open => request.connection.get() == 0,
+        IntroducedAs::Join => request.flags() == OpenFlags::NONE,
+    };
+    let known =
+        !matches!(request.mode(), Mode::Unknown(_)) && OpenFlags::KNOWN.contains(request.flags());
+    if named && counted && indexed && known {
+        Ok(())
+    } else {
+        Err(Status::BadOpen)
+    }
+}

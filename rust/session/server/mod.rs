@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+
+//! The node's half.
+
+mod gate;
+mod handshake;
+mod receiver;
+
+pub use gate::{ConnectionId, Gate, GateAction, GateConfig, Holder, Opening, RefuseReason};
+pub use handshake::{Handshake, Introduced, IntroducedAs};
+pub use receiver::{Command, Limits, Received, Receiver, Want};
