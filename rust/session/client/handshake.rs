@@ -377,3 +377,25 @@ fn check_reply(reply: &OpenReply, kind: ConnectKind) -> Result<(), CloseCause> {
     }
     Ok(())
 }
+
+/// Checks that a volume which was opened again is the one that the device was made for.
+///
+/// Another identity or block size is [`CloseCause::VolumeChanged`]: nothing that waits may ever go
+/// there. Smaller limits are [`CloseCause::BadGeometry`]: requests that were made for the larger
+/// ones could not be sent, so this node is no use now, but may be later.
+pub fn check_same_volume(before: &OpenReply, now: &OpenReply) -> Result<(), CloseCause> {
+    let (old, new) = (&before.geometry, &now.geometry);
+    if before.volume_id != now.volume_id {
+        return Err(CloseCause::VolumeChanged("identity"));
+    }
+    if old.logical_block_size != new.logical_block_size {
+        return Err(CloseCause::VolumeChanged("logical block size"));
+    }
+    if new.max_io_bytes.get() < old.max_io_bytes.get() {
+        return Err(CloseCause::BadGeometry("longest I/O size (smaller than before)"));
+    }
+    if now.max_depth.get() < before.max_depth.get() {
+        return Err(CloseCause::BadGeometry("number of requests in flight (smaller than before)"));
+    }
+    Ok(())
+}

@@ -7,7 +7,7 @@ mod receiver;
 mod session;
 mod slots;
 
-pub use handshake::{Handshake, Identity, Opened, Progress, RefusedOpen};
+pub use handshake::{check_same_volume, Handshake, Identity, Opened, Progress, RefusedOpen};
 pub use receiver::{Received, Receiver, Want};
 pub use session::{
     Action, Config, ConnectKind, ConnectionState, Notice, Session, SessionState, MAX_CONNECTIONS,
