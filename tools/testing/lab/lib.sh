@@ -20,7 +20,8 @@ lab_suite=trixie
 lab_kernel_series=7.3
 lab_kernel_flavour=cloud-amd64
 
-lab_root=$NEONSAN_CACHE/root
+# Two roots: `root` builds and runs QEMU, `vm-root` becomes the VM's disk.
+lab_root=$NEONSAN_CACHE/${NEONSAN_ROOT:-root}
 lab_stamps=$NEONSAN_CACHE/stamps
 lab_metadata=$NEONSAN_CACHE/kernel-metadata
 lab_images=$NEONSAN_CACHE/images

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: GPL-2.0 OR MIT
+#
+# NeonSAN for Linux. `make help` says what there is.
+#
+# Two ways to build. Without KDIR or KERNEL everything is built in the lab's
+# Debian root (tools/testing/lab), the same on every machine, for the kernel the
+# lab boots. With KDIR=… or KERNEL=… the machine's own compilers build for the
+# machine's own kernel. Kbuild never reads this file: it reads Kbuild.
+
+MAKEFLAGS += --no-print-directory
+SHELL := /bin/bash
+
+top := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
+lab := $(top)/tools/testing/lab
+metadata := $(top)/tools/kernel-metadata
+
+ifneq ($(KDIR)$(KERNEL),)
+native := yes
+endif
+ifeq ($(NEONSAN_IN_ROOT),1)
+native := yes
+endif
+
+# Where products go: the module's objects and the programs.
+OUT ?= $(top)/out
+MO ?= $(OUT)/module
+PREFIX ?= /usr/local
+DESTDIR ?=
+CARGO ?= cargo
+RUSTC ?= rustc
+
+.PHONY: all
+all: module tools
+
+.PHONY: help
+help:
+	@echo 'NeonSAN for Linux'
+	@echo
+	@echo 'make              build the module and the tools in the lab, for its kernel'
+	@echo 'make demo         a guest runs from /dev/neonsan0: build, boot, attach, show'
+	@echo 'make check        every test; ends with the line "N passed, N failed, N skipped"'
+	@echo 'make check-debug  the selftests on a kernel with KASAN, lockdep and kmemleak'
+	@echo 'make module       neonsan.ko; KDIR=DIR or KERNEL=RELEASE for a kernel of this machine, MO=DIR'
+	@echo 'make tools        neonsan and neonsan-node; NATIVE=1 with the cargo of this machine'
+	@echo 'make clippy       lint the tools and the module with warnings as errors'
+	@echo 'make fmt          format every Rust file in place'
+	@echo 'make doc          the API documents of the crates, in out/doc'
+	@echo 'make install      what was built, under DESTDIR; needs KDIR=DIR or KERNEL=RELEASE'
+	@echo 'make shell        a shell in the virtual machine, with the module and the tools'
+	@echo 'make clean        remove out/ (the lab keeps its cache: $$NEONSAN_CACHE, default /var/cache/neonsan)'
+	@echo
+	@echo 'KERNEL=running is the running kernel. Selftests by name: tools/testing/run-selftests --help'
+
+# --- the module ---------------------------------------------------------------
+
+ifeq ($(native),yes)
+
+ifeq ($(KERNEL),running)
+override KERNEL := $(shell uname -r)
+endif
+
+# KERNEL=RELEASE is KDIR=DIR with the directory prepared by the project's tool.
+.PHONY: module
+module:
+	@set -e; kdir='$(KDIR)'; \
+	if [ -z "$$kdir" ]; then \
+		[ -n '$(KERNEL)' ] || { echo 'make module: name a kernel with KDIR=DIR or KERNEL=RELEASE' >&2; exit 2; }; \
+		kdir=$$($(metadata)/neonsan-kernel-metadata '$(KERNEL)' | tail -n 1); \
+	fi; \
+	rustc=$$($(metadata)/check-kdir "$$kdir" '$(RUSTC)'); \
+	cc=$$($(metadata)/kernel-cc "$$kdir"); \
+	mkdir -p '$(MO)'; \
+	$(MAKE) -C "$$kdir" M='$(top)' MO='$(abspath $(MO))' RUSTC="$$rustc" CC="$$cc" $(if $(CLIPPY),CLIPPY=$(CLIPPY)) modules
+
+else
+
+.PHONY: module
+module:
+	@$(lab)/build module
+
+endif
+
+# --- the tools ----------------------------------------------------------------
+
+ifneq ($(native)$(NATIVE),)
+
+.PHONY: tools
+tools:
+	@$(CARGO) --version >/dev/null 2>&1 || { echo 'make tools: there is no cargo; install rustc and cargo 1.85 or newer, or leave out KDIR, KERNEL and NATIVE to build in the lab' >&2; exit 2; }
+	$(CARGO) build --release --locked --manifest-path $(top)/tools/Cargo.toml
+
+else
+
+.PHONY: tools
+tools:
+	@$(lab)/build tools
+
+endif
+
+# --- tests --------------------------------------------------------------------
+
+.PHONY: demo
+demo:
+	@$(top)/tools/testing/demo/demo
+
+.PHONY: check
+check:
+	@$(top)/tools/testing/check
+
+.PHONY: check-debug
+check-debug:
+	@$(top)/tools/testing/check --debug-kernel
+
+.PHONY: shell
+shell:
+	@$(top)/tools/testing/run-selftests --shell
+
+# --- source -------------------------------------------------------------------
+
+.PHONY: clippy
+clippy:
+	@$(lab)/build clippy
+
+.PHONY: fmt
+fmt:
+	@$(lab)/build fmt
+
+.PHONY: doc
+doc:
+	@$(lab)/build doc
+
+# --- installing -----------------------------------------------------------------
+
+.PHONY: install
+install:
+	@KDIR='$(KDIR)' KERNEL='$(KERNEL)' MO='$(abspath $(MO))' PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' \
+		$(top)/tools/packaging/install
+
+.PHONY: clean
+clean:
+	rm -rf '$(top)/out'
