@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+//! Errors of engines: a small kind to decide by, and context for people.
+
+use std::fmt;
+use std::io;
+
+use rustix::io::Errno;
+
+/// The result of an engine call.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What kind of failure it is; code decides by this alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// There is no such volume.
+    NotFound,
+    /// A volume with this name exists.
+    AlreadyExists,
+    /// The volume is open, here or in another process.
+    Busy,
+    /// The engine has no room left.
+    NoSpace,
+    /// A size or block size that cannot be.
+    BadSize,
+    /// The range leaves the volume.
+    OutOfRange,
+    /// The range is not a multiple of the logical block size.
+    Misaligned,
+    /// The request is longer than the limit for its kind.
+    TooLarge,
+    /// An atomic write outside the atomic limits.
+    AtomicLimit,
+    /// The engine does not do this.
+    Unsupported,
+    /// The stored volume is damaged.
+    Corrupt,
+    /// The system refuses for lack of permission.
+    NotPermitted,
+    /// The process is out of memory or file descriptors.
+    NoResources,
+    /// Reading or writing the storage failed.
+    Io,
+}
+
+/// Why a call or request of an engine failed.
+#[derive(Debug)]
+pub struct Error {
+    kind: ErrorKind,
+    context: String,
+    source: Option<io::Error>,
+}
+
+impl Error {
+    /// An error which the engine found itself.
+    pub fn new(kind: ErrorKind, context: impl Into<String>) -> Self {
+        Self {
+            kind,
+            context: context.into(),
+            source: None,
+        }
+    }
+
+    /// An error of the operating system; its kind follows from the number.
+    pub fn os(source: impl Into<io::Error>, context: impl Into<String>) -> Self {
+        let source = source.into();
+        Self {
+            kind: kind_of(&source),
+            context: context.into(),
+            source: Some(source),
+        }
+    }
+
+    /// What kind of failure it is.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+}
+
+/// The one place where error numbers become kinds.
+fn kind_of(error: &io::Error) -> ErrorKind {
+    match Errno::from_io_error(error) {
+        Some(Errno::NOENT) => ErrorKind::NotFound,
+        Some(Errno::EXIST | Errno::NOTEMPTY) => ErrorKind::AlreadyExists,
+        Some(Errno::NOSPC | Errno::DQUOT) => ErrorKind::NoSpace,
+        Some(Errno::FBIG) => ErrorKind::BadSize,
+        Some(Errno::OPNOTSUPP | Errno::NOSYS) => ErrorKind::Unsupported,
+        Some(Errno::ACCESS | Errno::PERM | Errno::ROFS) => ErrorKind::NotPermitted,
+        Some(Errno::NOMEM | Errno::MFILE | Errno::NFILE | Errno::AGAIN) => ErrorKind::NoResources,
+        _ => ErrorKind::Io,
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.context)?;
+        match &self.source {
+            Some(source) => write!(f, ": {source}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_ref().map(|s| s as _)
+    }
+}

@@ -1,0 +1,352 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+//! Faults on demand, for the lab: any engine, made slow, stuck or failing.
+//!
+//! Only built with the feature `test-faults`, which no release has.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use neonsan_api::VolumeName;
+use rustix::event::epoll;
+use rustix::time::{
+    timerfd_create, timerfd_settime, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags,
+    Timespec,
+};
+
+use crate::{
+    Completion, Engine, EngineStatus, Error, ErrorKind, Limits, Op, Queue, Request, Result, Volume,
+    VolumeSpec, VolumeStat,
+};
+
+/// How often a queue looks whether requests that hang may go on.
+const HANG_CHECK: Duration = Duration::from_millis(20);
+
+/// What goes wrong from now on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Faults {
+    /// Completions are held back for this long.
+    pub delay: Duration,
+    /// Completions are held back until this is taken away.
+    pub hang: bool,
+    /// Requests fail with this instead of being done.
+    pub fail: Option<ErrorKind>,
+    /// Only changing requests are concerned, not reads.
+    pub writes_only: bool,
+}
+
+/// The faults in force; shared by the test's controls and all queues.
+#[derive(Debug, Default)]
+pub struct FaultPlan(Mutex<Faults>);
+
+impl FaultPlan {
+    /// Changes what goes wrong, for requests in flight too.
+    pub fn set(&self, faults: Faults) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = faults;
+    }
+
+    /// What goes wrong now.
+    pub fn get(&self) -> Faults {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An engine with faults.
+pub struct FaultEngine {
+    inner: Arc<dyn Engine>,
+    plan: Arc<FaultPlan>,
+}
+
+impl FaultEngine {
+    /// Puts faults in front of `inner`.
+    pub fn new(inner: Arc<dyn Engine>, plan: Arc<FaultPlan>) -> Self {
+        Self { inner, plan }
+    }
+}
+
+impl Engine for FaultEngine {
+    fn kind(&self) -> &'static str {
+        self.inner.kind()
+    }
+
+    fn is_persistent(&self) -> bool {
+        self.inner.is_persistent()
+    }
+
+    fn status(&self) -> Result<EngineStatus> {
+        let mut status = self.inner.status()?;
+        status.notes.push("faults can be injected".to_owned());
+        Ok(status)
+    }
+
+    fn create(&self, name: &VolumeName, spec: &VolumeSpec) -> Result<VolumeStat> {
+        self.inner.create(name, spec)
+    }
+
+    fn list(&self) -> Result<Vec<VolumeName>> {
+        self.inner.list()
+    }
+
+    fn stat(&self, name: &VolumeName) -> Result<VolumeStat> {
+        self.inner.stat(name)
+    }
+
+    fn open(&self, name: &VolumeName) -> Result<Arc<dyn Volume>> {
+        Ok(Arc::new(FaultVolume {
+            inner: self.inner.open(name)?,
+            plan: Arc::clone(&self.plan),
+        }))
+    }
+
+    fn delete(&self, name: &VolumeName) -> Result<()> {
+        self.inner.delete(name)
+    }
+}
+
+struct FaultVolume {
+    inner: Arc<dyn Volume>,
+    plan: Arc<FaultPlan>,
+}
+
+impl Volume for FaultVolume {
+    fn stat(&self) -> VolumeStat {
+        self.inner.stat()
+    }
+
+    fn limits(&self) -> Limits {
+        self.inner.limits()
+    }
+
+    fn resize(&self, size_bytes: u64) -> Result<()> {
+        self.inner.resize(size_bytes)
+    }
+
+    fn queue(self: Arc<Self>, depth: u32) -> Result<Box<dyn Queue>> {
+        Ok(Box::new(FaultQueue::new(
+            Arc::clone(&self.inner).queue(depth)?,
+            Arc::clone(&self.plan),
+        )?))
+    }
+}
+
+/// A completion that is held back.
+struct Held {
+    since: Instant,
+    changes: bool,
+    completion: Completion,
+}
+
+struct FaultQueue {
+    inner: Box<dyn Queue>,
+    plan: Arc<FaultPlan>,
+    held: VecDeque<Held>,
+    /// Tokens of changing requests in `inner`.
+    changing: Vec<u64>,
+    /// Readable when `inner` or `timer` is.
+    events: OwnedFd,
+    timer: OwnedFd,
+}
+
+impl FaultQueue {
+    fn new(inner: Box<dyn Queue>, plan: Arc<FaultPlan>) -> Result<Self> {
+        let context = |e| Error::os(e, "cannot make a queue with faults");
+        let events = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(context)?;
+        let timer = timerfd_create(
+            TimerfdClockId::Monotonic,
+            TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
+        )
+        .map_err(context)?;
+        let none = epoll::EventData::new_u64(0);
+        epoll::add(&events, &timer, none, epoll::EventFlags::IN).map_err(context)?;
+        if let Some(fd) = inner.event_fd() {
+            epoll::add(&events, fd, none, epoll::EventFlags::IN).map_err(context)?;
+        }
+        Ok(Self {
+            inner,
+            plan,
+            held: VecDeque::new(),
+            changing: Vec::new(),
+            events,
+            timer,
+        })
+    }
+
+    fn set_timer(&self, after: Duration) {
+        let zero = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let value = Itimerspec {
+            it_interval: zero,
+            it_value: Timespec::try_from(after.max(Duration::from_micros(1))).unwrap_or(zero),
+        };
+        if let Err(error) = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &value) {
+            tracing::error!(%error, "cannot set a timer");
+        }
+    }
+}
+
+impl Queue for FaultQueue {
+    fn submit(&mut self, request: Request) {
+        let faults = self.plan.get();
+        let changes = !matches!(request.op, Op::Read { .. });
+        if let (Some(kind), true) = (faults.fail, changes || !faults.writes_only) {
+            self.held.push_back(Held {
+                since: Instant::now(),
+                changes,
+                completion: Completion {
+                    token: request.token,
+                    result: Err(Error::new(kind, "a fault was asked for")),
+                    buffer: request.op.into_buffer(),
+                },
+            });
+            return;
+        }
+        if changes {
+            self.changing.push(request.token);
+        }
+        self.inner.submit(request);
+    }
+
+    fn kick(&mut self) {
+        self.inner.kick();
+    }
+
+    fn reap(&mut self, completions: &mut Vec<Completion>) {
+        let now = Instant::now();
+        let mut ended = Vec::new();
+        self.inner.reap(&mut ended);
+        for completion in ended {
+            let place = self.changing.iter().position(|t| *t == completion.token);
+            if let Some(place) = place {
+                self.changing.swap_remove(place);
+            }
+            self.held.push_back(Held {
+                since: now,
+                changes: place.is_some(),
+                completion,
+            });
+        }
+        // Resets the timer; it fails when it has not run out.
+        let _ = rustix::io::read(&self.timer, &mut [0; 8]);
+        let faults = self.plan.get();
+        let mut wake: Option<Duration> = None;
+        for held in std::mem::take(&mut self.held) {
+            let concerned = held.changes || !faults.writes_only;
+            let age = now.saturating_duration_since(held.since);
+            let wait = if concerned && faults.hang {
+                HANG_CHECK
+            } else if concerned && age < faults.delay {
+                faults.delay - age
+            } else {
+                completions.push(held.completion);
+                continue;
+            };
+            // The plan may change meanwhile.
+            let wait = wait.min(HANG_CHECK);
+            wake = Some(wake.map_or(wait, |w| w.min(wait)));
+            self.held.push_back(held);
+        }
+        if let Some(wake) = wake {
+            self.set_timer(wake);
+        }
+    }
+
+    fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.events.as_fd())
+    }
+
+    fn in_flight(&self) -> usize {
+        self.inner.in_flight() + self.held.len()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::mem::{MemEngine, MemOptions};
+    use crate::Buffer;
+    use rustix::event::{poll, PollFd, PollFlags};
+
+    fn queue(plan: &Arc<FaultPlan>) -> Box<dyn Queue> {
+        let engine = FaultEngine::new(
+            Arc::new(MemEngine::new(MemOptions {
+                capacity_bytes: 1 << 20,
+                volatile_cache: true,
+            })),
+            Arc::clone(plan),
+        );
+        let name = "p/v".parse().unwrap();
+        let spec = VolumeSpec {
+            size_bytes: 8192,
+            logical_block_size: 512,
+            physical_block_size: None,
+        };
+        engine.create(&name, &spec).unwrap();
+        engine.open(&name).unwrap().queue(4).unwrap()
+    }
+
+    fn read(queue: &mut dyn Queue) {
+        let buffer = Buffer::zeroed(512).unwrap();
+        queue.submit(Request {
+            token: 1,
+            op: Op::Read { offset: 0, buffer },
+        });
+        queue.kick();
+    }
+
+    fn wait(queue: &mut dyn Queue, done: &mut Vec<Completion>) {
+        while done.is_empty() {
+            let mut fds = [PollFd::from_borrowed_fd(
+                queue.event_fd().unwrap(),
+                PollFlags::IN,
+            )];
+            poll(&mut fds, None).unwrap();
+            queue.reap(done);
+        }
+    }
+
+    #[test]
+    fn a_hang_ends_when_it_is_taken_away() {
+        let plan = Arc::new(FaultPlan::default());
+        plan.set(Faults {
+            hang: true,
+            ..Faults::default()
+        });
+        let mut queue = queue(&plan);
+        let mut done = Vec::new();
+        read(&mut *queue);
+        queue.reap(&mut done);
+        std::thread::sleep(Duration::from_millis(50));
+        queue.reap(&mut done);
+        assert!(done.is_empty());
+        assert_eq!(queue.in_flight(), 1);
+        plan.set(Faults::default());
+        wait(&mut *queue, &mut done);
+        assert!(done[0].result.is_ok());
+    }
+
+    #[test]
+    fn a_failure_can_spare_reads() {
+        let plan = Arc::new(FaultPlan::default());
+        plan.set(Faults {
+            fail: Some(ErrorKind::NoSpace),
+            writes_only: true,
+            ..Faults::default()
+        });
+        let mut queue = queue(&plan);
+        let mut done = Vec::new();
+        read(&mut *queue);
+        queue.reap(&mut done);
+        assert!(done.pop().unwrap().result.is_ok());
+        queue.submit(Request {
+            token: 2,
+            op: Op::Flush,
+        });
+        queue.reap(&mut done);
+        let error = done.pop().unwrap().result.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NoSpace);
+    }
+}

@@ -1,0 +1,393 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+//! The engine `file`: volumes in sparse files, through io_uring.
+//!
+//! A directory holds a directory for each pool, which holds a directory for
+//! each volume:
+//!
+//! ```text
+//! <root>/.lock                  held by the node process which uses <root>
+//! <root>/<pool>/<volume>/meta   what the volume is (see `meta`)
+//! <root>/<pool>/<volume>/data   its bytes; as long as the volume, rounded up
+//!                               to 4096; holes are zeroes; locked while open
+//! <root>/<pool>/.create-<id>/   a volume which is being made
+//! <root>/<pool>/.delete-<id>/   a volume which is being deleted
+//! ```
+//!
+//! Names of volumes do not begin with a dot, so nothing clashes. A volume
+//! comes into being, changes its size and goes away by one `rename`, with the
+//! directory synced after it, so a crash leaves either state and never a mix.
+//!
+//! # A killed node cannot write into its successor's volume
+//!
+//! `data` is locked by `flock`, and such a lock belongs to the open file, not
+//! to the process. Each request that io_uring works on holds the open file.
+//! So when a node is killed with writes in flight, the lock stays until the
+//! last of them has ended, though the process is gone; and a new node, which
+//! waits for the lock before it opens the volume, cannot have its data
+//! overwritten by a write from the past. `tests/killed_node.rs` shows it.
+
+mod locks;
+mod meta;
+mod probe;
+mod queue;
+mod volume;
+
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use neonsan_api::VolumeName;
+use rustix::fs::{flock, renameat_with, FlockOperation, Mode, OFlags, RenameFlags, CWD};
+use rustix::io::Errno;
+
+use crate::identity::{random_id, unix_seconds};
+use crate::{
+    Engine, EngineStatus, Error, ErrorKind, Result, Volume, VolumeSpec, VolumeStat, BUFFER_ALIGN,
+};
+use meta::Meta;
+use probe::Storage;
+use volume::FileVolume;
+
+/// How the engine behaves.
+#[derive(Clone, Debug)]
+pub struct FileOptions {
+    /// The directory; made if its parent exists.
+    pub root: PathBuf,
+    /// Use the page cache even where direct I/O works.
+    pub buffered: bool,
+    /// Treat the storage as if it could do I/O only in blocks of this many
+    /// bytes (a power of two up to 4096), though it says less.
+    pub min_block_bytes: u32,
+    /// How long to wait for the locks of a process that is ending.
+    pub lock_wait: Duration,
+}
+
+/// Volumes in files below one directory.
+#[derive(Debug)]
+pub struct FileEngine {
+    options: FileOptions,
+    storage: Arc<Storage>,
+    /// Holds the lock on `<root>/.lock`.
+    _lock: File,
+}
+
+/// Length of the data file of a volume of `size_bytes`: direct I/O on the
+/// last block must not meet the end of the file.
+fn data_len(size_bytes: u64) -> u64 {
+    size_bytes.next_multiple_of(BUFFER_ALIGN as u64)
+}
+
+/// Makes renames, creations and deletions in a directory durable.
+fn sync_dir(path: &Path) -> Result<()> {
+    File::open(path)
+        .and_then(|dir| dir.sync_all())
+        .map_err(|e| Error::os(e, format!("cannot sync the directory {}", path.display())))
+}
+
+/// Takes the exclusive lock of an open file, waiting for up to `wait`.
+/// `Ok(false)`: someone else still has it.
+fn lock_within(file: impl AsFd, wait: Duration) -> std::result::Result<bool, Errno> {
+    let deadline = Instant::now() + wait;
+    loop {
+        match flock(file.as_fd(), FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(true),
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(Errno::WOULDBLOCK) => return Ok(false),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+impl FileEngine {
+    /// Opens the directory, waits for its lock, finds out what the storage
+    /// can do and clears away what a crash left half made.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Busy`] when another process uses the directory; else what
+    /// the system says.
+    pub fn open(options: FileOptions) -> Result<Self> {
+        let root = &options.root;
+        let in_root = |text: &str| format!("{text} {}", root.display());
+        match fs::create_dir(root) {
+            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(Error::os(e, in_root("cannot make the directory")));
+            }
+            _ => {}
+        }
+        let lock = File::options()
+            .create(true)
+            .write(true)
+            .truncate(false)
+            .open(root.join(".lock"))
+            .map_err(|e| Error::os(e, in_root("cannot write in the directory")))?;
+        if !lock_within(&lock, options.lock_wait)
+            .map_err(|e| Error::os(e, in_root("cannot lock the directory")))?
+        {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                in_root("another process (another neonsan-node?) uses the directory"),
+            ));
+        }
+        let storage = Arc::new(Storage::probe(
+            root,
+            options.buffered,
+            options.min_block_bytes,
+        )?);
+        let engine = Self {
+            options,
+            storage,
+            _lock: lock,
+        };
+        engine.clear_leftovers()?;
+        Ok(engine)
+    }
+
+    /// What the storage below was found to be, one sentence each.
+    pub fn notes(&self) -> &[String] {
+        &self.storage.notes
+    }
+
+    fn pool_dir(&self, name: &VolumeName) -> PathBuf {
+        self.options.root.join(name.pool())
+    }
+
+    fn volume_dir(&self, name: &VolumeName) -> PathBuf {
+        self.pool_dir(name).join(name.volume())
+    }
+
+    /// The visible entries of a directory: `(name, path)`.
+    fn entries(path: &Path) -> Result<Vec<(String, PathBuf)>> {
+        let context = |e| Error::os(e, format!("cannot list the directory {}", path.display()));
+        let mut entries = Vec::new();
+        for entry in fs::read_dir(path).map_err(context)? {
+            let entry = entry.map_err(context)?;
+            let is_dir = entry.file_type().map_err(context)?.is_dir();
+            if let (true, Ok(name)) = (is_dir, entry.file_name().into_string()) {
+                entries.push((name, entry.path()));
+            }
+        }
+        Ok(entries)
+    }
+
+    fn clear_leftovers(&self) -> Result<()> {
+        for (_, pool) in Self::entries(&self.options.root)? {
+            for (name, path) in Self::entries(&pool)? {
+                if name.starts_with(".create-") || name.starts_with(".delete-") {
+                    tracing::info!(path = %path.display(), "removing what a crash left half made");
+                    fs::remove_dir_all(&path)
+                        .map_err(|e| Error::os(e, format!("cannot remove {}", path.display())))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A name in the pool that nothing has.
+    fn temporary(pool: &Path, what: &str) -> Result<PathBuf> {
+        let id = u128::from_be_bytes(random_id()?);
+        Ok(pool.join(format!(".{what}-{id:032x}")))
+    }
+
+    /// Fills the new directory `dir` with a volume.
+    fn fill(dir: &Path, meta: &Meta) -> Result<()> {
+        fs::create_dir(dir).map_err(|e| Error::os(e, format!("cannot make {}", dir.display())))?;
+        let path = dir.join("data");
+        let context = |e| Error::os(e, format!("cannot make {}", path.display()));
+        let data = File::options()
+            .create_new(true)
+            .write(true)
+            .open(&path)
+            .map_err(context)?;
+        data.set_len(data_len(meta.size_bytes)).map_err(|e| {
+            let error = context(e);
+            match error.kind() {
+                ErrorKind::BadSize => Error::new(
+                    ErrorKind::BadSize,
+                    format!(
+                        "the file system cannot hold a file of {} bytes",
+                        meta.size_bytes
+                    ),
+                ),
+                _ => error,
+            }
+        })?;
+        data.sync_all().map_err(context)?;
+        meta.store(dir)
+    }
+
+    fn not_found(name: &VolumeName) -> Error {
+        Error::new(
+            ErrorKind::NotFound,
+            format!("the file engine has no volume {name}"),
+        )
+    }
+
+    /// Checks that the volume is there at all, so that what is missing within
+    /// it later is damage.
+    fn existing_dir(&self, name: &VolumeName) -> Result<PathBuf> {
+        let dir = self.volume_dir(name);
+        match fs::metadata(&dir) {
+            Ok(metadata) if metadata.is_dir() => Ok(dir),
+            Ok(_) => Err(Error::new(
+                ErrorKind::Corrupt,
+                format!("{} is not a directory", dir.display()),
+            )),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(Self::not_found(name)),
+            Err(e) => Err(Error::os(e, format!("cannot reach {}", dir.display()))),
+        }
+    }
+
+    /// Opens and locks the data file of a volume.
+    fn open_data(&self, name: &VolumeName, dir: &Path, wait: Duration) -> Result<File> {
+        let path = dir.join("data");
+        let mut flags = OFlags::RDWR | OFlags::CLOEXEC;
+        if self.storage.direct {
+            flags |= OFlags::DIRECT;
+        }
+        let data = rustix::fs::open(&path, flags, Mode::empty())
+            .map(File::from)
+            .map_err(|e| match e {
+                Errno::NOENT => Error::new(
+                    ErrorKind::Corrupt,
+                    format!(
+                        "the volume {name} has no data: {} is missing",
+                        path.display()
+                    ),
+                ),
+                e => Error::os(e, format!("cannot open {}", path.display())),
+            })?;
+        if !lock_within(&data, wait)
+            .map_err(|e| Error::os(e, format!("cannot lock {}", path.display())))?
+        {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("the volume {name} is open in this or another process"),
+            ));
+        }
+        Ok(data)
+    }
+}
+
+impl Engine for FileEngine {
+    fn kind(&self) -> &'static str {
+        "file"
+    }
+
+    fn is_persistent(&self) -> bool {
+        true
+    }
+
+    fn status(&self) -> Result<EngineStatus> {
+        let stat = rustix::fs::statvfs(&self.options.root).map_err(|e| {
+            Error::os(
+                e,
+                format!("cannot get the state of {}", self.options.root.display()),
+            )
+        })?;
+        Ok(EngineStatus {
+            capacity_bytes: Some(stat.f_blocks.saturating_mul(stat.f_frsize)),
+            available_bytes: Some(stat.f_bavail.saturating_mul(stat.f_frsize)),
+            untorn_bytes: self.storage.untorn_bytes,
+            notes: self.storage.notes.clone(),
+        })
+    }
+
+    fn create(&self, name: &VolumeName, spec: &VolumeSpec) -> Result<VolumeStat> {
+        let meta = Meta {
+            id: random_id()?,
+            size_bytes: spec.size_bytes,
+            logical_block_size: spec.logical_block_size,
+            physical_block_size: spec.settle(self.storage.untorn_bytes)?,
+            created_unix_s: unix_seconds(),
+        };
+        let pool = self.pool_dir(name);
+        match fs::create_dir(&pool) {
+            Ok(()) => sync_dir(&self.options.root)?,
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(Error::os(e, format!("cannot make {}", pool.display()))),
+        }
+        let target = self.volume_dir(name);
+        let temporary = Self::temporary(&pool, "create")?;
+        let made = Self::fill(&temporary, &meta).and_then(|()| {
+            renameat_with(CWD, &temporary, CWD, &target, RenameFlags::NOREPLACE).map_err(
+                |e| match e {
+                    Errno::EXIST => Error::new(
+                        ErrorKind::AlreadyExists,
+                        format!("there is a volume {name} already"),
+                    ),
+                    e => Error::os(e, format!("cannot make {}", target.display())),
+                },
+            )
+        });
+        if let Err(error) = made {
+            if let Err(e) = fs::remove_dir_all(&temporary) {
+                if e.kind() != std::io::ErrorKind::NotFound {
+                    tracing::warn!(path = %temporary.display(), error = %e, "cannot remove");
+                }
+            }
+            return Err(error);
+        }
+        sync_dir(&pool)?;
+        self.stat(name)
+    }
+
+    fn list(&self) -> Result<Vec<VolumeName>> {
+        let mut names = Vec::new();
+        for (pool, path) in Self::entries(&self.options.root)? {
+            for (volume, _) in Self::entries(&path)? {
+                // What has no volume's name is none of ours.
+                names.extend(VolumeName::new(&pool, &volume).ok());
+            }
+        }
+        Ok(names)
+    }
+
+    fn stat(&self, name: &VolumeName) -> Result<VolumeStat> {
+        let dir = self.existing_dir(name)?;
+        let meta = Meta::load(&dir)?;
+        let path = dir.join("data");
+        let data = fs::metadata(&path).map_err(|e| {
+            Error::new(
+                ErrorKind::Corrupt,
+                format!("the volume {name} has no data: {}: {e}", path.display()),
+            )
+        })?;
+        Ok(meta.stat(&data))
+    }
+
+    fn open(&self, name: &VolumeName) -> Result<Arc<dyn Volume>> {
+        let dir = self.existing_dir(name)?;
+        let data = self.open_data(name, &dir, self.options.lock_wait)?;
+        // Read under the lock: a resize changes it.
+        let meta = Meta::load(&dir)?;
+        let volume = FileVolume::open(name, dir, data, meta, Arc::clone(&self.storage))?;
+        Ok(Arc::new(volume))
+    }
+
+    fn delete(&self, name: &VolumeName) -> Result<()> {
+        let dir = self.existing_dir(name)?;
+        // A volume without data can be deleted, since nobody can have it open.
+        let _lock = match self.open_data(name, &dir, Duration::ZERO) {
+            Ok(data) => Some(data),
+            Err(error) if error.kind() == ErrorKind::Corrupt => None,
+            Err(error) => return Err(error),
+        };
+        let pool = self.pool_dir(name);
+        let temporary = Self::temporary(&pool, "delete")?;
+        fs::rename(&dir, &temporary)
+            .map_err(|e| Error::os(e, format!("cannot delete {}", dir.display())))?;
+        sync_dir(&pool)?;
+        // From here on the volume is gone; the rest only frees its space, and
+        // the next start tries again.
+        if let Err(error) = fs::remove_dir_all(&temporary) {
+            tracing::warn!(path = %temporary.display(), %error, "cannot free a deleted volume");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,593 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+//! A queue of the file engine: one io_uring and the requests in it.
+//!
+//! A request is done in steps, one entry of the ring at a time:
+//!
+//! ```text
+//!            ┌────────────┐ granted
+//!  submit ──▶│  WaitLock  │────┐        (changing requests on volumes with
+//!    │       └────────────┘    │         smaller blocks than the storage's)
+//!    └─────────────────────────▼
+//!  Read, Write:        ┌▶ Direct ────────────────┐
+//!                      ├▶ BlockRead ─▶ BlockWrite┤ next piece, or done
+//!                      └◀────────────────────────┘
+//!  Discard, zeroes:    Punch ─▶ ZeroRange ─▶ written out like a Write
+//!                      (to the next where the file system cannot)
+//!  Flush, and zeroes with FUA at their end:  Sync
+//! ```
+
+use std::collections::VecDeque;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+
+use io_uring::types::{Fd, FsyncFlags};
+use io_uring::{opcode, squeue, IoUring};
+
+use super::locks::{Mailbox, Range};
+use super::volume::{FileVolume, ZERO_PIECE_BYTES};
+use crate::{Buffer, BufferPool, Completion, Error, ErrorKind, Limits, Op, Queue, Request, Result};
+
+/// Entries of the largest ring; what is beyond waits in the queue.
+const MAX_DEPTH: u32 = 1024;
+
+/// Memory kept for blocks that are read, changed and written back.
+const BLOCK_POOL_BYTES: usize = 64 * 1024;
+
+/// The mark of the poll of the mailbox's eventfd.
+const MAILBOX_MARK: u64 = u64::MAX;
+
+/// `RWF_ATOMIC` of `linux/fs.h` (Linux 6.11), which the libc crate lacks.
+const RWF_ATOMIC: i32 = 0x40;
+
+/// The step in which a request is; see the diagram above.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// Waits for its range.
+    WaitLock,
+    /// The ring moves this many bytes from or to the request's own memory.
+    Direct(u32),
+    /// The ring reads the storage's block with the next bytes into `block`.
+    BlockRead,
+    /// The ring writes `block` back, with this many new bytes.
+    BlockWrite(u32),
+    /// The file system punches a hole.
+    Punch,
+    /// The file system zeroes the range.
+    ZeroRange,
+    /// The file system puts everything on stable storage.
+    Sync,
+}
+
+/// A request between `submit` and its completion.
+#[derive(Debug)]
+struct Work {
+    token: u64,
+    op: Op,
+    step: Step,
+    /// Next byte to do, and the end: absolute.
+    at: u64,
+    end: u64,
+    /// Held until the end.
+    lock: Option<Range>,
+    /// One block of the storage, if a part of it is needed.
+    block: Option<Buffer>,
+}
+
+/// What to do after a step.
+enum Next {
+    Go(Step),
+    Done(Result<()>),
+}
+
+/// One io_uring and the requests in it.
+///
+/// # Invariants
+///
+/// Memory of an entry that the ring has (buffers of `slots`, the zeroes of
+/// `volume`) is neither moved, freed nor touched until its completion was
+/// seen: buffers stay in their slot, and dropping the queue waits for all
+/// entries first.
+pub(super) struct FileQueue {
+    ring: IoUring,
+    volume: Arc<FileVolume>,
+    limits: Limits,
+    slots: Vec<Option<Work>>,
+    free: Vec<u32>,
+    /// Requests for which there is no free slot.
+    backlog: VecDeque<Request>,
+    done: Vec<Completion>,
+    /// Entries which the ring has, without that of the mailbox.
+    in_ring: usize,
+    /// Entries built and not yet in the ring, because it was full.
+    unsent: VecDeque<squeue::Entry>,
+    blocks: BufferPool,
+    mailbox: Option<Mail>,
+    granted: Vec<u32>,
+}
+
+/// The mailbox of a queue on a volume with locks.
+struct Mail {
+    mailbox: Arc<Mailbox>,
+    /// The ring has the poll of its eventfd.
+    armed: bool,
+}
+
+impl FileQueue {
+    pub(super) fn new(volume: Arc<FileVolume>, depth: u32) -> Result<Self> {
+        let depth = depth.clamp(1, MAX_DEPTH);
+        // One more for the mailbox.
+        let ring = IoUring::new((depth + 1).next_power_of_two())
+            .map_err(|e| Error::os(e, "cannot make an io_uring"))?;
+        let mailbox = match &volume.locks {
+            Some(_) => Some(Mail {
+                mailbox: Mailbox::new()?,
+                armed: false,
+            }),
+            None => None,
+        };
+        volume.queues.fetch_add(1, Ordering::AcqRel);
+        Ok(Self {
+            ring,
+            limits: crate::Volume::limits(&*volume),
+            volume,
+            slots: (0..depth).map(|_| None).collect(),
+            free: (0..depth).rev().collect(),
+            backlog: VecDeque::new(),
+            done: Vec::new(),
+            in_ring: 0,
+            unsent: VecDeque::new(),
+            blocks: BufferPool::new(BLOCK_POOL_BYTES),
+            mailbox,
+            granted: Vec::new(),
+        })
+    }
+
+    /// Puts a request into a slot and begins it.
+    fn begin(&mut self, slot: u32, request: Request) {
+        let Request { token, op } = request;
+        let checked = op.check(
+            self.volume.size_bytes(),
+            self.volume.logical_block_size,
+            &self.limits,
+        );
+        if let Err(error) = checked {
+            self.free.push(slot);
+            self.done.push(Completion {
+                token,
+                result: Err(error),
+                buffer: op.into_buffer(),
+            });
+            return;
+        }
+        let (at, len) = op.range().unwrap_or((0, 0));
+        let mut work = Work {
+            token,
+            op,
+            step: Step::WaitLock,
+            at,
+            end: at + len,
+            lock: None,
+            block: None,
+        };
+        if let Some(locks) = &self.volume.locks {
+            if !matches!(work.op, Op::Read { .. } | Op::Flush) {
+                let block = u64::from(self.volume.storage.block_bytes);
+                let range = Range {
+                    start: work.at - work.at % block,
+                    end: work.end.next_multiple_of(block),
+                };
+                work.lock = Some(range);
+                if let Some(mail) = &self.mailbox {
+                    if !locks.acquire(range, slot, &mail.mailbox) {
+                        self.slots[slot as usize] = Some(work);
+                        return;
+                    }
+                }
+            }
+        }
+        self.proceed(slot, work);
+    }
+
+    /// Takes the first step of a request that has its lock.
+    fn proceed(&mut self, slot: u32, mut work: Work) {
+        let next = match work.op {
+            Op::Read { .. } | Op::Write { .. } => self.next_piece(&mut work),
+            Op::Flush => Next::Go(Step::Sync),
+            Op::Discard { .. } => Next::Go(Step::Punch),
+            Op::WriteZeroes { no_unmap, .. } => {
+                if !no_unmap && self.volume.storage.punch_hole {
+                    Next::Go(Step::Punch)
+                } else if self.volume.storage.zero_range {
+                    Next::Go(Step::ZeroRange)
+                } else {
+                    self.next_piece(&mut work)
+                }
+            }
+        };
+        self.take(slot, work, next);
+    }
+
+    /// Chooses how the next bytes of a read or write are moved.
+    fn next_piece(&mut self, work: &mut Work) -> Next {
+        if work.at >= work.end {
+            return match work.op {
+                // The pieces were written with `RWF_DSYNC` if FUA was asked.
+                Op::Read { .. } | Op::Write { .. } | Op::WriteZeroes { .. } => Next::Done(Ok(())),
+                Op::Flush | Op::Discard { .. } => Next::Done(Ok(())),
+            };
+        }
+        let storage = &self.volume.storage;
+        let block = u64::from(storage.block_bytes);
+        let left = work.end - work.at;
+        let done = match &work.op {
+            Op::Read { offset, .. } | Op::Write { offset, .. } => work.at - offset,
+            // Zeroes always come from the start of their buffer.
+            Op::WriteZeroes { .. } | Op::Discard { .. } | Op::Flush => 0,
+        };
+        if work.at % block == 0 && left >= block && done % u64::from(storage.memory_align) == 0 {
+            let mut len = left - left % block;
+            if matches!(work.op, Op::WriteZeroes { .. }) {
+                len = len.min(ZERO_PIECE_BYTES as u64);
+            }
+            // The limits of all operations that get here fit.
+            return Next::Go(Step::Direct(len as u32));
+        }
+        if work.block.is_none() {
+            match self.blocks.take(storage.block_bytes as usize) {
+                Ok(buffer) => work.block = Some(buffer),
+                Err(error) => return Next::Done(Err(error)),
+            }
+        }
+        Next::Go(Step::BlockRead)
+    }
+
+    /// Sends the step to the ring, or completes the request.
+    fn take(&mut self, slot: u32, mut work: Work, next: Next) {
+        match next {
+            Next::Go(step) => {
+                work.step = step;
+                let entry = self.entry(&mut work).user_data(u64::from(slot));
+                self.slots[slot as usize] = Some(work);
+                self.in_ring += 1;
+                self.unsent.push_back(entry);
+            }
+            Next::Done(result) => {
+                if let (Some(range), Some(locks)) = (work.lock, &self.volume.locks) {
+                    locks.release(range);
+                }
+                if let Some(block) = work.block {
+                    self.blocks.give(block);
+                }
+                self.free.push(slot);
+                self.done.push(Completion {
+                    token: work.token,
+                    result,
+                    buffer: work.op.into_buffer(),
+                });
+            }
+        }
+    }
+
+    /// The ring's entry for the step of `work`, whose buffers it points to.
+    fn entry(&self, work: &mut Work) -> squeue::Entry {
+        let fd = Fd(self.volume.fd());
+        let block_bytes = u64::from(self.volume.storage.block_bytes);
+        let block_start = work.at - work.at % block_bytes;
+        let flags = match work.op {
+            Op::Write { fua, atomic, .. } => {
+                (if fua { libc::RWF_DSYNC } else { 0 }) | (if atomic { RWF_ATOMIC } else { 0 })
+            }
+            Op::WriteZeroes { fua: true, .. } => libc::RWF_DSYNC,
+            _ => 0,
+        };
+        let len = work.end - work.at;
+        match work.step {
+            Step::Direct(len) => match &work.op {
+                Op::Read { offset, buffer } => {
+                    let memory = buffer.address().wrapping_add((work.at - offset) as usize);
+                    opcode::Read::new(fd, memory, len).offset(work.at).build()
+                }
+                Op::Write { offset, buffer, .. } => {
+                    let memory = buffer.address().wrapping_add((work.at - offset) as usize);
+                    opcode::Write::new(fd, memory, len)
+                        .offset(work.at)
+                        .rw_flags(flags)
+                        .build()
+                }
+                Op::WriteZeroes { .. } | Op::Discard { .. } | Op::Flush => {
+                    opcode::Write::new(fd, self.volume.zeroes.address(), len)
+                        .offset(work.at)
+                        .rw_flags(flags)
+                        .build()
+                }
+            },
+            Step::BlockRead => opcode::Read::new(fd, block_address(work), block_bytes as u32)
+                .offset(block_start)
+                .build(),
+            Step::BlockWrite(_) => opcode::Write::new(fd, block_address(work), block_bytes as u32)
+                .offset(block_start)
+                .rw_flags(flags)
+                .build(),
+            Step::Punch => opcode::Fallocate::new(fd, len)
+                .offset(work.at)
+                .mode(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)
+                .build(),
+            Step::ZeroRange => opcode::Fallocate::new(fd, len)
+                .offset(work.at)
+                .mode(libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE)
+                .build(),
+            Step::Sync | Step::WaitLock => {
+                opcode::Fsync::new(fd).flags(FsyncFlags::DATASYNC).build()
+            }
+        }
+    }
+
+    /// Decides what follows the end of a step; `result` is the ring's.
+    fn after(&mut self, work: &mut Work, result: i32) -> Next {
+        // An interrupted or postponed entry is simply sent again.
+        if matches!(-result, libc::EINTR | libc::EAGAIN) {
+            return Next::Go(work.step);
+        }
+        match work.step {
+            Step::Direct(_) | Step::BlockRead | Step::BlockWrite(_) if result < 0 => {
+                self.failed(work, result)
+            }
+            Step::Direct(len) => {
+                // The ring moved `result` bytes: at most what was asked.
+                let moved = u64::from(result.unsigned_abs().min(len));
+                if moved == 0 {
+                    return Next::Done(Err(self.cut_short(work)));
+                }
+                work.at += moved;
+                self.next_piece(work)
+            }
+            Step::BlockRead => self.block_was_read(work, result),
+            Step::BlockWrite(new) => {
+                if i64::from(result) != i64::from(self.volume.storage.block_bytes) {
+                    return Next::Done(Err(self.cut_short(work)));
+                }
+                work.at += u64::from(new);
+                self.next_piece(work)
+            }
+            Step::Punch | Step::ZeroRange if -result == libc::EOPNOTSUPP => match work.op {
+                Op::WriteZeroes { .. } => {
+                    if work.step == Step::Punch && self.volume.storage.zero_range {
+                        Next::Go(Step::ZeroRange)
+                    } else {
+                        self.next_piece(work)
+                    }
+                }
+                // A discard is leave, not duty, but zeroes were promised.
+                _ => self.failed(work, result),
+            },
+            Step::Punch | Step::ZeroRange if result < 0 => self.failed(work, result),
+            Step::Punch | Step::ZeroRange => match work.op {
+                Op::WriteZeroes { fua: true, .. } => Next::Go(Step::Sync),
+                _ => Next::Done(Ok(())),
+            },
+            Step::Sync if result < 0 => {
+                self.volume.broken.store(true, Ordering::Release);
+                self.failed(work, result)
+            }
+            Step::Sync => Next::Done(Ok(())),
+            // Not in the ring; see `granted`.
+            Step::WaitLock => Next::Done(Err(Error::new(
+                ErrorKind::Io,
+                "a request without its lock was completed",
+            ))),
+        }
+    }
+
+    /// Uses the block that was read: for the read, or changed for the write.
+    fn block_was_read(&mut self, work: &mut Work, result: i32) -> Next {
+        let block_bytes = u64::from(self.volume.storage.block_bytes);
+        if i64::from(result) != i64::from(self.volume.storage.block_bytes) {
+            return Next::Done(Err(self.cut_short(work)));
+        }
+        let within = (work.at % block_bytes) as usize;
+        let len = (block_bytes - work.at % block_bytes).min(work.end - work.at) as usize;
+        let Some(block) = &mut work.block else {
+            return Next::Done(Err(Error::new(ErrorKind::Io, "a block was lost")));
+        };
+        let part = &mut block[within..within + len];
+        match &mut work.op {
+            Op::Read { offset, buffer } => {
+                let from = (work.at - *offset) as usize;
+                buffer[from..from + len].copy_from_slice(part);
+                work.at += len as u64;
+                return self.next_piece(work);
+            }
+            Op::Write { offset, buffer, .. } => {
+                let from = (work.at - *offset) as usize;
+                part.copy_from_slice(&buffer[from..from + len]);
+            }
+            Op::WriteZeroes { .. } | Op::Discard { .. } | Op::Flush => part.fill(0),
+        }
+        Next::Go(Step::BlockWrite(len as u32))
+    }
+
+    fn cut_short(&self, work: &Work) -> Error {
+        Error::new(
+            ErrorKind::Io,
+            format!(
+                "the data of {} ends at {}: was the file truncated?",
+                self.volume.name, work.at
+            ),
+        )
+    }
+
+    fn failed(&self, work: &Work, result: i32) -> Next {
+        let what = match work.op {
+            Op::Read { .. } => "reading",
+            Op::Write { .. } => "writing",
+            Op::Flush => "flushing",
+            Op::Discard { .. } => "discarding",
+            Op::WriteZeroes { .. } => "zeroing",
+        };
+        Next::Done(Err(Error::os(
+            std::io::Error::from_raw_os_error(result.wrapping_neg()),
+            format!("{what} {} at {}", self.volume.name, work.at),
+        )))
+    }
+
+    /// Whether a durable answer must be refused; see [`FileVolume::broken`].
+    fn refuse_durability(&self, op: &Op, result: &mut Result<()>) {
+        let durable = match op {
+            Op::Flush => true,
+            Op::Write { fua, .. } | Op::WriteZeroes { fua, .. } => *fua,
+            Op::Read { .. } | Op::Discard { .. } => false,
+        };
+        if durable && result.is_ok() && self.volume.broken.load(Ordering::Acquire) {
+            *result = Err(Error::new(
+                ErrorKind::Io,
+                format!(
+                    "a flush of {} failed before, so what was written may be lost",
+                    self.volume.name
+                ),
+            ));
+        }
+    }
+
+    /// Moves entries into the ring as far as it has room.
+    fn fill_ring(&mut self) {
+        if let Some(mail) = &mut self.mailbox {
+            if !mail.armed {
+                mail.armed = true;
+                let fd = Fd(mail.mailbox.signal().as_raw_fd());
+                let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32)
+                    .build()
+                    .user_data(MAILBOX_MARK);
+                self.unsent.push_front(entry);
+            }
+        }
+        let mut submission = self.ring.submission();
+        while let Some(entry) = self.unsent.pop_front() {
+            // SAFETY: The entry's memory lives in a slot or the volume, and by
+            // the invariants stays there untouched until its completion; its
+            // file is kept open by `self.volume` or `self.mailbox`.
+            if unsafe { submission.push(&entry) }.is_err() {
+                self.unsent.push_front(entry);
+                break;
+            }
+        }
+    }
+
+    /// Handles the completions that the ring has.
+    fn collect(&mut self) {
+        loop {
+            let Some(entry) = self.ring.completion().next() else {
+                break;
+            };
+            if entry.user_data() == MAILBOX_MARK {
+                if let Some(mail) = &mut self.mailbox {
+                    mail.armed = false;
+                    mail.mailbox.take(&mut self.granted);
+                }
+                while let Some(slot) = self.granted.pop() {
+                    if let Some(work) = self.slots[slot as usize].take() {
+                        self.proceed(slot, work);
+                    }
+                }
+                continue;
+            }
+            // The mark is the slot's number, as given in `take`.
+            let slot = entry.user_data() as u32;
+            let Some(mut work) = self.slots.get_mut(slot as usize).and_then(Option::take) else {
+                tracing::error!(volume = %self.volume.name, slot, "a completion without a request");
+                continue;
+            };
+            self.in_ring -= 1;
+            let mut next = self.after(&mut work, entry.result());
+            if let Next::Done(result) = &mut next {
+                self.refuse_durability(&work.op, result);
+            }
+            self.take(slot, work, next);
+        }
+        while !self.backlog.is_empty() {
+            let Some(slot) = self.free.pop() else { break };
+            if let Some(request) = self.backlog.pop_front() {
+                self.begin(slot, request);
+            }
+        }
+    }
+}
+
+/// The address of the block of `work`, which `next_piece` has provided.
+fn block_address(work: &Work) -> *mut u8 {
+    work.block
+        .as_ref()
+        .map_or(std::ptr::null_mut(), Buffer::address)
+}
+
+impl Queue for FileQueue {
+    fn submit(&mut self, request: Request) {
+        match self.free.pop() {
+            Some(slot) => self.begin(slot, request),
+            None => self.backlog.push_back(request),
+        }
+    }
+
+    fn kick(&mut self) {
+        while !self.unsent.is_empty() || self.mailbox.as_ref().is_some_and(|mail| !mail.armed) {
+            self.fill_ring();
+            match self.ring.submit() {
+                Ok(_) => {}
+                // Too much is on its way; it goes on with the next `kick`,
+                // which follows the completions that make room.
+                Err(error)
+                    if matches!(
+                        error.raw_os_error(),
+                        Some(libc::EBUSY | libc::EAGAIN | libc::EINTR)
+                    ) =>
+                {
+                    break;
+                }
+                Err(error) => {
+                    tracing::error!(volume = %self.volume.name, %error, "io_uring does not take requests");
+                    break;
+                }
+            }
+        }
+    }
+
+    fn reap(&mut self, completions: &mut Vec<Completion>) {
+        self.collect();
+        // What the completions made possible: next steps, and the backlog.
+        self.kick();
+        completions.append(&mut self.done);
+    }
+
+    fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        // SAFETY: The ring keeps its file open as long as it lives, and the
+        // result borrows `self`, which owns it.
+        Some(unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) })
+    }
+
+    fn in_flight(&self) -> usize {
+        self.slots.len() - self.free.len() + self.backlog.len() + self.done.len()
+    }
+}
+
+impl Drop for FileQueue {
+    fn drop(&mut self) {
+        // The invariants: the kernel must have let go of the memory.
+        self.backlog.clear();
+        while self.free.len() < self.slots.len() {
+            self.kick();
+            if let Err(error) = self.ring.submit_and_wait(1) {
+                if error.raw_os_error() != Some(libc::EINTR) {
+                    // Leaking is safe, freeing is not.
+                    tracing::error!(volume = %self.volume.name, %error, "cannot wait for requests");
+                    for work in self.slots.drain(..).flatten() {
+                        std::mem::forget(work);
+                    }
+                    std::mem::forget(Arc::clone(&self.volume));
+                    break;
+                }
+            }
+            self.collect();
+        }
+        self.volume.queues.fetch_sub(1, Ordering::AcqRel);
+    }
+}

@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+//! An open volume of the file engine: what its queues share.
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, RawFd};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use neonsan_api::VolumeName;
+use rustix::fs::{fallocate, FallocateFlags};
+
+use super::data_len;
+use super::locks::RangeLocks;
+use super::meta::Meta;
+use super::probe::Storage;
+use super::queue::FileQueue;
+use crate::interface::check_size;
+use crate::{Buffer, Error, ErrorKind, Limits, Queue, Result, Volume, VolumeStat, BUFFER_ALIGN};
+
+/// Longest read or write.
+const MAX_IO_BYTES: u32 = 1 << 20;
+
+/// Longest discard and write-zeroes where the file system does them itself.
+const MAX_FALLOCATE_BYTES: u32 = 1 << 30;
+
+/// Longest write-zeroes that has to be written out.
+const MAX_WRITTEN_ZEROES_BYTES: u32 = 16 << 20;
+
+/// Piece in which zeroes are written out.
+pub(super) const ZERO_PIECE_BYTES: usize = 256 * 1024;
+
+/// An open volume.
+///
+/// # Invariants
+///
+/// * `data` is locked by `flock` as long as it is open (see [`super`]).
+/// * `data` is `data_len(size_bytes)` long at least, and reads as zeroes from
+///   `size_bytes` to there: a volume that grows must not show old bytes.
+pub(super) struct FileVolume {
+    pub(super) name: VolumeName,
+    dir: PathBuf,
+    data: File,
+    pub(super) storage: Arc<Storage>,
+    /// What the volume is, but for its size. Owned by `resize`, which holds
+    /// the lock while it writes `meta`.
+    meta: Mutex<Meta>,
+    pub(super) logical_block_size: u32,
+    /// Read by every request; written by `resize` under `meta`.
+    size_bytes: AtomicU64,
+    /// Queues there are.
+    pub(super) queues: AtomicUsize,
+    /// Present if the volume's blocks are smaller than the storage's.
+    pub(super) locks: Option<RangeLocks>,
+    /// Zeroes for those file systems which cannot make them.
+    pub(super) zeroes: Buffer,
+    /// A flush has failed. The kernel tells of lost data once; who asks again
+    /// would hear that all is well. So nothing is durable from then on until
+    /// the volume has been opened again, which changes the boot id.
+    pub(super) broken: AtomicBool,
+}
+
+impl FileVolume {
+    /// Checks and mends the data file: `data` is open and locked.
+    pub(super) fn open(
+        name: &VolumeName,
+        dir: PathBuf,
+        data: File,
+        meta: Meta,
+        storage: Arc<Storage>,
+    ) -> Result<Self> {
+        let context = |e| Error::os(e, format!("cannot prepare the data of {name}"));
+        let len = data.metadata().map_err(context)?.len();
+        let expected = data_len(meta.size_bytes);
+        if len < expected {
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                format!(
+                    "the volume {name} is damaged: {} has {len} bytes where {expected} should be \
+                     (was it truncated or not copied whole?)",
+                    dir.join("data").display()
+                ),
+            ));
+        }
+        if len > expected {
+            // A resize which a crash interrupted. What is too much is nothing
+            // that was ever promised.
+            data.set_len(expected).map_err(context)?;
+        }
+        let volume = Self {
+            name: name.clone(),
+            dir,
+            data,
+            logical_block_size: meta.logical_block_size,
+            size_bytes: AtomicU64::new(meta.size_bytes),
+            meta: Mutex::new(meta),
+            queues: AtomicUsize::new(0),
+            locks: (storage.block_bytes > meta.logical_block_size).then(RangeLocks::default),
+            storage,
+            zeroes: Buffer::zeroed(ZERO_PIECE_BYTES)?,
+            broken: AtomicBool::new(false),
+        };
+        volume.zero_tail(meta.size_bytes)?;
+        Ok(volume)
+    }
+
+    pub(super) fn fd(&self) -> RawFd {
+        self.data.as_raw_fd()
+    }
+
+    pub(super) fn size_bytes(&self) -> u64 {
+        self.size_bytes.load(Ordering::Acquire)
+    }
+
+    /// Makes the bytes between the end of the volume and the end of its file
+    /// zeroes. Only while there are no queues.
+    fn zero_tail(&self, size_bytes: u64) -> Result<()> {
+        let tail = data_len(size_bytes) - size_bytes;
+        if tail == 0 {
+            return Ok(());
+        }
+        let context = |e| Error::os(e, format!("cannot prepare the end of {}", self.name));
+        if self.storage.punch_hole {
+            return fallocate(
+                &self.data,
+                FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+                size_bytes,
+                tail,
+            )
+            .map_err(context);
+        }
+        // The last block of the file, by hand.
+        let start = data_len(size_bytes) - BUFFER_ALIGN as u64;
+        let mut block = Buffer::zeroed(BUFFER_ALIGN)?;
+        let read = rustix::io::pread(&self.data, &mut block[..], start).map_err(context)?;
+        let written = {
+            block[(size_bytes - start) as usize..].fill(0);
+            rustix::io::pwrite(&self.data, &block[..], start).map_err(context)?
+        };
+        if read != BUFFER_ALIGN || written != BUFFER_ALIGN {
+            return Err(Error::new(
+                ErrorKind::Io,
+                format!("the last block of {} could not be prepared", self.name),
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl Volume for FileVolume {
+    fn stat(&self) -> VolumeStat {
+        let meta = *self.meta.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.data.metadata() {
+            Ok(data) => meta.stat(&data),
+            Err(error) => {
+                // Nothing but a broken kernel fails here; the rest is right.
+                tracing::warn!(volume = %self.name, %error, "cannot stat the data");
+                VolumeStat {
+                    id: meta.id,
+                    size_bytes: meta.size_bytes,
+                    logical_block_size: meta.logical_block_size,
+                    physical_block_size: meta.physical_block_size,
+                    created_unix_s: meta.created_unix_s,
+                    allocated_bytes: 0,
+                }
+            }
+        }
+    }
+
+    fn limits(&self) -> Limits {
+        let storage = &self.storage;
+        let logical = self.logical_block_size;
+        let fallocated_zeroes = storage.punch_hole || storage.zero_range;
+        let (atomic_min, atomic_max) = storage.atomic_bytes;
+        let atomic_max = if self.locks.is_none() && atomic_max >= logical {
+            atomic_max.min(MAX_IO_BYTES)
+        } else {
+            0
+        };
+        Limits {
+            volatile_cache: true,
+            fua: true,
+            max_io_bytes: MAX_IO_BYTES,
+            io_min_bytes: storage.block_bytes.max(logical),
+            io_opt_bytes: storage.fs_block_bytes.max(64 * 1024),
+            discard_granularity: if storage.punch_hole {
+                storage.fs_block_bytes.next_power_of_two().max(logical)
+            } else {
+                0
+            },
+            max_discard_bytes: if storage.punch_hole {
+                MAX_FALLOCATE_BYTES
+            } else {
+                0
+            },
+            max_write_zeroes_bytes: if fallocated_zeroes {
+                MAX_FALLOCATE_BYTES
+            } else {
+                MAX_WRITTEN_ZEROES_BYTES
+            },
+            atomic_min_bytes: if atomic_max > 0 {
+                atomic_min.max(logical)
+            } else {
+                0
+            },
+            atomic_max_bytes: atomic_max,
+            rotational: storage.rotational,
+        }
+    }
+
+    fn resize(&self, size_bytes: u64) -> Result<()> {
+        check_size(size_bytes, self.logical_block_size)?;
+        let context = |e| Error::os(e, format!("cannot resize {}", self.name));
+        let mut meta = self.meta.lock().unwrap_or_else(PoisonError::into_inner);
+        let resized = Meta {
+            size_bytes,
+            ..*meta
+        };
+        if size_bytes >= meta.size_bytes {
+            // The file first: a longer file than the volume is harmless.
+            self.data.set_len(data_len(size_bytes)).map_err(context)?;
+            self.data.sync_all().map_err(context)?;
+            resized.store(&self.dir)?;
+        } else {
+            if self.queues.load(Ordering::Acquire) > 0 {
+                return Err(Error::new(
+                    ErrorKind::Busy,
+                    format!(
+                        "the volume {} is in use and cannot be made smaller",
+                        self.name
+                    ),
+                ));
+            }
+            resized.store(&self.dir)?;
+            self.data.set_len(data_len(size_bytes)).map_err(context)?;
+            self.zero_tail(size_bytes)?;
+            self.data.sync_all().map_err(context)?;
+        }
+        *meta = resized;
+        self.size_bytes.store(size_bytes, Ordering::Release);
+        Ok(())
+    }
+
+    fn queue(self: Arc<Self>, depth: u32) -> Result<Box<dyn Queue>> {
+        Ok(Box::new(FileQueue::new(self, depth)?))
+    }
+}

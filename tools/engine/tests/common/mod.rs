@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+//! What the tests of engines share.
+#![allow(clippy::unwrap_used, dead_code)]
+
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::time::Duration;
+
+use neonsan_api::VolumeName;
+use neonsan_engine::file::{FileEngine, FileOptions};
+use neonsan_engine::mem::{MemEngine, MemOptions};
+use neonsan_engine::{Buffer, Engine, Error, Op, Queue, Request, VolumeSpec};
+use rustix::event::{poll, PollFd, PollFlags, Timespec};
+
+/// An engine to be tested, and what it is called in messages.
+pub struct Subject {
+    pub label: &'static str,
+    pub engine: Box<dyn Engine>,
+    /// Removed last.
+    _dir: Option<tempfile::TempDir>,
+}
+
+pub fn volume_name(name: &str) -> VolumeName {
+    name.parse().unwrap()
+}
+
+pub fn spec(size_bytes: u64, logical_block_size: u32) -> VolumeSpec {
+    VolumeSpec {
+        size_bytes,
+        logical_block_size,
+        physical_block_size: None,
+    }
+}
+
+pub fn file_options(root: &Path) -> FileOptions {
+    FileOptions {
+        root: root.to_owned(),
+        buffered: false,
+        min_block_bytes: 512,
+        lock_wait: Duration::from_millis(100),
+    }
+}
+
+/// Every engine in every way it can work here.
+pub fn engines() -> Vec<Subject> {
+    let mut subjects = vec![Subject {
+        label: "mem",
+        engine: Box::new(MemEngine::new(MemOptions {
+            capacity_bytes: 1 << 30,
+            volatile_cache: true,
+        })),
+        _dir: None,
+    }];
+    let mut file = |label, parent: &str, change: fn(&mut FileOptions)| {
+        let dir = tempfile::Builder::new()
+            .prefix("neonsan-engine-")
+            .tempdir_in(parent)
+            .unwrap();
+        let mut options = file_options(dir.path());
+        change(&mut options);
+        subjects.push(Subject {
+            label,
+            engine: Box::new(FileEngine::open(options).unwrap()),
+            _dir: Some(dir),
+        });
+    };
+    let target = env!("CARGO_TARGET_TMPDIR");
+    file("file", target, |_| {});
+    file("file with 4096-byte blocks", target, |o| {
+        o.min_block_bytes = 4096;
+    });
+    file("file through the page cache", target, |o| o.buffered = true);
+    if Path::new("/dev/shm").is_dir() {
+        file("file on tmpfs", "/dev/shm", |_| {});
+    }
+    subjects
+}
+
+/// Runs operations together; results in the order of the operations.
+pub fn run_all(queue: &mut dyn Queue, ops: Vec<Op>) -> Vec<Result<Option<Buffer>, Error>> {
+    let count = ops.len();
+    let mut results: Vec<_> = (0..count).map(|_| None).collect();
+    for (token, op) in ops.into_iter().enumerate() {
+        queue.submit(Request {
+            token: token as u64,
+            op,
+        });
+    }
+    queue.kick();
+    let mut completions = Vec::new();
+    let mut done = 0;
+    while done < count {
+        queue.reap(&mut completions);
+        for completion in completions.drain(..) {
+            let place = &mut results[completion.token as usize];
+            assert!(place.is_none(), "completed twice");
+            *place = Some(completion.result.map(|()| completion.buffer));
+            done += 1;
+        }
+        if done < count {
+            let fd = queue
+                .event_fd()
+                .expect("no completion and nothing to wait for");
+            let timeout = Timespec {
+                tv_sec: 20,
+                tv_nsec: 0,
+            };
+            let mut fds = [PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)];
+            assert!(
+                poll(&mut fds, Some(&timeout)).unwrap() > 0,
+                "a request hangs"
+            );
+        }
+    }
+    results.into_iter().map(Option::unwrap).collect()
+}
+
+/// Runs one operation.
+pub fn run(queue: &mut dyn Queue, op: Op) -> Result<Option<Buffer>, Error> {
+    run_all(queue, vec![op]).remove(0)
+}

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+//! What only the file engine promises: damage is noticed, a full disk is
+//! told, a crash leaves nothing half made.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::Command;
+
+use common::{file_options, run, spec, volume_name};
+use neonsan_engine::file::FileEngine;
+use neonsan_engine::{Buffer, Engine, ErrorKind, Op};
+
+fn directory() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
+fn open(root: &Path) -> FileEngine {
+    FileEngine::open(file_options(root)).unwrap()
+}
+
+#[test]
+fn a_volume_outlives_the_engine() {
+    let dir = directory();
+    let name = volume_name("p/v");
+    let made = {
+        let engine = open(dir.path());
+        let made = engine.create(&name, &spec(1 << 20, 512)).unwrap();
+        let mut queue = engine.open(&name).unwrap().queue(1).unwrap();
+        let mut buffer = Buffer::zeroed(4096).unwrap();
+        buffer.fill(3);
+        let op = Op::Write {
+            offset: 8192,
+            buffer,
+            fua: true,
+            atomic: false,
+        };
+        run(&mut *queue, op).unwrap();
+        made
+    };
+    let engine = open(dir.path());
+    assert_eq!(engine.stat(&name).unwrap().id, made.id);
+    let mut queue = engine.open(&name).unwrap().queue(1).unwrap();
+    let op = Op::Read {
+        offset: 8192,
+        buffer: Buffer::zeroed(4096).unwrap(),
+    };
+    let data = run(&mut *queue, op).unwrap().unwrap();
+    assert!(data.iter().all(|&b| b == 3));
+}
+
+#[test]
+fn truncated_data_is_refused_with_both_sizes() {
+    let dir = directory();
+    let name = volume_name("p/v");
+    let engine = open(dir.path());
+    engine.create(&name, &spec(1 << 20, 512)).unwrap();
+    let data = dir.path().join("p/v/data");
+    File::options()
+        .write(true)
+        .open(&data)
+        .unwrap()
+        .set_len(4096)
+        .unwrap();
+    let error = engine.open(&name).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    let text = error.to_string();
+    assert!(text.contains("4096") && text.contains("1048576"), "{text}");
+    fs::remove_file(&data).unwrap();
+    assert_eq!(engine.open(&name).err().unwrap().kind(), ErrorKind::Corrupt);
+    assert_eq!(engine.stat(&name).unwrap_err().kind(), ErrorKind::Corrupt);
+    assert_eq!(
+        engine.list().unwrap(),
+        std::slice::from_ref(&name),
+        "still listed"
+    );
+    engine.delete(&name).unwrap();
+    assert_eq!(engine.list().unwrap(), []);
+}
+
+#[test]
+fn a_changed_description_is_refused() {
+    let dir = directory();
+    let name = volume_name("p/v");
+    let engine = open(dir.path());
+    engine.create(&name, &spec(1 << 20, 512)).unwrap();
+    let meta = dir.path().join("p/v/meta");
+    let mut bytes = fs::read(&meta).unwrap();
+    bytes[33] ^= 1;
+    fs::write(&meta, bytes).unwrap();
+    let error = engine.open(&name).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    assert!(error.to_string().contains("checksum"), "{error}");
+}
+
+#[test]
+fn an_interrupted_resize_is_put_right() {
+    let dir = directory();
+    let name = volume_name("p/v");
+    let engine = open(dir.path());
+    engine.create(&name, &spec(8192, 512)).unwrap();
+    // The crash came after the file grew and before the description did.
+    let data = dir.path().join("p/v/data");
+    File::options()
+        .write(true)
+        .open(&data)
+        .unwrap()
+        .set_len(1 << 20)
+        .unwrap();
+    let volume = engine.open(&name).unwrap();
+    assert_eq!(volume.stat().size_bytes, 8192);
+    assert_eq!(fs::metadata(&data).unwrap().len(), 8192);
+}
+
+#[test]
+fn what_a_crash_left_half_made_is_cleared_away() {
+    let dir = directory();
+    let name = volume_name("p/v");
+    open(dir.path()).create(&name, &spec(8192, 512)).unwrap();
+    for leftover in ["p/.create-0123", "p/.delete-4567"] {
+        fs::create_dir(dir.path().join(leftover)).unwrap();
+        fs::write(dir.path().join(leftover).join("data"), b"x").unwrap();
+    }
+    let engine = open(dir.path());
+    assert_eq!(engine.list().unwrap(), [name]);
+    assert_eq!(fs::read_dir(dir.path().join("p")).unwrap().count(), 1);
+}
+
+#[test]
+fn a_directory_serves_one_engine_at_a_time() {
+    let dir = directory();
+    let first = open(dir.path());
+    let error = FileEngine::open(file_options(dir.path())).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Busy);
+    assert!(error.to_string().contains("another process"), "{error}");
+    drop(first);
+    open(dir.path());
+}
+
+#[test]
+fn a_full_disk_is_told_as_such() {
+    let dir = directory();
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=2M", "none"])
+        .arg(dir.path())
+        .status()
+        .is_ok_and(|status| status.success());
+    if !mounted {
+        eprintln!("SKIP a_full_disk_is_told_as_such: mounting a tmpfs is not allowed here");
+        return;
+    }
+    let result = std::panic::catch_unwind(|| {
+        let name = volume_name("p/v");
+        let engine = open(&dir.path().join("root"));
+        engine.create(&name, &spec(64 << 20, 512)).unwrap();
+        let mut queue = engine.open(&name).unwrap().queue(4).unwrap();
+        let mut last = None;
+        for i in 0..64u64 {
+            let op = Op::Write {
+                offset: i << 20,
+                buffer: Buffer::zeroed(1 << 20).unwrap(),
+                fua: false,
+                atomic: false,
+            };
+            if let Err(error) = run(&mut *queue, op) {
+                last = Some(error);
+                break;
+            }
+        }
+        let error = last.expect("64 MiB do not fit into 2");
+        assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
+        // Reading goes on, and so does writing after a discard.
+        let op = Op::Discard {
+            offset: 0,
+            len: 1 << 20,
+        };
+        run(&mut *queue, op).unwrap();
+        let op = Op::Write {
+            offset: 0,
+            buffer: Buffer::zeroed(4096).unwrap(),
+            fua: true,
+            atomic: false,
+        };
+        run(&mut *queue, op).unwrap();
+    });
+    let unmounted = Command::new("umount").arg(dir.path()).status().unwrap();
+    assert!(unmounted.success());
+    if let Err(panic) = result {
+        std::panic::resume_unwind(panic);
+    }
+}
