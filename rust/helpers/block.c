@@ -70,6 +70,11 @@ void neonsan_helper_queue_limits_cancel_update(struct request_queue *q)
 	queue_limits_cancel_update(q);
 }
 
+size_t neonsan_helper_iov_iter_count(const struct iov_iter *iter)
+{
+	return iov_iter_count(iter);
+}
+
 /* An iterator over what is left of one bio, for copying from or to its pages. */
 void neonsan_helper_iov_iter_bio(struct iov_iter *iter, unsigned int direction, struct bio *bio)
 {

@@ -100,6 +100,13 @@ int neonsan_helper_sk_err(const struct sock *sk)
 	return READ_ONCE(sk->sk_err);
 }
 
+void neonsan_helper_sock_abort(struct sock *sk)
+{
+	lock_sock(sk);
+	sk->sk_prot->disconnect(sk, 0);
+	release_sock(sk);
+}
+
 bool neonsan_helper_sendpages_ok(struct page *page, size_t len, size_t offset)
 {
 	return sendpages_ok(page, len, offset);

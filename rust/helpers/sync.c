@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
 #include <linux/bottom_half.h>
+#include <linux/jiffies.h>
 #include <linux/llist.h>
 
 bool neonsan_helper_llist_add(struct llist_node *node, struct llist_head *head)
@@ -29,4 +30,9 @@ void neonsan_helper_local_bh_disable(void)
 void neonsan_helper_local_bh_enable(void)
 {
 	local_bh_enable();
+}
+
+u64 neonsan_helper_jiffies_ms(void)
+{
+	return jiffies64_to_msecs(get_jiffies_64());
 }

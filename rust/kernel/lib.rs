@@ -10,4 +10,13 @@
 #[allow(dead_code)]
 const __LOG_PREFIX: &[u8] = b"neonsan\0";
 
+pub mod block;
+pub mod clock;
+pub mod debugfs;
+pub mod genetlink;
+pub mod mm;
+pub mod net;
+pub mod random;
+pub mod skbuff;
 pub mod trace;
+pub mod workqueue;

@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Disks.
+//!
+//! C header: `include/linux/blkdev.h` (`struct gendisk`).
+
+use super::{Operations, QueueLimits, TagSet};
+use kernel::{
+    error::{from_err_ptr, to_result},
+    prelude::*,
+    sync::Arc,
+    types::{ForeignOwnable, ScopeGuard},
+};
+use neonsan_bindings as bindings;
+
+/// Settles what a disk is before it is added.
+pub struct GenDiskBuilder {
+    limits: QueueLimits,
+    capacity_sectors: u64,
+    read_only: bool,
+}
+
+/// `Send` and `Sync` stand-in: the table holds only constant addresses.
+struct Fops(bindings::block_device_operations);
+// SAFETY: The table is constant.
+unsafe impl Sync for Fops {}
+
+/// The disk operations: all that is not done by requests is the block layer's default. While a
+/// disk is open, this module cannot be removed.
+static FOPS: Fops = Fops(bindings::block_device_operations {
+    owner: &raw mut kernel::bindings::__this_module as *mut bindings::module,
+    ..pin_init::zeroed()
+});
+
+impl GenDiskBuilder {
+    /// A disk of this size with these limits.
+    pub fn new(limits: QueueLimits, capacity_sectors: u64) -> Self {
+        GenDiskBuilder {
+            limits,
+            capacity_sectors,
+            read_only: false,
+        }
+    }
+
+    /// Whether writes are refused by the block layer.
+    pub fn read_only(mut self, read_only: bool) -> Self {
+        self.read_only = read_only;
+        self
+    }
+
+    /// Makes the disk, without showing it to anyone yet. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if the limits make no sense or the name is too long; `ENOMEM`.
+    pub fn build<T: Operations>(
+        self,
+        name: &CStr,
+        tag_set: Arc<TagSet<T>>,
+        queue_data: T::QueueData,
+    ) -> Result<GenDisk<T>> {
+        let data = ScopeGuard::new_with_data(queue_data.into_foreign(), |data| {
+            // SAFETY: It comes from `into_foreign` and no disk was made.
+            drop(unsafe { T::QueueData::from_foreign(data) });
+        });
+        let mut lim: bindings::queue_limits = pin_init::zeroed();
+        self.limits.apply(&mut lim);
+        // SAFETY: The tag set is valid; the lock class key is static.
+        let disk = from_err_ptr(unsafe {
+            bindings::__blk_mq_alloc_disk(
+                tag_set.as_raw(),
+                &mut lim,
+                *data,
+                kernel::static_lock_class!().as_ptr(),
+            )
+        })?;
+        data.dismiss();
+        // INVARIANT: The disk was just made, with `data` as its queue's data.
+        let this = GenDisk {
+            disk,
+            added: false,
+            _tag_set: tag_set,
+        };
+        let name = name.to_bytes_with_nul();
+        // SAFETY: The disk is not added yet, so nobody else uses it.
+        unsafe {
+            let slot = (*disk).disk_name.get_mut(..name.len()).ok_or(EINVAL)?;
+            for (to, from) in slot.iter_mut().zip(name) {
+                *to = *from as _;
+            }
+            (*disk).fops = &FOPS.0;
+            bindings::set_capacity(disk, self.capacity_sectors);
+            bindings::set_disk_ro(disk, self.read_only);
+        }
+        Ok(this)
+    }
+}
+
+/// A disk, shown to the world after [`GenDisk::add`].
+///
+/// Dropping it takes it away: what is written but not yet sent is sent first, unless the disk was
+/// marked dead, and opened files get errors from then on. May sleep, for as long as requests are
+/// in flight.
+///
+/// # Invariants
+///
+/// `disk` comes from `__blk_mq_alloc_disk` with a queue data of `T`; it is added if `added`.
+pub struct GenDisk<T: Operations> {
+    disk: *mut bindings::gendisk,
+    added: bool,
+    _tag_set: Arc<TagSet<T>>,
+}
+
+// SAFETY: The block layer synchronises what can be done with a disk.
+unsafe impl<T: Operations> Send for GenDisk<T> {}
+// SAFETY: As above.
+unsafe impl<T: Operations> Sync for GenDisk<T> {}
+
+impl<T: Operations> GenDisk<T> {
+    /// Shows the disk to the world. Its partitions are read at once, so requests must work. May
+    /// sleep.
+    pub fn add(&mut self) -> Result {
+        if self.added {
+            return Err(EBUSY);
+        }
+        // SAFETY: By the type's invariants the disk is complete and not added yet.
+        to_result(unsafe {
+            bindings::device_add_disk(
+                core::ptr::null_mut(),
+                self.disk,
+                core::ptr::null_mut(),
+            )
+        })?;
+        // INVARIANT: It is added.
+        self.added = true;
+        Ok(())
+    }
+
+    fn queue(&self) -> *mut bindings::request_queue {
+        // SAFETY: By the type's invariants; a disk keeps its queue.
+        unsafe { (*self.disk).queue }
+    }
+
+    /// How many times the disk and its partitions are open now. Only a hint unless opening is
+    /// prevented.
+    pub fn openers(&self) -> u32 {
+        // SAFETY: By the type's invariants.
+        unsafe { bindings::disk_openers(self.disk) }
+    }
+
+    /// The size in sectors of 512 bytes.
+    pub fn capacity_sectors(&self) -> u64 {
+        // SAFETY: By the type's invariants.
+        unsafe { bindings::get_capacity(self.disk) }
+    }
+
+    /// Changes the size and tells user space. May sleep.
+    pub fn set_capacity_and_notify(&self, sectors: u64) {
+        // SAFETY: By the type's invariants.
+        unsafe { bindings::set_capacity_and_notify(self.disk, sectors) };
+    }
+
+    /// Changes the limits of the live queue: waits for the requests in flight. May sleep.
+    pub fn set_limits(&self, limits: &QueueLimits) -> Result {
+        // SAFETY: By the type's invariants; start and commit are paired and hold the lock between.
+        unsafe {
+            let mut lim = bindings::queue_limits_start_update(self.queue());
+            limits.apply(&mut lim);
+            to_result(bindings::queue_limits_commit_update_frozen(
+                self.queue(),
+                &mut lim,
+            ))
+        }
+    }
+
+    /// From now on every new request fails, and removal does not try to write anything back.
+    /// May sleep.
+    pub fn mark_dead(&self) {
+        // SAFETY: By the type's invariants.
+        unsafe { bindings::blk_mark_disk_dead(self.disk) };
+    }
+
+    /// Runs the hardware queues that wait for something. Any context.
+    pub fn run_hw_queues(&self) {
+        // SAFETY: By the type's invariants.
+        unsafe { bindings::blk_mq_run_hw_queues(self.queue(), true) };
+    }
+}
+
+impl<T: Operations> Drop for GenDisk<T> {
+    fn drop(&mut self) {
+        // SAFETY: By the type's invariants. After `del_gendisk` no request runs, so nothing
+        // borrows the queue's data any more; `put_disk` gives up our reference to the disk.
+        unsafe {
+            let data = (*self.queue()).queuedata;
+            if self.added {
+                bindings::del_gendisk(self.disk);
+            }
+            bindings::put_disk(self.disk);
+            drop(T::QueueData::from_foreign(data));
+        }
+    }
+}

@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a driver implements, and the C table made of it.
+//!
+//! C header: `include/linux/blk-mq.h` (`struct blk_mq_ops`).
+
+use super::{request::RequestDataWrapper, OwnedRequest, Request};
+use core::{convert::Infallible, marker::PhantomData, ptr::NonNull};
+use kernel::{
+    error::from_result,
+    prelude::*,
+    types::ForeignOwnable, //
+};
+use neonsan_bindings as bindings;
+
+/// What `T` gives when it is borrowed.
+pub(super) type ForeignBorrowed<'a, T> = <T as ForeignOwnable>::Borrowed<'a>;
+
+/// What to do about a request that takes too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TimeoutAction {
+    /// The driver has ended it, or will very soon.
+    Done,
+    /// Let it run for another period.
+    ResetTimer,
+}
+
+/// A driver of a multi-queue block device.
+///
+/// Requests are not refused here: the driver owns each one it is given, and ends it with an error
+/// if that is what must happen.
+pub trait Operations: Sized + 'static {
+    /// Data beside each request. Made when the tag set is, dropped with it.
+    type RequestData: Sync + Send;
+
+    /// Data of the device's queue.
+    type QueueData: ForeignOwnable + Sync + Send;
+
+    /// Data of each hardware queue.
+    type HwData: ForeignOwnable + Sync + Send;
+
+    /// Data of the tag set, from which the hardware queues' data is made.
+    type TagSetData: ForeignOwnable + Sync + Send;
+
+    /// Initialises the data beside one request.
+    fn new_request_data(
+        tag_set_data: ForeignBorrowed<'_, Self::TagSetData>,
+    ) -> impl PinInit<Self::RequestData, Infallible>;
+
+    /// Makes the data of the hardware queue with this index.
+    fn init_hctx(
+        tag_set_data: ForeignBorrowed<'_, Self::TagSetData>,
+        index: u32,
+    ) -> Result<Self::HwData>;
+
+    /// A request to carry out. With `is_last` false more follow at once, and either the last of
+    /// them or [`Operations::commit_rqs`] says that it is time to send. May sleep if the tag set
+    /// says [`Flags::BLOCKING`](super::Flags::BLOCKING).
+    fn queue_rq(
+        hw_data: ForeignBorrowed<'_, Self::HwData>,
+        queue_data: ForeignBorrowed<'_, Self::QueueData>,
+        rq: OwnedRequest<Self>,
+        is_last: bool,
+    );
+
+    /// No more requests follow for now, though the last one did not say so.
+    fn commit_rqs(
+        hw_data: ForeignBorrowed<'_, Self::HwData>,
+        queue_data: ForeignBorrowed<'_, Self::QueueData>,
+    );
+
+    /// The request with `tag` of this hardware queue was started longer ago than the tag set's
+    /// timeout. It may end while this runs; a driver that wants it must find it in its own books.
+    /// Process context.
+    fn timeout(
+        hw_data: ForeignBorrowed<'_, Self::HwData>,
+        queue_data: ForeignBorrowed<'_, Self::QueueData>,
+        tag: u16,
+    ) -> TimeoutAction;
+}
+
+/// The C table of a driver.
+pub(super) struct OperationsVTable<T: Operations>(PhantomData<T>);
+
+impl<T: Operations> OperationsVTable<T> {
+    const VTABLE: bindings::blk_mq_ops = bindings::blk_mq_ops {
+        queue_rq: Some(Self::queue_rq_callback),
+        commit_rqs: Some(Self::commit_rqs_callback),
+        timeout: Some(Self::timeout_callback),
+        init_hctx: Some(Self::init_hctx_callback),
+        exit_hctx: Some(Self::exit_hctx_callback),
+        init_request: Some(Self::init_request_callback),
+        exit_request: Some(Self::exit_request_callback),
+        ..pin_init::zeroed()
+    };
+
+    pub(super) const fn build() -> &'static bindings::blk_mq_ops {
+        &Self::VTABLE
+    }
+
+    /// # Safety
+    ///
+    /// Between `init_hctx_callback` and `exit_hctx_callback` of `hctx`, and while its disk lives.
+    unsafe fn borrow<'a>(
+        hctx: *mut bindings::blk_mq_hw_ctx,
+    ) -> (ForeignBorrowed<'a, T::HwData>, ForeignBorrowed<'a, T::QueueData>) {
+        // SAFETY: `init_hctx_callback` has set `driver_data`, `GenDiskBuilder::build` the queue's
+        // data; both are freed only after the queue is frozen and gone.
+        unsafe {
+            (
+                T::HwData::borrow((*hctx).driver_data),
+                T::QueueData::borrow((*(*hctx).queue).queuedata),
+            )
+        }
+    }
+
+    /// # Safety
+    ///
+    /// Called by blk-mq only.
+    unsafe extern "C" fn queue_rq_callback(
+        hctx: *mut bindings::blk_mq_hw_ctx,
+        bd: *const bindings::blk_mq_queue_data,
+    ) -> bindings::blk_status_t {
+        // SAFETY: blk-mq passes valid pointers and gives the request to the driver.
+        let (rq, is_last) = unsafe { ((*bd).rq, (*bd).last) };
+        // SAFETY: As above; the queue is live.
+        unsafe {
+            let (hw_data, queue_data) = Self::borrow(hctx);
+            let rq = OwnedRequest::<T>::start(NonNull::new_unchecked(rq));
+            T::queue_rq(hw_data, queue_data, rq, is_last);
+        }
+        bindings::BLK_STS_OK
+    }
+
+    /// # Safety
+    ///
+    /// Called by blk-mq only.
+    unsafe extern "C" fn commit_rqs_callback(hctx: *mut bindings::blk_mq_hw_ctx) {
+        // SAFETY: The queue is live.
+        let (hw_data, queue_data) = unsafe { Self::borrow(hctx) };
+        T::commit_rqs(hw_data, queue_data);
+    }
+
+    /// # Safety
+    ///
+    /// Called by blk-mq only.
+    unsafe extern "C" fn timeout_callback(
+        rq: *mut bindings::request,
+    ) -> bindings::blk_eh_timer_return {
+        // SAFETY: blk-mq holds a reference of its own, so the `struct request` and its hardware
+        // queue are valid, though the driver may be ending the request.
+        let ((hw_data, queue_data), tag) =
+            unsafe { (Self::borrow((*rq).mq_hctx), (*rq).tag as u16) };
+        match T::timeout(hw_data, queue_data, tag) {
+            TimeoutAction::Done => bindings::blk_eh_timer_return_BLK_EH_DONE,
+            TimeoutAction::ResetTimer => bindings::blk_eh_timer_return_BLK_EH_RESET_TIMER,
+        }
+    }
+
+    /// # Safety
+    ///
+    /// Called by blk-mq only; `tag_set_data` is the tag set's `driver_data`.
+    unsafe extern "C" fn init_hctx_callback(
+        hctx: *mut bindings::blk_mq_hw_ctx,
+        tag_set_data: *mut c_void,
+        index: c_uint,
+    ) -> c_int {
+        from_result(|| {
+            // SAFETY: `TagSet::new` has set it.
+            let tag_set_data = unsafe { T::TagSetData::borrow(tag_set_data) };
+            let data = T::init_hctx(tag_set_data, index)?;
+            // SAFETY: `hctx` is being made, nobody else uses it.
+            unsafe { (*hctx).driver_data = data.into_foreign() };
+            Ok(0)
+        })
+    }
+
+    /// # Safety
+    ///
+    /// Called by blk-mq only, once after `init_hctx_callback`.
+    unsafe extern "C" fn exit_hctx_callback(hctx: *mut bindings::blk_mq_hw_ctx, _index: c_uint) {
+        // SAFETY: `init_hctx_callback` has set it; no request runs any more.
+        drop(unsafe { T::HwData::from_foreign((*hctx).driver_data) });
+    }
+
+    /// # Safety
+    ///
+    /// Called by blk-mq only; `set` is that of a `TagSet<T>`.
+    unsafe extern "C" fn init_request_callback(
+        set: *mut bindings::blk_mq_tag_set,
+        rq: *mut bindings::request,
+        _index: c_uint,
+        _numa_node: c_int,
+    ) -> c_int {
+        from_result(|| {
+            // SAFETY: `TagSet::new` has set it.
+            let tag_set_data = unsafe { T::TagSetData::borrow((*set).driver_data) };
+            // SAFETY: The tag set's `cmd_size` makes room for the wrapper behind the request.
+            unsafe {
+                RequestDataWrapper::<T>::init(
+                    Request::<T>::wrapper_ptr(rq),
+                    T::new_request_data(tag_set_data),
+                );
+            }
+            Ok(0)
+        })
+    }
+
+    /// # Safety
+    ///
+    /// Called by blk-mq only, once after `init_request_callback`.
+    unsafe extern "C" fn exit_request_callback(
+        _set: *mut bindings::blk_mq_tag_set,
+        rq: *mut bindings::request,
+        _index: c_uint,
+    ) {
+        // SAFETY: `init_request_callback` has initialised it, and the request is idle.
+        unsafe { core::ptr::drop_in_place(Request::<T>::wrapper_ptr(rq)) };
+    }
+}

@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A TCP connection whose data is handed to the driver as it arrives.
+//!
+//! C headers: `include/net/sock.h` (`sk_data_ready` and its siblings), `include/net/tcp.h`
+//! (`tcp_read_sock`).
+//!
+//! # Locks
+//!
+//! 1. The socket's lock: a spin lock for soft interrupts, a sleeping one for processes.
+//! 2. `sk_callback_lock`, for reading while a callback runs, for writing while callbacks change.
+//!
+//! Callbacks run with the socket's lock held and take the second. [`Attached::stop`] takes the
+//! second, lets go of it, and then takes the first.
+
+use super::TcpSocket;
+use crate::skbuff::SkBuff;
+use core::{cell::UnsafeCell, marker::PhantomPinned, ops::Deref};
+use kernel::{
+    prelude::*,
+    sync::Arc,
+    types::ScopeGuard, //
+};
+use neonsan_bindings as bindings;
+
+/// Where a connection is, as far as the driver cares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketState {
+    /// Both directions work.
+    Established,
+    /// The far side has ended its direction.
+    PeerClosed,
+    /// It is over.
+    Closed,
+}
+
+/// What is done with an [`Attached`] connection. Everything may be called in soft interrupts, with
+/// the socket's lock held: nothing may sleep, and no call on the socket is allowed but those that
+/// are handed in.
+pub trait Callbacks: Send + Sync + 'static {
+    /// The state of the receiving side. Whoever holds the socket's lock owns it.
+    type Receive: Send;
+
+    /// `len` bytes at `offset` of `skb` have arrived. Returns how many were taken; fewer than
+    /// `len` stops the run, and the rest is offered again at the next one.
+    fn receive(&self, rx: &mut Self::Receive, skb: &SkBuff, offset: usize, len: usize) -> usize;
+
+    /// A run of [`Callbacks::receive`] is over: nothing more is there for now.
+    fn receive_done(&self, rx: &mut Self::Receive);
+
+    /// There is data, but the socket is in use: call [`Attached::read`] from a process.
+    fn read_later(&self);
+
+    /// There is room to send again.
+    fn write_space(&self);
+
+    /// The connection has changed its state.
+    fn state_change(&self, state: SocketState);
+}
+
+/// The callbacks that a socket had before.
+#[derive(Clone, Copy)]
+struct Saved {
+    data_ready: Option<unsafe extern "C" fn(*mut bindings::sock)>,
+    state_change: Option<unsafe extern "C" fn(*mut bindings::sock)>,
+    write_space: Option<unsafe extern "C" fn(*mut bindings::sock)>,
+}
+
+/// A connection with its callbacks installed.
+///
+/// # Invariants
+///
+/// - While the callbacks are installed, `sk_user_data` of the socket is the address of this value,
+///   afterwards null; [`Attached::stop`] takes them off before the value is dropped.
+/// - `rx` is used only with the socket's lock held. It is `None` from [`Attached::stop`] on.
+#[pin_data(PinnedDrop)]
+pub struct Attached<C: Callbacks> {
+    socket: Arc<TcpSocket>,
+    callbacks: Arc<C>,
+    saved: Saved,
+    rx: UnsafeCell<Option<C::Receive>>,
+    #[pin]
+    _pin: PhantomPinned,
+}
+
+// SAFETY: `rx` is protected by the socket's lock, the rest is constant.
+unsafe impl<C: Callbacks> Send for Attached<C> {}
+// SAFETY: As above.
+unsafe impl<C: Callbacks> Sync for Attached<C> {}
+
+/// One run of receiving: what [`recv_actor`] needs.
+struct Run<'a, C: Callbacks> {
+    callbacks: &'a C,
+    rx: &'a mut C::Receive,
+}
+
+impl<C: Callbacks> Attached<C> {
+    /// Installs the callbacks. Data that is there already is not announced: call
+    /// [`Attached::read`] once. May sleep.
+    pub fn new(socket: Arc<TcpSocket>, callbacks: Arc<C>, rx: C::Receive) -> Result<Arc<Self>> {
+        let sk = socket.sk();
+        // SAFETY: Nobody changes the callbacks of our socket but us.
+        let saved = unsafe {
+            if !(*sk).sk_user_data.is_null() {
+                return Err(EBUSY);
+            }
+            Saved {
+                data_ready: (*sk).sk_data_ready,
+                state_change: (*sk).sk_state_change,
+                write_space: (*sk).sk_write_space,
+            }
+        };
+        let this = Arc::pin_init(
+            pin_init!(Attached {
+                socket,
+                callbacks,
+                saved,
+                rx: UnsafeCell::new(Some(rx)),
+                _pin: PhantomPinned,
+            }),
+            GFP_KERNEL,
+        )?;
+        // INVARIANT: The address of the value does not change inside the `Arc`.
+        // SAFETY: The socket is valid; its callback lock protects these fields.
+        unsafe {
+            bindings::write_lock_callbacks(sk);
+            (*sk).sk_user_data = Arc::as_ptr(&this).cast_mut().cast();
+            (*sk).sk_data_ready = Some(Self::data_ready);
+            (*sk).sk_state_change = Some(Self::state_change);
+            (*sk).sk_write_space = Some(Self::write_space);
+            bindings::write_unlock_callbacks(sk);
+        }
+        Ok(this)
+    }
+
+    /// The socket, for sending.
+    pub fn socket(&self) -> &TcpSocket {
+        &self.socket
+    }
+
+    /// Receives what is there, after [`Callbacks::read_later`]. May sleep.
+    pub fn read(&self) {
+        let sk = self.socket.sk();
+        // SAFETY: The socket is valid.
+        unsafe { bindings::lock_sock(sk) };
+        let unlock = ScopeGuard::new(|| {
+            // SAFETY: Locked above.
+            unsafe { bindings::release_sock(sk) };
+        });
+        // SAFETY: The socket's lock is held.
+        unsafe { self.run() };
+        drop(unlock);
+    }
+
+    /// Takes the callbacks off and waits until none of them runs. Returns the state of the
+    /// receiving side, the first time. May sleep, but not for the network.
+    pub fn stop(&self) -> Option<C::Receive> {
+        let sk = self.socket.sk();
+        // SAFETY: The socket is valid. Taking the callback lock for writing waits for callbacks
+        // that run, and none begins afterwards. Then its own lock makes `rx` ours.
+        unsafe {
+            bindings::write_lock_callbacks(sk);
+            (*sk).sk_user_data = core::ptr::null_mut();
+            (*sk).sk_data_ready = self.saved.data_ready;
+            (*sk).sk_state_change = self.saved.state_change;
+            (*sk).sk_write_space = self.saved.write_space;
+            bindings::write_unlock_callbacks(sk);
+            bindings::lock_sock(sk);
+            let rx = (*self.rx.get()).take();
+            bindings::release_sock(sk);
+            rx
+        }
+    }
+
+    /// Hands everything that is there to the driver.
+    ///
+    /// # Safety
+    ///
+    /// The caller must hold the socket's lock.
+    unsafe fn run(&self) {
+        // SAFETY: By the caller's promise and the type's invariants.
+        let Some(rx) = (unsafe { &mut *self.rx.get() }) else {
+            return;
+        };
+        let mut run = Run {
+            callbacks: self.callbacks.deref(),
+            rx,
+        };
+        let mut desc: bindings::read_descriptor_t = pin_init::zeroed();
+        desc.count = 1;
+        desc.arg.data = (&raw mut run).cast();
+        // SAFETY: The socket is locked; the actor gets `run` back, which outlives the call.
+        unsafe { bindings::tcp_read_sock(self.socket.sk(), &mut desc, Some(recv_actor::<C>)) };
+        run.callbacks.receive_done(run.rx);
+    }
+
+    /// Calls `f` with the value that belongs to a socket, if the callbacks are still installed.
+    ///
+    /// # Safety
+    ///
+    /// Called from a callback of `sk`.
+    unsafe fn with(sk: *mut bindings::sock, f: impl FnOnce(&Self)) {
+        // SAFETY: `sk` is valid in its callbacks. While the callback lock is held for reading, the
+        // user data is either ours or null, and `stop` waits for us.
+        unsafe {
+            bindings::read_lock_callbacks(sk);
+            if let Some(this) = (*sk).sk_user_data.cast::<Self>().as_ref() {
+                f(this);
+            }
+            bindings::read_unlock_callbacks(sk);
+        }
+    }
+
+    /// # Safety
+    ///
+    /// Called by the network with the lock of `sk` held.
+    unsafe extern "C" fn data_ready(sk: *mut bindings::sock) {
+        // SAFETY: This is a callback of `sk`.
+        unsafe {
+            Self::with(sk, |this| {
+                // The lock is held by this soft interrupt, unless a process has it and is
+                // catching up with what came meanwhile. It may be sending for us, so it must not
+                // be kept.
+                if bindings::sock_owned_by_user_nocheck(sk) {
+                    this.callbacks.read_later();
+                } else {
+                    this.run();
+                }
+            })
+        }
+    }
+
+    /// # Safety
+    ///
+    /// Called by the network with the lock of `sk` held.
+    unsafe extern "C" fn state_change(sk: *mut bindings::sock) {
+        // SAFETY: This is a callback of `sk`.
+        unsafe {
+            Self::with(sk, |this| {
+                let state = match bindings::sk_state(sk) as u32 {
+                    bindings::TCP_ESTABLISHED => SocketState::Established,
+                    bindings::TCP_CLOSE_WAIT => SocketState::PeerClosed,
+                    _ => SocketState::Closed,
+                };
+                this.callbacks.state_change(state);
+            })
+        }
+    }
+
+    /// # Safety
+    ///
+    /// Called by the network.
+    unsafe extern "C" fn write_space(sk: *mut bindings::sock) {
+        // SAFETY: This is a callback of `sk`.
+        unsafe {
+            Self::with(sk, |this| {
+                if bindings::sk_stream_is_writeable(sk) {
+                    bindings::clear_sock_nospace(sk);
+                    this.callbacks.write_space();
+                }
+            })
+        }
+    }
+}
+
+/// # Safety
+///
+/// Called by `tcp_read_sock` from [`Attached::run`] of the same `C`.
+unsafe extern "C" fn recv_actor<C: Callbacks>(
+    desc: *mut bindings::read_descriptor_t,
+    skb: *mut bindings::sk_buff,
+    offset: c_uint,
+    len: usize,
+) -> c_int {
+    // SAFETY: `run` has put its `Run` there.
+    let run = unsafe { &mut *(*desc).arg.data.cast::<Run<'_, C>>() };
+    // SAFETY: The packet is valid during the call.
+    let skb = unsafe { SkBuff::from_raw(skb) };
+    let taken = run.callbacks.receive(run.rx, skb, offset as usize, len).min(len);
+    // A packet is far shorter than 2 GiB.
+    taken as c_int
+}
+
+#[pinned_drop]
+impl<C: Callbacks> PinnedDrop for Attached<C> {
+    fn drop(self: Pin<&mut Self>) {
+        drop(self.stop());
+    }
+}

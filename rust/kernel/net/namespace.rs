@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Network namespaces.
+//!
+//! C header: `include/net/net_namespace.h`.
+
+use core::ptr::NonNull;
+use neonsan_bindings as bindings;
+
+/// A reference to a network namespace.
+///
+/// # Invariants
+///
+/// Owns a reference to the `struct net`.
+pub struct Net(NonNull<bindings::net>);
+
+// SAFETY: Namespaces are reference counted and may be used from any thread.
+unsafe impl Send for Net {}
+// SAFETY: As above.
+unsafe impl Sync for Net {}
+
+impl Net {
+    /// The namespace of the calling process. Process context.
+    pub fn current() -> Self {
+        // SAFETY: A running process has a namespace; the call takes a reference.
+        let net = unsafe { bindings::get_current_net() };
+        // SAFETY: It is never null.
+        // INVARIANT: The reference was just taken.
+        Net(unsafe { NonNull::new_unchecked(net) })
+    }
+
+    pub(super) fn as_raw(&self) -> *mut bindings::net {
+        self.0.as_ptr()
+    }
+}
+
+impl Clone for Net {
+    fn clone(&self) -> Self {
+        // SAFETY: By the type's invariants.
+        unsafe { bindings::get_net(self.as_raw()) };
+        // INVARIANT: The reference was just taken.
+        Net(self.0)
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        // SAFETY: By the type's invariants.
+        unsafe { bindings::put_net(self.as_raw()) };
+    }
+}
