@@ -11,8 +11,11 @@ use zerocopy_derive::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 /// The size of either hello on the wire.
 pub const HELLO_BYTES: usize = 64;
 
-const CLIENT_MAGIC: [u8; 8] = *b"NEONSANc";
-const SERVER_MAGIC: [u8; 8] = *b"NEONSANs";
+/// How many bytes at the start of a hello tell a peer from a stranger.
+pub const MAGIC_BYTES: usize = 8;
+
+const CLIENT_MAGIC: [u8; MAGIC_BYTES] = *b"NEONSANc";
+const SERVER_MAGIC: [u8; MAGIC_BYTES] = *b"NEONSANs";
 
 /// Why the first bytes of a peer are no hello.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +31,7 @@ pub enum HelloError {
 }
 
 /// Names what the first bytes are if they are not `expected`.
-fn check_magic(magic: &[u8; 8], expected: &[u8; 8]) -> Result<(), HelloError> {
+fn check_magic(magic: &[u8; MAGIC_BYTES], expected: &[u8; MAGIC_BYTES]) -> Result<(), HelloError> {
     if magic == expected {
         Ok(())
     } else if magic == &CLIENT_MAGIC || magic == &SERVER_MAGIC {
@@ -52,11 +55,20 @@ fn product_field(product: &str) -> [u8; 32] {
     field
 }
 
-/// The readable part of a zero-filled field; empty if it is not UTF-8.
+/// The readable part of a zero-filled field; empty if it is no [plain text](plain_text).
 pub(crate) fn text_of(field: &[u8]) -> &str {
     let end = field.iter().position(|&b| b == 0).unwrap_or(field.len());
     let (text, _) = field.split_at(end);
-    core::str::from_utf8(text).unwrap_or("")
+    plain_text(text)
+}
+
+/// Text of a peer that may go to logs and terminals as it is: UTF-8 without control characters,
+/// which could forge log lines or steer a terminal. Anything else reads as empty.
+pub(crate) fn plain_text(bytes: &[u8]) -> &str {
+    match core::str::from_utf8(bytes) {
+        Ok(text) if !text.chars().any(char::is_control) => text,
+        _ => "",
+    }
 }
 
 /// What a client says first.
@@ -104,6 +116,11 @@ impl ClientHello {
         let (hello, _) = Self::read_from_prefix(bytes).map_err(|_| HelloError::Short)?;
         check_magic(&hello.magic, &CLIENT_MAGIC)?;
         Ok(hello)
+    }
+
+    /// Whether the first bytes of a peer begin a client's hello.
+    pub fn check_magic(magic: &[u8; MAGIC_BYTES]) -> Result<(), HelloError> {
+        check_magic(magic, &CLIENT_MAGIC)
     }
 
     /// The lowest and the highest version that the client speaks.
@@ -193,6 +210,11 @@ impl ServerHello {
         let (hello, _) = Self::read_from_prefix(bytes).map_err(|_| HelloError::Short)?;
         check_magic(&hello.magic, &SERVER_MAGIC)?;
         Ok(hello)
+    }
+
+    /// Whether the first bytes of a peer begin a node's hello.
+    pub fn check_magic(magic: &[u8; MAGIC_BYTES]) -> Result<(), HelloError> {
+        check_magic(magic, &SERVER_MAGIC)
     }
 
     /// The version that the node chose; zero in a refusal.

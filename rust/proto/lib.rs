@@ -28,7 +28,7 @@ mod status;
 pub use features::{Capabilities, Features, OpenFlags, RequestFlags};
 pub use geometry::{Geometry, GeometryError, GEOMETRY_BYTES};
 pub use header::{EventKind, Header, Kind, HEADER_BYTES};
-pub use hello::{ClientHello, HelloError, ServerHello, HELLO_BYTES};
+pub use hello::{ClientHello, HelloError, ServerHello, HELLO_BYTES, MAGIC_BYTES};
 pub use name::{NameError, VolumeName, MAX_VOLUME_NAME_BYTES};
 pub use open::{
     Mode, NodeAddress, OpenReply, OpenRequest, Refusal, HOST_NAME_BYTES, NODE_ADDRESS_BYTES,

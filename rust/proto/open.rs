@@ -2,7 +2,7 @@
 
 //! Opening a volume: what a client asks, and what a node answers.
 
-use crate::hello::text_of;
+use crate::hello::{plain_text, text_of};
 use crate::open_enum::open_enum;
 use crate::{
     Geometry, NameError, OpenFlags, VolumeName, MAX_REFUSAL_TEXT_BYTES, MAX_VOLUME_NAME_BYTES,
@@ -253,7 +253,7 @@ const _: () = assert!(core::mem::size_of::<Refusal>() == REFUSAL_BYTES);
 
 impl Refusal {
     /// Reads a refusal and its text; `None` if `bytes` is too short. A text that is too long, cut
-    /// short or not UTF-8 reads as empty.
+    /// short, not UTF-8 or with control characters in it reads as empty.
     pub fn parse(bytes: &[u8]) -> Option<(Self, &str)> {
         let (refusal, rest) = Self::read_from_prefix(bytes).ok()?;
         let len = usize::from(refusal.text_len.get());
@@ -262,10 +262,6 @@ impl Refusal {
         } else {
             None
         };
-        Some((
-            refusal,
-            text.and_then(|t| core::str::from_utf8(t).ok())
-                .unwrap_or(""),
-        ))
+        Some((refusal, plain_text(text.unwrap_or_default())))
     }
 }

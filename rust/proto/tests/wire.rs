@@ -211,7 +211,8 @@ fn geometry_is_checked_field_by_field() {
     atomic.atomic_unit_max_bytes = 65536.into();
     assert_eq!(atomic.check(), Ok(()));
 
-    let cases: &[(&str, fn(&mut Geometry))] = &[
+    type Break = fn(&mut Geometry);
+    let cases: &[(&str, Break)] = &[
         ("logical block size", |g| g.logical_block_size = 0.into()),
         ("logical block size", |g| g.logical_block_size = 768.into()),
         ("logical block size", |g| g.logical_block_size = 8192.into()),
