@@ -12,10 +12,10 @@
 use super::session::ConnectKind;
 use crate::CloseCause;
 use neonsan_proto::{
-    ClientHello, Crc32c, Features, Geometry, Header, Kind, Mode, NodeAddress, OpenFlags, OpenReply,
-    OpenRequest, Refusal, ServerHello, Status, VolumeName, HEADER_BYTES, HELLO_BYTES, MAX_DEPTH,
-    MAX_NODES, MAX_REFUSAL_TEXT_BYTES, NODE_ADDRESS_BYTES, OPEN_REPLY_BYTES, OPEN_REQUEST_BYTES,
-    REFUSAL_BYTES,
+    Capabilities, ClientHello, Crc32c, Features, Geometry, Header, Kind, Mode, NodeAddress,
+    OpenFlags, OpenReply, OpenRequest, Refusal, ServerHello, Status, VolumeName, HEADER_BYTES,
+    HELLO_BYTES, MAGIC_BYTES, MAX_DEPTH, MAX_NODES, MAX_REFUSAL_TEXT_BYTES, NODE_ADDRESS_BYTES,
+    OPEN_REPLY_BYTES, OPEN_REQUEST_BYTES, REFUSAL_BYTES,
 };
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
@@ -35,7 +35,8 @@ pub struct Identity<'a> {
     pub volume: VolumeName<'a>,
     /// Who else may have it open.
     pub mode: Mode,
-    /// Take it from the host that holds it.
+    /// Take it from the host that holds it. Only heeded until the session was usable once: a
+    /// session that was fenced must not fence back.
     pub force: bool,
     /// Identity of the session; random, not zero.
     pub session_id: [u8; 16],
@@ -120,7 +121,9 @@ impl Handshake {
         request.host_id = identity.host_id;
         request.mode = identity.mode.to_wire();
         let (generation, connection, epoch) = match kind {
-            ConnectKind::Open { generation, epoch } => (generation, 0, epoch),
+            ConnectKind::Open {
+                generation, epoch, ..
+            } => (generation, 0, epoch),
             ConnectKind::Join {
                 generation,
                 connection,
@@ -130,7 +133,7 @@ impl Handshake {
         request.generation = generation.0.into();
         request.connection = connection.into();
         request.epoch = epoch.into();
-        if identity.force && matches!(kind, ConnectKind::Open { .. }) {
+        if identity.force && matches!(kind, ConnectKind::Open { promote: false, .. }) {
             request.flags = OpenFlags::FORCE.0;
         }
         Handshake {
@@ -200,6 +203,10 @@ impl Handshake {
     pub fn received(&mut self, n: usize) -> Result<Progress, CloseCause> {
         let wanted = self.wanted_len();
         self.at = self.at.saturating_add(n).min(wanted);
+        // Strangers are told apart by their first bytes: many say less than a whole hello.
+        if self.state == State::AwaitHello && self.at >= MAGIC_BYTES {
+            self.check_stranger()?;
+        }
         if wanted == 0 || self.at < wanted {
             return Ok(self.progress());
         }
@@ -224,6 +231,14 @@ impl Handshake {
         } else {
             Progress::Pending
         }
+    }
+
+    fn check_stranger(&mut self) -> Result<(), CloseCause> {
+        let magic = self.input.first_chunk().unwrap_or(&[0; MAGIC_BYTES]);
+        ServerHello::check_magic(magic).map_err(|error| {
+            self.state = State::Failed;
+            CloseCause::NotNeonsan(error)
+        })
     }
 
     fn on_hello(&mut self) -> Result<(), CloseCause> {
@@ -392,10 +407,33 @@ pub fn check_same_volume(before: &OpenReply, now: &OpenReply) -> Result<(), Clos
         return Err(CloseCause::VolumeChanged("logical block size"));
     }
     if new.max_io_bytes.get() < old.max_io_bytes.get() {
-        return Err(CloseCause::BadGeometry("longest I/O size (smaller than before)"));
+        return Err(CloseCause::BadGeometry(
+            "longest I/O size (smaller than before)",
+        ));
     }
     if now.max_depth.get() < before.max_depth.get() {
-        return Err(CloseCause::BadGeometry("number of requests in flight (smaller than before)"));
+        return Err(CloseCause::BadGeometry(
+            "number of requests in flight (smaller than before)",
+        ));
+    }
+    if now.max_inflight_bytes.get() < before.max_inflight_bytes.get() {
+        return Err(CloseCause::BadGeometry(
+            "number of bytes in flight (smaller than before)",
+        ));
+    }
+    // A host that was told of no cache sends no FLUSH; one that was told of FUA relies on it.
+    let (had, has) = (old.capabilities(), new.capabilities());
+    if has.difference(had).contains(Capabilities::VOLATILE_CACHE) {
+        return Err(CloseCause::BadGeometry(
+            "write cache (there was none before)",
+        ));
+    }
+    let relied_on = Capabilities::FUA
+        .union(Capabilities::DISCARD)
+        .union(Capabilities::WRITE_ZEROES)
+        .union(Capabilities::ATOMIC);
+    if !has.contains(had.intersection(relied_on)) {
+        return Err(CloseCause::BadGeometry("ability (fewer than before)"));
     }
     Ok(())
 }

@@ -67,6 +67,8 @@ pub enum ConnectKind {
         generation: Generation,
         /// How often this connection was made.
         epoch: u64,
+        /// The device was usable before: the volume is only to be had back, never to be taken.
+        promote: bool,
     },
     /// Add a connection to the session, or replace one.
     Join {
@@ -365,8 +367,8 @@ impl Session {
 
     /// The handshake of a connection succeeded. `max_connections` is what the node allows.
     ///
-    /// Returns false if the machine does not want the connection any more (its deadline has
-    /// passed): the caller closes the socket.
+    /// Returns false if the machine does not want the connection (its deadline has passed, or the
+    /// node now allows fewer connections than the device has): the caller closes the socket.
     pub fn on_opened(&mut self, connection: u16, max_connections: u16, now: Instant) -> bool {
         let state = self.state;
         let wanted = usize::from(self.config.connections.max(1));
@@ -376,10 +378,19 @@ impl Session {
         if !matches!(c.state, ConnectionState::Connecting { .. }) {
             return false;
         }
+        let opening = state == SessionState::Opening;
+        if opening && self.was_usable && usize::from(max_connections) < self.count {
+            // The queues of the device stay: one without a connection would hang for ever.
+            let cause = CloseCause::BadGeometry("number of connections (smaller than before)");
+            self.on_connect_failed(connection, cause, now);
+            return false;
+        }
+        let Some(c) = self.get(connection) else {
+            return false;
+        };
         c.enter(ConnectionState::Live, now);
         c.heard_at = now;
         c.pinged_at = None;
-        c.backoff.reset();
         c.due_resume = true;
         match state {
             SessionState::Opening => {
@@ -390,6 +401,10 @@ impl Session {
                     self.count = wanted.min(allowed).min(MAX_CONNECTIONS);
                 }
                 for other in 1..self.count {
+                    // The node is there: how often it was not does not matter any more.
+                    if let Some(c) = self.connections.get_mut(other) {
+                        c.backoff.reset();
+                    }
                     self.schedule(other, now);
                 }
             }
@@ -522,6 +537,7 @@ impl Session {
     /// The device is detached: every connection is stopped, and nothing else happens any more.
     pub fn close(&mut self, now: Instant) {
         self.state = SessionState::Closed;
+        self.lost_since = None;
         self.due_notice = None;
         self.due_fail = None;
         self.stop_all(CloseCause::Detached, now);
@@ -555,6 +571,7 @@ impl Session {
     fn start_due(&mut self, now: Instant) {
         let connect_ms = u64::from(self.config.timeouts.connect_ms);
         let state = self.state;
+        let promote = self.was_usable;
         let mut generation = self.generation;
         for (i, c) in self.active_mut().iter_mut().enumerate() {
             let ConnectionState::Idle { retry_at: Some(at) } = c.state else {
@@ -567,7 +584,11 @@ impl Session {
             let kind = match state {
                 SessionState::Opening if i == 0 => {
                     generation = generation.next();
-                    ConnectKind::Open { generation, epoch }
+                    ConnectKind::Open {
+                        generation,
+                        epoch,
+                        promote,
+                    }
                 }
                 SessionState::Live => ConnectKind::Join {
                     generation,
@@ -590,8 +611,14 @@ impl Session {
 
     /// Live → Stopping.
     fn stop(&mut self, connection: usize, cause: CloseCause, now: Instant) {
+        let max_delay_ms = self.config.timeouts.reconnect_delay_max_ms;
         if let Some(c) = self.active_mut().get_mut(connection) {
             if c.state == ConnectionState::Live {
+                // Only a connection that held deserves a new try at once: a node that accepts
+                // and then fails each time would be tried without a pause.
+                if now.since_ms(c.since) >= u64::from(max_delay_ms) {
+                    c.backoff.reset();
+                }
                 c.enter(ConnectionState::Stopping, now);
                 c.last_cause = Some(cause);
                 c.due_stop = Some(cause);
@@ -707,14 +734,8 @@ impl Session {
                 ConnectionState::Idle { .. } | ConnectionState::Stopping => {}
             }
         }
-        if let Some(since) = self.lost_since {
-            let loss = u64::from(timeouts.loss_ms);
-            let lost_for_good = loss != 0 && now.since_ms(since) >= loss;
-            let at_rest = self
-                .active()
-                .iter()
-                .all(|c| !matches!(c.state, ConnectionState::Live | ConnectionState::Stopping));
-            if lost_for_good && at_rest && !self.failing {
+        if let Some(at) = self.loss_deadline() {
+            if at <= now {
                 let cause = self
                     .active()
                     .first()
@@ -725,6 +746,22 @@ impl Session {
             }
         }
         self.start_due(now);
+    }
+
+    /// When requests begin to fail since nothing came back; `None` while nothing is lost, while
+    /// requests may still be touched, and once they fail.
+    fn loss_deadline(&self) -> Option<Instant> {
+        let untouched = self
+            .active()
+            .iter()
+            .all(|c| !matches!(c.state, ConnectionState::Live | ConnectionState::Stopping));
+        let trying = match self.state {
+            SessionState::Opening | SessionState::Live | SessionState::Reopening => true,
+            SessionState::Failed(_) | SessionState::Closed => false,
+        };
+        let loss_ms = u64::from(self.config.timeouts.loss_ms);
+        let since = self.lost_since?;
+        (loss_ms != 0 && trying && untouched && !self.failing).then(|| since.after_ms(loss_ms))
     }
 
     /// When [`Session::handle_timeout`] is to be called next at the latest; `None`: not before
@@ -739,16 +776,12 @@ impl Session {
                 Some(ping.min(c.heard_at.after_ms(patience)))
             }
             ConnectionState::Idle { retry_at } => retry_at,
-            ConnectionState::Connecting { deadline } => Some(deadline),
+            // Once the action was polled the deadline is the caller's: to wake up for it here
+            // would be to wake up again and again until the caller has reported.
+            ConnectionState::Connecting { deadline } => c.due_connect.map(|_| deadline),
             ConnectionState::Stopping => None,
         });
-        let loss = match self.lost_since {
-            Some(since) if timeouts.loss_ms != 0 && !self.failing => {
-                Some(since.after_ms(u64::from(timeouts.loss_ms)))
-            }
-            _ => None,
-        };
-        connections.chain(loss).min()
+        connections.chain(self.loss_deadline()).min()
     }
 
     /// The next thing to do; `None` when there is nothing.

@@ -308,6 +308,10 @@ impl<S: Deref<Target = [Slot]>> SlotTable<S> {
         }
         match word.state {
             SlotState::InFlight => {}
+            // No request has ever had generation zero (until it wraps: then it was a duplicate).
+            SlotState::Free if word.generation == 0 && word.kind == 0 => {
+                return Err(CloseCause::UnknownCookie)
+            }
             SlotState::Free | SlotState::Receiving => return Err(CloseCause::DuplicateReply),
             SlotState::Queued | SlotState::Parked => return Err(CloseCause::UnknownCookie),
         }

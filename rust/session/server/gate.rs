@@ -21,6 +21,10 @@
 //!                     └──────── on_drained (it was closed) ──────── 2 Active
 //! ```
 //!
+//! A session that ended without being released may come back with writes to send again. It may
+//! have the volume again only if nobody that it conflicts with had it since: otherwise those
+//! writes are older than what is stored, and the answer is `Fenced`, for ever.
+//!
 //! The gate is not on the I/O path: a connection that was admitted works without asking again,
 //! until it is told to stop.
 
@@ -150,7 +154,21 @@ pub struct Gate {
     connections: Vec<Connection>,
     /// Highest epoch seen of each connection of each session: (session, index, epoch).
     epochs: Vec<([u8; 16], u16, u64)>,
+    /// Sessions that are gone without having been released; the oldest first.
+    departed: Vec<Departed>,
 }
+
+/// A session that may come back with requests to send again.
+#[derive(Clone, Copy, Debug)]
+struct Departed {
+    id: [u8; 16],
+    mode: Mode,
+    /// Somebody else had the volume since: what it would send again is older than that.
+    fenced: bool,
+}
+
+/// How many departed sessions a gate remembers.
+const MAX_DEPARTED: usize = 1024;
 
 impl Gate {
     /// A gate that nobody has passed.
@@ -160,6 +178,7 @@ impl Gate {
             sessions: Vec::new(),
             connections: Vec::new(),
             epochs: Vec::new(),
+            departed: Vec::new(),
         }
     }
 
@@ -275,6 +294,9 @@ impl Gate {
             }
             return Ok(());
         }
+        if self.departed.iter().any(|d| d.id == id && d.fenced) {
+            return Err(RefuseReason::new(Status::Fenced));
+        }
         let staying = self
             .sessions
             .iter()
@@ -284,6 +306,10 @@ impl Gate {
             return Err(RefuseReason::new(Status::TooManySessions));
         }
         self.make_way(request)?;
+        self.departed.retain(|d| d.id != id);
+        for departed in self.departed.iter_mut() {
+            departed.fenced |= conflicts(departed.mode, request.mode());
+        }
         self.sessions.push(Session {
             id,
             host_id: request.host_id,
@@ -387,7 +413,25 @@ impl Gate {
         if let Some(session) = self.session_mut(id) {
             session.over = true;
         }
+        if cause != CloseCause::Released {
+            self.depart(*id, cause == CloseCause::Fenced);
+        }
         self.sweep();
+    }
+
+    /// Remembers a session that may come back.
+    fn depart(&mut self, id: [u8; 16], fenced: bool) {
+        let Some(mode) = self.sessions.iter().find(|s| s.id == id).map(|s| s.mode) else {
+            return;
+        };
+        if let Some(known) = self.departed.iter_mut().find(|d| d.id == id) {
+            known.fenced |= fenced;
+            return;
+        }
+        if self.departed.len() >= MAX_DEPARTED {
+            self.departed.remove(0);
+        }
+        self.departed.push(Departed { id, mode, fenced });
     }
 
     /// The client ended its session in order: the volume is free when its requests are out.
@@ -475,12 +519,19 @@ impl Gate {
     /// Ends sessions that lingered long enough. Waiting connections are timed out by
     /// [`Gate::poll_action`].
     pub fn handle_timeout(&mut self, now: Instant) {
-        for session in self.sessions.iter_mut() {
-            if let Some(since) = session.empty_since {
-                if now.since_ms(since) >= self.config.linger_ms {
-                    session.over = true;
-                }
-            }
+        let linger_ms = self.config.linger_ms;
+        let lingered_out: Vec<[u8; 16]> = self
+            .sessions
+            .iter()
+            .filter(|s| {
+                !s.over
+                    && s.empty_since
+                        .is_some_and(|at| now.since_ms(at) >= linger_ms)
+            })
+            .map(|s| s.id)
+            .collect();
+        for id in lingered_out {
+            self.end_session(&id, CloseCause::HeartbeatTimeout);
         }
         self.sweep();
     }
@@ -493,7 +544,7 @@ impl Gate {
             let Some(cause) = c.due.take() else { continue };
             match c.state {
                 State::Waiting { .. } => {
-                    refused = Some(at);
+                    refused = Some((at, refusal_of(cause)));
                     break;
                 }
                 State::Active | State::Revoked => {
@@ -502,8 +553,8 @@ impl Gate {
                 }
             }
         }
-        if let Some(at) = refused {
-            return Some(self.refuse_waiting(at, Status::StaleGeneration, 0, now));
+        if let Some((at, status)) = refused {
+            return Some(self.refuse_waiting(at, status, 0, now));
         }
         for at in 0..self.connections.len() {
             let Some(c) = self.connections.get(at).copied() else {
@@ -571,6 +622,16 @@ fn conflicts(one: Mode, other: Mode) -> bool {
         (Mode::ReadOnly, _) | (_, Mode::ReadOnly) => false,
         (Mode::Shared, Mode::Shared) => false,
         (Mode::Exclusive | Mode::Shared | Mode::Unknown(_), _) => true,
+    }
+}
+
+/// What a connection that was displaced before it was let in is told.
+fn refusal_of(cause: CloseCause) -> Status {
+    match cause {
+        CloseCause::Fenced => Status::Fenced,
+        CloseCause::GoingAway => Status::GoingAway,
+        CloseCause::Released => Status::UnknownSession,
+        _ => Status::StaleGeneration,
     }
 }
 

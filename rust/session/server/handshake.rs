@@ -14,7 +14,7 @@ use crate::CloseCause;
 use alloc::vec::Vec;
 use neonsan_proto::{
     ClientHello, Crc32c, Features, Header, Kind, NodeAddress, OpenReply, OpenRequest, Refusal,
-    ServerHello, Status, HEADER_BYTES, HELLO_BYTES, MAX_NODES, MAX_REFUSAL_TEXT_BYTES,
+    ServerHello, Status, HEADER_BYTES, HELLO_BYTES, MAGIC_BYTES, MAX_NODES, MAX_REFUSAL_TEXT_BYTES,
     OPEN_REQUEST_BYTES,
 };
 use zerocopy::{FromBytes as _, IntoBytes as _};
@@ -138,7 +138,7 @@ impl Handshake {
         let wanted = self.wanted_len();
         self.at = self.at.saturating_add(n).min(wanted);
         // Strangers are told apart by their first bytes; do not wait for a whole hello of them.
-        if self.state == State::AwaitHello && self.at >= 8 {
+        if self.state == State::AwaitHello && self.at >= MAGIC_BYTES {
             self.check_stranger()?;
         }
         if wanted == 0 || self.at < wanted {
@@ -157,17 +157,11 @@ impl Handshake {
     }
 
     fn check_stranger(&mut self) -> Result<(), CloseCause> {
-        let mut probe = [0; HELLO_BYTES];
-        for (to, from) in probe.iter_mut().zip(self.input.iter().take(8)) {
-            *to = *from;
-        }
-        match ClientHello::parse(&probe) {
-            Ok(_) => Ok(()),
-            Err(error) => {
-                self.state = State::Failed;
-                Err(CloseCause::NotNeonsan(error))
-            }
-        }
+        let magic = self.input.first_chunk().unwrap_or(&[0; MAGIC_BYTES]);
+        ClientHello::check_magic(magic).map_err(|error| {
+            self.state = State::Failed;
+            CloseCause::NotNeonsan(error)
+        })
     }
 
     fn on_hello(&mut self) -> Result<(), CloseCause> {
