@@ -1,1 +1,74 @@
-fn main(){}
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+
+//! The command line of NeonSAN. Installed as `neonsan`, and as `neonsan-attach` and
+//! `neonsan-detach`, which are names of two of its commands.
+
+mod cli;
+mod commands;
+mod config;
+mod device;
+mod error;
+mod host;
+mod netlink;
+mod output;
+mod qemu;
+mod target;
+#[allow(dead_code)]
+#[path = "../../../drivers/block/neonsan/uapi.rs"]
+mod uapi;
+mod units;
+
+use clap::Parser as _;
+use cli::{Command, Common, Neonsan, NeonsanAttach, NeonsanDetach};
+use config::Config;
+use error::Result;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// The command line that was given, and the options of every command.
+fn parse() -> (Common, Command) {
+    let name = std::env::args_os().next().unwrap_or_default();
+    let name = Path::new(&name).file_name().and_then(|name| name.to_str());
+    match name {
+        Some("neonsan-attach") => {
+            let line = NeonsanAttach::parse();
+            (line.common, Command::Attach(line.attach))
+        }
+        Some("neonsan-detach") => {
+            let line = NeonsanDetach::parse();
+            (line.common, Command::Detach(line.detach))
+        }
+        _ => {
+            let line = Neonsan::parse();
+            (line.common, line.command)
+        }
+    }
+}
+
+fn run(common: &Common, command: &Command) -> Result<()> {
+    let config = Config::load(common.config.as_deref())?;
+    match command {
+        Command::Attach(args) => commands::attach::run(common, &config, args),
+        Command::Detach(args) => commands::detach::run(common, args),
+        Command::List => commands::list::run(common),
+        Command::Info(args) => commands::info::run(common, args),
+        Command::Set(args) => commands::set::run(common, args),
+        Command::Watch(args) => commands::watch::run(common, args),
+        Command::Volume(command) => commands::volume::run(common, &config, command),
+    }
+}
+
+fn main() -> ExitCode {
+    let (common, command) = parse();
+    match run(&common, &command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            if common.json {
+                eprintln!("{}", error.to_json());
+            } else {
+                eprintln!("neonsan: {error}");
+            }
+            ExitCode::from(error.kind().exit_code())
+        }
+    }
+}

@@ -1,0 +1,390 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+
+//! The command line: every command, option and its help.
+
+use crate::config::Timeouts;
+use crate::units::{parse_duration_ms, parse_size};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Deserialize;
+use std::path::PathBuf;
+
+const TARGETS: &str = "\
+Targets:
+  neonsan://host[:port]/pool/volume[@snapshot]
+      host is a name, an IPv4 address, or an IPv6 address in brackets. Several
+      hosts that serve the volume are separated by commas: neonsan://a,b:9666/p/v
+  pool/volume[@snapshot]
+      with the nodes from --node or from the config file";
+
+const EXIT_CODES: &str = "\
+Exit codes:
+   0  done                             7  busy, held by another, or there already
+   1  another error                    8  no node answers at the address
+   2  wrong usage                      9  not a NeonSAN node, or none that fits
+   3  bad config file                 10  refused: size, limit or ability
+   4  no permission                   11  no space
+   5  kernel module not loaded        12  stored data is damaged
+   6  no such device or volume       130  interrupted";
+
+/// Options of every command.
+#[derive(Args, Clone, Debug)]
+pub struct Common {
+    /// Print JSON, in the forms that Documentation/cli-json.rst describes
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    /// Read defaults from FILE [default: /etc/neonsan/neonsan.toml, if it exists]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// Attach NeonSAN volumes as block devices, and manage volumes
+#[derive(Parser, Debug)]
+#[command(name = "neonsan", version, after_help = EXIT_CODES, max_term_width = 100)]
+#[command(subcommand_required = true, arg_required_else_help = true)]
+pub struct Neonsan {
+    /// Options of every command.
+    #[command(flatten)]
+    pub common: Common,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Attach a volume as a block device
+#[derive(Parser, Debug)]
+#[command(name = "neonsan-attach", version, max_term_width = 100)]
+#[command(after_help = TARGETS, after_long_help = TARGETS)]
+pub struct NeonsanAttach {
+    /// Options of every command.
+    #[command(flatten)]
+    pub common: Common,
+
+    /// Options of attach.
+    #[command(flatten)]
+    pub attach: Attach,
+}
+
+/// Take a block device away and close its volume
+#[derive(Parser, Debug)]
+#[command(name = "neonsan-detach", version, max_term_width = 100)]
+pub struct NeonsanDetach {
+    /// Options of every command.
+    #[command(flatten)]
+    pub common: Common,
+
+    /// Options of detach.
+    #[command(flatten)]
+    pub detach: Detach,
+}
+
+/// What to do.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Attach a volume as a block device and print its path
+    #[command(after_help = TARGETS)]
+    Attach(Attach),
+    /// Take a block device away and close its volume
+    Detach(Detach),
+    /// List the attached devices
+    List,
+    /// Show all that is known about a device
+    Info(Info),
+    /// Change the timeouts of a device that is in use
+    Set(Set),
+    /// Print what happens to devices, as it happens
+    Watch(Watch),
+    /// Create, list, change, delete, import and export volumes on a node
+    #[command(subcommand)]
+    Volume(Volume),
+}
+
+/// How a volume is opened.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// This host alone reads and writes; another host is refused
+    Exclusive,
+    /// Several hosts read and write, and keep order among themselves
+    Shared,
+    /// This host only reads
+    ReadOnly,
+}
+
+/// Options of attach.
+#[derive(Args, Debug)]
+pub struct Attach {
+    /// The volume: neonsan://host[:port]/pool/volume[@snapshot], or pool/volume
+    pub target: String,
+
+    /// A node that serves the volume; may be given several times, the preferred one first
+    #[arg(long = "node", value_name = "HOST[:PORT]")]
+    pub nodes: Vec<String>,
+
+    /// How the volume is opened [default: exclusive; read-only for a snapshot]
+    #[arg(long, value_enum)]
+    pub mode: Option<Mode>,
+
+    /// Same as --mode read-only
+    #[arg(long, short = 'r', conflicts_with = "mode")]
+    pub read_only: bool,
+
+    /// Take the volume from the host that holds it; that host is fenced first
+    #[arg(long)]
+    pub force: bool,
+
+    /// Attach as /dev/neonsanN [default: the lowest free number]
+    #[arg(long, value_name = "N")]
+    pub index: Option<u32>,
+
+    /// Number of connections [default: one for each CPU, up to what the node allows]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub connections: Option<u32>,
+
+    /// Requests in flight on each connection [default: what the node allows, up to 128]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub queue_depth: Option<u32>,
+
+    /// Protect every message header on the wire with CRC32C
+    #[arg(long)]
+    pub header_crc: bool,
+
+    /// Protect headers and data on the wire with CRC32C
+    #[arg(long)]
+    pub payload_crc: bool,
+
+    /// Identity of this host, which holds the volume [default: made from /etc/machine-id]
+    #[arg(long, value_name = "UUID")]
+    pub host_id: Option<String>,
+
+    /// Timeouts.
+    #[command(flatten)]
+    pub timeouts: TimeoutArgs,
+}
+
+/// The timeouts, each with a unit as in 500ms, 5s or 2m.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Timeouts (as in 500ms, 5s, 2m)")]
+pub struct TimeoutArgs {
+    /// Give a connection up when one request stays unanswered on it this long; the request is then
+    /// sent again, it does not fail
+    #[arg(long, value_name = "TIME", value_parser = parse_duration_ms)]
+    pub request_timeout: Option<u32>,
+
+    /// For one try to connect, handshake included
+    #[arg(long, value_name = "TIME", value_parser = parse_duration_ms)]
+    pub connect_timeout: Option<u32>,
+
+    /// Send a heartbeat on a connection that was idle this long; 0 sends none
+    #[arg(long, value_name = "TIME", value_parser = parse_duration_ms)]
+    pub heartbeat_interval: Option<u32>,
+
+    /// Give a connection up when nothing was heard on it this long
+    #[arg(long, value_name = "TIME", value_parser = parse_duration_ms)]
+    pub heartbeat_timeout: Option<u32>,
+
+    /// Pause before the second try to reconnect; doubles with each try
+    #[arg(long, value_name = "TIME", value_parser = parse_duration_ms)]
+    pub reconnect_delay_min: Option<u32>,
+
+    /// The longest pause between tries to reconnect
+    #[arg(long, value_name = "TIME", value_parser = parse_duration_ms)]
+    pub reconnect_delay_max: Option<u32>,
+
+    /// Fail I/O when the volume stays lost this long; 0 waits for ever
+    #[arg(long, value_name = "TIME", value_parser = parse_duration_ms)]
+    pub loss_timeout: Option<u32>,
+}
+
+impl TimeoutArgs {
+    /// The same without clap.
+    pub fn timeouts(&self) -> Timeouts {
+        Timeouts {
+            request: self.request_timeout,
+            connect: self.connect_timeout,
+            heartbeat_interval: self.heartbeat_interval,
+            heartbeat_timeout: self.heartbeat_timeout,
+            reconnect_delay_min: self.reconnect_delay_min,
+            reconnect_delay_max: self.reconnect_delay_max,
+            loss: self.loss_timeout,
+        }
+    }
+}
+
+/// Options of detach.
+#[derive(Args, Debug)]
+pub struct Detach {
+    /// The devices: /dev/neonsan0, neonsan0, 0, or the name of an attached volume
+    #[arg(required_unless_present = "all", value_name = "DEVICE")]
+    pub devices: Vec<String>,
+
+    /// Detach every device
+    #[arg(long, conflicts_with = "devices")]
+    pub all: bool,
+
+    /// Detach even if the device is open or its node does not answer; its I/O fails. Needs no
+    /// network
+    #[arg(long, short)]
+    pub force: bool,
+}
+
+/// Options of info.
+#[derive(Args, Debug)]
+pub struct Info {
+    /// The device: /dev/neonsan0, neonsan0, 0, or the name of an attached volume
+    pub device: String,
+
+    /// Print the options with which QEMU uses the device as a disk
+    #[arg(long, conflicts_with = "libvirt")]
+    pub qemu: bool,
+
+    /// Print the XML with which libvirt uses the device as a disk
+    #[arg(long)]
+    pub libvirt: bool,
+
+    /// Name of the disk within the guest, for --libvirt
+    #[arg(long, value_name = "NAME", default_value = "vda", requires = "libvirt")]
+    pub target_dev: String,
+}
+
+/// Options of set.
+#[derive(Args, Debug)]
+pub struct Set {
+    /// The device: /dev/neonsan0, neonsan0, 0, or the name of an attached volume
+    pub device: String,
+
+    /// Timeouts; those not named stay as they are.
+    #[command(flatten)]
+    pub timeouts: TimeoutArgs,
+}
+
+/// Options of watch.
+#[derive(Args, Debug)]
+pub struct Watch {
+    /// Only events of this device: /dev/neonsan0, neonsan0 or 0
+    pub device: Option<String>,
+
+    /// Stop after N events
+    #[arg(long, value_name = "N")]
+    pub count: Option<u64>,
+}
+
+/// Where the control API of a node is.
+#[derive(Args, Debug)]
+pub struct Api {
+    /// Control API of the node: http://host[:port] or unix:/path [default: port 9667 of the
+    /// target's host, or that of the config file, or 127.0.0.1:9667]
+    #[arg(long, value_name = "ADDRESS")]
+    pub api: Option<String>,
+}
+
+/// Commands on volumes.
+#[derive(Subcommand, Debug)]
+pub enum Volume {
+    /// Create a volume
+    Create(VolumeCreate),
+    /// List the volumes of a node
+    List(VolumeList),
+    /// Show all that a node knows about a volume
+    Info(VolumeInfo),
+    /// Change the size of a volume; devices that have it attached follow
+    Resize(VolumeResize),
+    /// Delete a volume and its data
+    Delete(VolumeDelete),
+}
+
+/// Options of volume create.
+#[derive(Args, Debug)]
+pub struct VolumeCreate {
+    /// neonsan://host/pool/volume, or pool/volume
+    pub target: String,
+
+    /// Size, as in 10G
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub size: u64,
+
+    /// Logical block size: 512, 1024, 2048 or 4096
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "512")]
+    pub block_size: u64,
+
+    /// Physical block size: what a write never tears [default: what the engine guarantees]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub physical_block_size: Option<u64>,
+
+    /// Engine of the node that stores it [default: the node's default]
+    #[arg(long)]
+    pub engine: Option<String>,
+
+    /// The node.
+    #[command(flatten)]
+    pub api: Api,
+}
+
+/// Options of volume list.
+#[derive(Args, Debug)]
+pub struct VolumeList {
+    /// Only the volumes of this pool
+    pub pool: Option<String>,
+
+    /// The node.
+    #[command(flatten)]
+    pub api: Api,
+}
+
+/// Options of volume info.
+#[derive(Args, Debug)]
+pub struct VolumeInfo {
+    /// neonsan://host/pool/volume, or pool/volume
+    pub target: String,
+
+    /// The node.
+    #[command(flatten)]
+    pub api: Api,
+}
+
+/// Options of volume resize.
+#[derive(Args, Debug)]
+pub struct VolumeResize {
+    /// neonsan://host/pool/volume, or pool/volume
+    pub target: String,
+
+    /// The new size, as in 20G
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub size: u64,
+
+    /// Allow a smaller size, which destroys what lies behind it
+    #[arg(long)]
+    pub allow_shrink: bool,
+
+    /// The node.
+    #[command(flatten)]
+    pub api: Api,
+}
+
+/// Options of volume delete.
+#[derive(Args, Debug)]
+pub struct VolumeDelete {
+    /// neonsan://host/pool/volume, or pool/volume
+    pub target: String,
+
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
+
+    /// The node.
+    #[command(flatten)]
+    pub api: Api,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn definitions_are_sound() {
+        super::Neonsan::command().debug_assert();
+        super::NeonsanAttach::command().debug_assert();
+        super::NeonsanDetach::command().debug_assert();
+    }
+}

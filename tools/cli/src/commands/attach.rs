@@ -1,0 +1,381 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+
+//! `neonsan attach`
+
+use crate::cli::{Attach, Common, Mode};
+use crate::config::{Config, Timeouts};
+use crate::error::{Error, Kind, Result};
+use crate::host;
+use crate::netlink::{AttrsMut, Client};
+use crate::output::{print, print_json};
+use crate::target::{NodeAddress, ResolvedNode, Target, FORM};
+use crate::uapi::{self, attr, cmd};
+use serde::Serialize;
+use std::net::IpAddr;
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// The answer, as in Documentation/cli-json.rst.
+#[derive(Serialize)]
+struct Attached<'a> {
+    device: &'a str,
+    name: &'a str,
+    index: u32,
+    volume: &'a str,
+}
+
+/// How long udev or devtmpfs may take to make the node of a device that the kernel has added.
+const NODE_WAIT: Duration = Duration::from_secs(5);
+
+/// Everything that an attach asks for, names resolved.
+struct Request {
+    volume: String,
+    nodes: Vec<ResolvedNode>,
+    mode: uapi::Mode,
+    host_id: host::HostId,
+    host_name: String,
+    connections: Option<u32>,
+    queue_depth: Option<u32>,
+    index: Option<u32>,
+    checksums: u32,
+    force: bool,
+    timeouts: Timeouts,
+}
+
+/// Attaches a volume and prints the path of its device.
+pub fn run(common: &Common, config: &Config, args: &Attach) -> Result<()> {
+    let request = Request::new(config, args)?;
+    let mut client = Client::connect()?;
+    let what = format!("the volume {} cannot be attached", request.volume);
+    let replies = client.request(cmd::ATTACH, &request.to_attrs(), &what)?;
+    let reply = replies.first().map(|reply| reply.attrs());
+    let index = reply.and_then(|attrs| attrs.u32(attr::device::INDEX));
+    let name = reply.and_then(|attrs| attrs.text(attr::device::NAME));
+    let (Some(index), Some(name)) = (index, name) else {
+        let message = "the kernel module does not name the device: it is of another version";
+        return Err(Error::new(Kind::Module, message));
+    };
+    let device = format!("/dev/{name}");
+    wait_for_node(Path::new(&device));
+    if common.json {
+        print_json(&Attached {
+            device: &device,
+            name: &name,
+            index,
+            volume: &request.volume,
+        })
+    } else {
+        print(&format!("{device}\n"))
+    }
+}
+
+/// The kernel's device is usable by now; its node in /dev may be a moment behind.
+fn wait_for_node(device: &Path) {
+    let end = Instant::now() + NODE_WAIT;
+    while Instant::now() < end {
+        match std::fs::metadata(device) {
+            Ok(metadata) if metadata.file_type().is_block_device() => return,
+            _ => std::thread::sleep(Duration::from_millis(10)),
+        }
+    }
+    eprintln!(
+        "neonsan: warning: the device is attached, but {} does not appear; is udev running?",
+        device.display()
+    );
+}
+
+impl Request {
+    fn new(config: &Config, args: &Attach) -> Result<Self> {
+        let target: Target = args.target.parse()?;
+        let snapshot = target.volume.contains('@');
+        let mode = match (args.mode, args.read_only, config.attach.mode) {
+            (Some(mode), _, _) => mode,
+            (None, true, _) => Mode::ReadOnly,
+            _ if snapshot => Mode::ReadOnly,
+            (None, false, Some(mode)) => mode,
+            (None, false, None) => Mode::Exclusive,
+        };
+        if snapshot && mode != Mode::ReadOnly {
+            let message = format!("{} is a snapshot, which can only be read", target.volume);
+            return Err(Error::new(Kind::Usage, message).with_hint("leave --mode out"));
+        }
+        let host_id = match args.host_id.as_ref().or(config.host_id.as_ref()) {
+            Some(id) => host::parse_host_id(id)?,
+            None => host::default_host_id()?,
+        };
+        let payload_crc = args.payload_crc || config.attach.payload_crc.unwrap_or(false);
+        let header_crc = args.header_crc || config.attach.header_crc.unwrap_or(false);
+        let timeouts = args.timeouts.timeouts().or(&config.timeouts);
+        check_timeouts(&timeouts)?;
+        Ok(Request {
+            nodes: resolve(&target, &args.nodes, config)?,
+            volume: target.volume,
+            mode: match mode {
+                Mode::Exclusive => uapi::Mode::Exclusive,
+                Mode::Shared => uapi::Mode::Shared,
+                Mode::ReadOnly => uapi::Mode::ReadOnly,
+            },
+            host_id,
+            host_name: match &config.host_name {
+                Some(name) => host::cut_host_name(name),
+                None => host::default_host_name(),
+            },
+            connections: args.connections.or(config.attach.connections),
+            queue_depth: args.queue_depth.or(config.attach.queue_depth),
+            index: args.index,
+            checksums: match (header_crc, payload_crc) {
+                // The checksum of a payload stands in the header, which then needs its own.
+                (_, true) => uapi::checksum::HEADER | uapi::checksum::PAYLOAD,
+                (true, false) => uapi::checksum::HEADER,
+                (false, false) => 0,
+            },
+            force: args.force,
+            timeouts,
+        })
+    }
+
+    fn to_attrs(&self) -> AttrsMut {
+        use attr::device as a;
+        let mut attrs = AttrsMut::default();
+        attrs
+            .text(a::VOLUME, &self.volume)
+            .u32(a::MODE, self.mode as u32)
+            .bytes(a::HOST_ID, &self.host_id)
+            .text(a::HOST_NAME, &self.host_name)
+            .u32(a::CHECKSUMS, self.checksums);
+        for node in &self.nodes {
+            attrs.nest(a::NODE, &node_attrs(node));
+        }
+        for (kind, value) in [
+            (a::CONNECTIONS, self.connections),
+            (a::QUEUE_DEPTH, self.queue_depth),
+            (a::INDEX, self.index),
+        ] {
+            if let Some(value) = value {
+                attrs.u32(kind, value);
+            }
+        }
+        let timeouts = timeout_attrs(&self.timeouts);
+        if !timeouts.is_empty() {
+            attrs.nest(a::TIMEOUTS, &timeouts);
+        }
+        if self.force {
+            attrs.flag(a::FORCE);
+        }
+        attrs
+    }
+}
+
+/// The nodes as numbers: of the target, then of --node, else of the config file.
+fn resolve(target: &Target, options: &[String], config: &Config) -> Result<Vec<ResolvedNode>> {
+    let mut addresses = target.nodes.clone();
+    for node in options {
+        addresses.push(node.parse()?);
+    }
+    if addresses.is_empty() {
+        for node in &config.nodes {
+            addresses.push(node.parse::<NodeAddress>()?);
+        }
+    }
+    if addresses.is_empty() {
+        let message = format!("no node is named that serves {}", target.volume);
+        return Err(Error::new(Kind::Usage, message).with_hint(format!(
+            "write {FORM}, or add --node HOST, or set nodes in the config file"
+        )));
+    }
+    let mut nodes: Vec<ResolvedNode> = Vec::new();
+    let mut unresolved = None;
+    for address in &addresses {
+        match address.resolve() {
+            Ok(found) => nodes.extend(found),
+            // One name that cannot be resolved is no reason not to use the others.
+            Err(error) => unresolved = Some(error),
+        }
+    }
+    match unresolved {
+        Some(error) if nodes.is_empty() => Err(error),
+        Some(error) => {
+            eprintln!("neonsan: warning: {error}");
+            Ok(nodes)
+        }
+        None => Ok(nodes),
+    }
+}
+
+/// Refuses what could not work, before the kernel does.
+pub fn check_timeouts(timeouts: &Timeouts) -> Result<()> {
+    let zero = |value: Option<u32>| value == Some(0);
+    for (name, value) in [
+        ("request", timeouts.request),
+        ("connect", timeouts.connect),
+        ("heartbeat-timeout", timeouts.heartbeat_timeout),
+        ("reconnect-delay-min", timeouts.reconnect_delay_min),
+        ("reconnect-delay-max", timeouts.reconnect_delay_max),
+    ] {
+        if zero(value) {
+            let message = format!("a time of 0 for {name} leaves no time at all");
+            return Err(Error::new(Kind::Usage, message).with_hint("write a time as in 5s"));
+        }
+    }
+    let pairs = [
+        (
+            "heartbeat-interval",
+            timeouts.heartbeat_interval,
+            "heartbeat-timeout",
+            timeouts.heartbeat_timeout,
+        ),
+        (
+            "reconnect-delay-min",
+            timeouts.reconnect_delay_min,
+            "reconnect-delay-max",
+            timeouts.reconnect_delay_max,
+        ),
+    ];
+    for (low_name, low, high_name, high) in pairs {
+        if let (Some(low), Some(high)) = (low, high) {
+            if low > high {
+                let message = format!("{low_name} is longer than {high_name}");
+                return Err(Error::new(Kind::Usage, message)
+                    .with_hint(format!("make {low_name} at most {high_name}")));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The timeouts as attributes; absent ones are left out.
+pub fn timeout_attrs(timeouts: &Timeouts) -> AttrsMut {
+    use attr::timeouts as a;
+    let mut attrs = AttrsMut::default();
+    for (kind, value) in [
+        (a::REQUEST, timeouts.request),
+        (a::CONNECT, timeouts.connect),
+        (a::HEARTBEAT_INTERVAL, timeouts.heartbeat_interval),
+        (a::HEARTBEAT_TIMEOUT, timeouts.heartbeat_timeout),
+        (a::RECONNECT_DELAY_MIN, timeouts.reconnect_delay_min),
+        (a::RECONNECT_DELAY_MAX, timeouts.reconnect_delay_max),
+        (a::LOSS, timeouts.loss),
+    ] {
+        if let Some(value) = value {
+            attrs.u32(kind, value);
+        }
+    }
+    attrs
+}
+
+fn node_attrs(node: &ResolvedNode) -> AttrsMut {
+    use attr::node as a;
+    let mut attrs = AttrsMut::default();
+    match node.address {
+        IpAddr::V4(address) => attrs.bytes(a::IPV4, &address.octets()),
+        IpAddr::V6(address) => attrs.bytes(a::IPV6, &address.octets()),
+    };
+    attrs.u16(a::PORT, node.port);
+    if let Some(scope) = node.scope_id {
+        attrs.u32(a::SCOPE_ID, scope);
+    }
+    if let Some(name) = &node.name {
+        attrs.text(a::NAME, name);
+    }
+    attrs
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::cli::NeonsanAttach;
+    use crate::netlink::Attrs;
+    use clap::Parser as _;
+
+    const ID: &str = "00112233-4455-6677-8899-aabbccddeeff";
+
+    fn request(config: &Config, line: &[&str]) -> Result<Request> {
+        let line = ["neonsan-attach", "--host-id", ID].iter().chain(line);
+        let args = NeonsanAttach::try_parse_from(line).unwrap();
+        Request::new(config, &args.attach)
+    }
+
+    #[test]
+    fn options_become_attributes() {
+        let config = Config::default();
+        let line = [
+            "neonsan://192.0.2.1,[fe80::1%7]:9/p/v",
+            "--node=192.0.2.3",
+            "--mode=shared",
+            "--connections=4",
+            "--queue-depth=64",
+            "--index=3",
+            "--payload-crc",
+            "--force",
+            "--loss-timeout=0",
+            "--request-timeout=30s",
+        ];
+        let attrs = request(&config, &line).unwrap().to_attrs();
+        let attrs = Attrs(attrs.as_bytes());
+        use attr::device as a;
+        assert_eq!(attrs.text(a::VOLUME).unwrap(), "p/v");
+        assert_eq!(attrs.u32(a::MODE), Some(uapi::Mode::Shared as u32));
+        assert_eq!(attrs.bytes(a::HOST_ID).unwrap()[..2], [0x00, 0x11]);
+        assert_eq!(attrs.u32(a::CHECKSUMS), Some(3));
+        assert_eq!(attrs.u32(a::INDEX), Some(3));
+        assert!(attrs.bytes(a::FORCE).is_some());
+        let nodes: Vec<_> = attrs.all_nested(a::NODE).collect();
+        assert_eq!(nodes.len(), 3);
+        assert_eq!(nodes[0].bytes(attr::node::IPV4), Some(&[192, 0, 2, 1][..]));
+        assert_eq!(nodes[1].number(attr::node::PORT), Some(9));
+        assert_eq!(nodes[1].number(attr::node::SCOPE_ID), Some(7));
+        let timeouts = attrs.nested(a::TIMEOUTS).unwrap();
+        assert_eq!(timeouts.u32(attr::timeouts::REQUEST), Some(30_000));
+        assert_eq!(timeouts.u32(attr::timeouts::LOSS), Some(0));
+        assert_eq!(timeouts.u32(attr::timeouts::CONNECT), None);
+    }
+
+    #[test]
+    fn the_config_file_fills_in() {
+        let config = Config {
+            nodes: vec!["192.0.2.9".into()],
+            ..Config::default()
+        };
+        let found = request(&config, &["p/v"]).unwrap();
+        assert_eq!(found.nodes[0].address.to_string(), "192.0.2.9");
+        let found = request(&config, &["neonsan://192.0.2.1/p/v"]).unwrap();
+        assert_eq!(found.nodes.len(), 1);
+        assert_eq!(found.nodes[0].address.to_string(), "192.0.2.1");
+    }
+
+    #[test]
+    fn a_snapshot_is_read_only() {
+        let config = Config::default();
+        let found = request(&config, &["neonsan://192.0.2.1/p/v@s"]).unwrap();
+        assert_eq!(found.mode, uapi::Mode::ReadOnly);
+        let error = request(&config, &["neonsan://192.0.2.1/p/v@s", "--mode=shared"]);
+        assert_eq!(error.err().unwrap().kind(), Kind::Usage);
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_early() {
+        let config = Config::default();
+        for line in [
+            &["p/v"][..],
+            &["neonsan://192.0.2.1/p/v", "--request-timeout=0"],
+            &[
+                "neonsan://192.0.2.1/p/v",
+                "--heartbeat-interval=9s",
+                "--heartbeat-timeout=1s",
+            ],
+            &[
+                "neonsan://192.0.2.1/p/v",
+                "--reconnect-delay-min=9s",
+                "--reconnect-delay-max=1s",
+            ],
+        ] {
+            assert_eq!(
+                request(&config, line).err().unwrap().kind(),
+                Kind::Usage,
+                "{line:?}"
+            );
+        }
+    }
+}

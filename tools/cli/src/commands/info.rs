@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+
+//! `neonsan info`
+
+use super::{find_index, get_device};
+use crate::cli::{Common, Info};
+use crate::device::{Connection, Device};
+use crate::error::Result;
+use crate::netlink::Client;
+use crate::output::{fields, print, print_json, table};
+use crate::qemu::{libvirt_disk, qemu_arguments};
+use crate::units::{show_duration_ms, show_size};
+use serde_json::json;
+
+/// Shows a device, or how virtual machines use it.
+pub fn run(common: &Common, args: &Info) -> Result<()> {
+    let mut client = Client::connect()?;
+    let index = find_index(&mut client, &args.device)?;
+    let device = get_device(&mut client, index)?;
+    if args.qemu {
+        let arguments = qemu_arguments(&device);
+        if common.json {
+            print_json(&json!({ "device": device.device, "arguments": arguments }))
+        } else {
+            print(&format!("{}\n", arguments.join(" ")))
+        }
+    } else if args.libvirt {
+        let xml = libvirt_disk(&device, &args.target_dev);
+        if common.json {
+            print_json(&json!({ "device": device.device, "xml": xml }))
+        } else {
+            print(&xml)
+        }
+    } else if common.json {
+        print_json(&device)
+    } else {
+        print(&show(&device))
+    }
+}
+
+fn time(ms: u32, zero: &str) -> String {
+    if ms == 0 {
+        zero.into()
+    } else {
+        show_duration_ms(ms.into())
+    }
+}
+
+fn show(device: &Device) -> String {
+    let session = &device.session;
+    let limits = &device.limits;
+    let timeouts = &device.timeouts;
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    let size = |bytes: u32| show_size(bytes.into());
+    let none_or = |bytes: u32| {
+        if bytes == 0 {
+            "none".into()
+        } else {
+            size(bytes)
+        }
+    };
+    let state = format!("{} for {}", device.state, show_duration_ms(device.since_ms));
+    let host = format!("{} {}", text(&session.host_name), text(&session.host_id));
+    let nodes: Vec<_> = device.nodes.iter().map(ToString::to_string).collect();
+    let block = format!(
+        "{} logical, {} physical",
+        limits.logical_block_size, limits.physical_block_size
+    );
+    let atomic = if limits.atomic_unit_max == 0 {
+        "none".to_owned()
+    } else {
+        format!(
+            "{} to {}",
+            size(limits.atomic_unit_min),
+            size(limits.atomic_unit_max)
+        )
+    };
+    let delay = format!(
+        "{} to {}",
+        time(timeouts.reconnect_delay_min_ms, "0"),
+        time(timeouts.reconnect_delay_max_ms, "0")
+    );
+    let size_text = format!(
+        "{} ({} bytes)",
+        show_size(device.size_bytes),
+        device.size_bytes
+    );
+    let mut pairs = vec![
+        ("device", device.device.clone()),
+        ("volume", device.volume.clone()),
+        ("volume id", text(&device.volume_id)),
+        ("mode", device.mode.clone()),
+        ("state", state),
+    ];
+    if let Some(message) = &device.message {
+        pairs.push(("last", message.clone()));
+    }
+    pairs.extend([
+        ("size", size_text),
+        ("open count", device.open_count.to_string()),
+        ("nodes", nodes.join(", ")),
+        ("session", text(&session.id)),
+        ("generation", session.generation.to_string()),
+        ("boot id", text(&session.boot_id)),
+        ("host", host.trim().to_owned()),
+        ("block size", block),
+        ("longest I/O", size(limits.io_max)),
+        ("best I/O", none_or(limits.io_opt)),
+        ("discard", none_or(limits.discard_max)),
+        ("write zeroes", none_or(limits.write_zeroes_max)),
+        ("atomic writes", atomic),
+        ("abilities", device.abilities.join(", ")),
+        ("checksums", device.checksums.join(", ")),
+        ("request timeout", time(timeouts.request_ms, "none")),
+        ("connect timeout", time(timeouts.connect_ms, "none")),
+        ("heartbeat", time(timeouts.heartbeat_interval_ms, "none")),
+        (
+            "heartbeat timeout",
+            time(timeouts.heartbeat_timeout_ms, "none"),
+        ),
+        ("reconnect delay", delay),
+        (
+            "loss timeout",
+            time(timeouts.loss_ms, "none (waits for ever)"),
+        ),
+        ("queue depth", device.queue_depth.to_string()),
+        ("statistics", show_statistics(device)),
+    ]);
+    let mut out = fields(&pairs);
+    if !device.connections.is_empty() {
+        let rows: Vec<_> = device.connections.iter().map(connection_row).collect();
+        out.push('\n');
+        out.push_str(&table(
+            &[
+                "CONNECTION",
+                "STATE",
+                "SINCE",
+                "NODE",
+                "MADE",
+                "LOST",
+                "IN FLIGHT",
+                "PARKED",
+                "OLDEST REQUEST",
+                "LAST LOSS",
+            ],
+            &rows,
+        ));
+    }
+    out
+}
+
+fn show_statistics(device: &Device) -> String {
+    let s = &device.statistics;
+    format!(
+        "{} reads ({}), {} writes ({}), {} flushes, {} discards, {} write-zeroes, {} errors, {} resent, {} timeouts",
+        s.reads,
+        show_size(s.read_bytes),
+        s.writes,
+        show_size(s.written_bytes),
+        s.flushes,
+        s.discards,
+        s.write_zeroes,
+        s.errors,
+        s.resent,
+        s.timeouts
+    )
+}
+
+fn connection_row(connection: &Connection) -> Vec<String> {
+    let oldest = connection.oldest_request.as_ref().map_or_else(
+        || "-".into(),
+        |request| {
+            format!(
+                "{} {} at {}, {} for {}",
+                request.op,
+                request.length_bytes,
+                request.offset_bytes,
+                request.state,
+                show_duration_ms(request.age_ms)
+            )
+        },
+    );
+    vec![
+        connection.index.to_string(),
+        connection.state.clone(),
+        show_duration_ms(connection.since_ms),
+        connection
+            .node
+            .as_ref()
+            .map_or_else(|| "-".into(), ToString::to_string),
+        connection.epoch.to_string(),
+        connection.losses.to_string(),
+        connection.in_flight.to_string(),
+        connection.parked.to_string(),
+        oldest,
+        connection.last_cause.clone().unwrap_or_else(|| "-".into()),
+    ]
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::device::tests::sample_message;
+    use crate::netlink::Attrs;
+
+    fn sample() -> Device {
+        Device::parse(Attrs(sample_message().as_bytes()))
+    }
+
+    /// Holds a text against tests/golden/NAME; NEONSAN_UPDATE=1 writes it anew.
+    fn golden(name: &str, text: &str) {
+        let path = format!("{}/tests/golden/{name}", env!("CARGO_MANIFEST_DIR"));
+        if std::env::var_os("NEONSAN_UPDATE").is_some() {
+            std::fs::write(&path, text).unwrap();
+        }
+        assert_eq!(text, std::fs::read_to_string(&path).unwrap(), "{path}");
+    }
+
+    #[test]
+    fn the_json_form_is_stable() {
+        let text = serde_json::to_string_pretty(&sample()).unwrap() + "\n";
+        golden("info.json", &text);
+    }
+
+    #[test]
+    fn people_see_the_stuck_request() {
+        let text = show(&sample());
+        golden("info.txt", &text);
+        assert!(
+            text.contains("write 4096 at 21474836480, parked for 12.3s"),
+            "{text}"
+        );
+    }
+}

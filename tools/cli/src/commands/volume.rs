@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+
+//! `neonsan volume`: volumes on a node, by its control API.
+
+use crate::cli::{
+    Common, Volume, VolumeCreate, VolumeDelete, VolumeInfo, VolumeList, VolumeResize,
+};
+use crate::config::Config;
+use crate::error::{Error, Kind, Result};
+use crate::output::{fields, print, print_json, table};
+use crate::target::Target;
+use crate::units::show_size;
+use neonsan_api::{ApiError, Client, ClientError, Endpoint, ErrorCode, VolumeName};
+use serde_json::json;
+use std::future::Future;
+use std::io::{BufRead as _, IsTerminal as _};
+
+/// Runs one of the commands.
+pub fn run(common: &Common, config: &Config, command: &Volume) -> Result<()> {
+    match command {
+        Volume::Create(args) => create(common, config, args),
+        Volume::List(args) => list(common, config, args),
+        Volume::Info(args) => info(common, config, args),
+        Volume::Resize(args) => resize(common, config, args),
+        Volume::Delete(args) => delete(common, config, args),
+    }
+}
+
+/// Runs one call of the API to its end.
+pub fn block_on<T>(call: impl Future<Output = std::result::Result<T, ClientError>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::new(Kind::Other, format!("the program cannot start: {error}")))?;
+    runtime.block_on(call).map_err(explain)
+}
+
+/// The control API to ask: --api, else that of the target's host, else the config file's, else the
+/// one on this host.
+fn client(api: Option<&str>, config: &Config, target: Option<&Target>) -> Result<Client> {
+    let of_target = target
+        .and_then(|target| target.nodes.first())
+        .map(|node| node.host());
+    let address = api
+        .map(str::to_owned)
+        .or(of_target)
+        .or_else(|| config.api.clone())
+        .unwrap_or_else(|| "127.0.0.1".into());
+    let endpoint: Endpoint = address.parse().map_err(explain)?;
+    Ok(Client::new(endpoint))
+}
+
+/// The volume that a target names, which must not be a snapshot.
+fn parse_target(text: &str) -> Result<(Target, VolumeName)> {
+    let target: Target = text.parse()?;
+    let name = target
+        .volume
+        .parse()
+        .map_err(|error| Error::new(Kind::Usage, format!("'{text}': {error}")))?;
+    Ok((target, name))
+}
+
+fn explain(error: ClientError) -> Error {
+    match error {
+        ClientError::Endpoint(_) => Error::new(Kind::Usage, error.to_string())
+            .with_hint("write http://host[:port] or unix:/path"),
+        ClientError::Connect { ref source, .. } => {
+            let kind = match source.kind() {
+                std::io::ErrorKind::PermissionDenied => Kind::Permission,
+                _ => Kind::Unreachable,
+            };
+            Error::new(kind, error.to_string()).with_hint(
+                "check that neonsan-node runs there and that its control API listens at this \
+                 address (port 9667 unless configured otherwise); --api names another",
+            )
+        }
+        ClientError::Timeout(_) => {
+            Error::new(Kind::Unreachable, error.to_string()).with_hint("check the node's log")
+        }
+        ClientError::Protocol { .. } => Error::new(Kind::Protocol, error.to_string()).with_hint(
+            "the control API listens on another port than the data protocol: 9667 unless \
+             configured otherwise; --api names another",
+        ),
+        ClientError::Refused(error) => explain_refusal(error),
+    }
+}
+
+fn explain_refusal(error: ApiError) -> Error {
+    let kind = match error.code {
+        ErrorCode::BadRequest | ErrorCode::BadSize | ErrorCode::Unsupported => Kind::Refused,
+        ErrorCode::BadName => Kind::Usage,
+        ErrorCode::NotFound => Kind::NotFound,
+        ErrorCode::AlreadyExists | ErrorCode::Busy => Kind::Busy,
+        ErrorCode::NoSpace => Kind::NoSpace,
+        ErrorCode::Corrupt | ErrorCode::Io => Kind::Data,
+        ErrorCode::NotPermitted => Kind::Permission,
+        ErrorCode::ShuttingDown => Kind::Unreachable,
+        _ => Kind::Other,
+    };
+    let shown = Error::new(kind, error.message);
+    match error.hint {
+        Some(hint) => shown.with_hint(hint),
+        None => shown,
+    }
+}
+
+fn create(common: &Common, config: &Config, args: &VolumeCreate) -> Result<()> {
+    let (target, name) = parse_target(&args.target)?;
+    let block_size = |bytes: u64| {
+        u32::try_from(bytes).map_err(|_| {
+            Error::new(Kind::Usage, "a block size is at most 64K")
+                .with_hint("disks have a logical block size of 512 or 4096")
+        })
+    };
+    let create = neonsan_api::VolumeCreate {
+        name,
+        size_bytes: args.size,
+        logical_block_size_bytes: block_size(args.block_size)?,
+        physical_block_size_bytes: args.physical_block_size.map(block_size).transpose()?,
+        engine: args.engine.clone(),
+    };
+    let client = client(args.api.api.as_deref(), config, Some(&target))?;
+    let volume = block_on(client.create_volume(&create))?;
+    warn(&volume);
+    if common.json {
+        print_json(&volume)
+    } else {
+        print(&format!("{}\n", volume.name))
+    }
+}
+
+fn list(common: &Common, config: &Config, args: &VolumeList) -> Result<()> {
+    let client = client(args.api.api.as_deref(), config, None)?;
+    let list = block_on(client.list_volumes(args.pool.as_deref()))?;
+    if common.json {
+        return print_json(&list);
+    }
+    let rows: Vec<_> = list
+        .volumes
+        .iter()
+        .map(|volume| {
+            let held: Vec<_> = volume.sessions.iter().map(|s| s.host.as_str()).collect();
+            vec![
+                volume.name.to_string(),
+                show_size(volume.size_bytes),
+                volume.allocated_bytes.map_or_else(|| "-".into(), show_size),
+                format!(
+                    "{}/{}",
+                    volume.logical_block_size_bytes, volume.physical_block_size_bytes
+                ),
+                volume.engine.clone(),
+                held.join(", "),
+            ]
+        })
+        .collect();
+    print(&table(
+        &["VOLUME", "SIZE", "ALLOCATED", "BLOCKS", "ENGINE", "HELD BY"],
+        &rows,
+    ))
+}
+
+fn info(common: &Common, config: &Config, args: &VolumeInfo) -> Result<()> {
+    let (target, name) = parse_target(&args.target)?;
+    let client = client(args.api.api.as_deref(), config, Some(&target))?;
+    let volume = block_on(client.volume(&name))?;
+    if common.json {
+        return print_json(&volume);
+    }
+    print(&show(&volume))
+}
+
+fn show(volume: &neonsan_api::VolumeInfo) -> String {
+    let yes = |value: bool| if value { "yes" } else { "no" }.to_owned();
+    let size = format!(
+        "{} ({} bytes)",
+        show_size(volume.size_bytes),
+        volume.size_bytes
+    );
+    let mut pairs = vec![
+        ("volume", volume.name.to_string()),
+        ("id", volume.id.clone()),
+        ("engine", volume.engine.clone()),
+        ("size", size),
+        (
+            "allocated",
+            volume
+                .allocated_bytes
+                .map_or_else(|| "unknown".into(), show_size),
+        ),
+        (
+            "logical block size",
+            volume.logical_block_size_bytes.to_string(),
+        ),
+        (
+            "physical block size",
+            volume.physical_block_size_bytes.to_string(),
+        ),
+        ("created", format!("{} s after 1970", volume.created_unix_s)),
+    ];
+    if let Some(limits) = &volume.limits {
+        let none_or = |bytes: u64| {
+            if bytes == 0 {
+                "none".into()
+            } else {
+                show_size(bytes)
+            }
+        };
+        pairs.extend([
+            ("volatile write cache", yes(limits.volatile_write_cache)),
+            ("FUA", yes(limits.fua)),
+            ("longest I/O", show_size(limits.max_io_bytes.into())),
+            ("longest discard", none_or(limits.max_discard_bytes)),
+            (
+                "longest write-zeroes",
+                none_or(limits.max_write_zeroes_bytes),
+            ),
+            (
+                "longest atomic write",
+                none_or(limits.atomic_write_max_bytes.into()),
+            ),
+        ]);
+    }
+    for warning in &volume.warnings {
+        pairs.push(("warning", warning.clone()));
+    }
+    let mut out = fields(&pairs);
+    if !volume.sessions.is_empty() {
+        let rows: Vec<_> = volume
+            .sessions
+            .iter()
+            .map(|session| {
+                let mode = serde_json::to_value(session.mode).ok();
+                let mode = mode.as_ref().and_then(|m| m.as_str()).unwrap_or("unknown");
+                vec![
+                    session.host.clone(),
+                    mode.to_owned(),
+                    session.generation.to_string(),
+                    session.connections.len().to_string(),
+                    crate::units::show_duration_ms(session.age_s.saturating_mul(1000)),
+                ]
+            })
+            .collect();
+        out.push('\n');
+        out.push_str(&table(
+            &["HELD BY", "MODE", "GENERATION", "CONNECTIONS", "SINCE"],
+            &rows,
+        ));
+    }
+    out
+}
+
+fn resize(common: &Common, config: &Config, args: &VolumeResize) -> Result<()> {
+    let (target, name) = parse_target(&args.target)?;
+    let client = client(args.api.api.as_deref(), config, Some(&target))?;
+    let resize = neonsan_api::VolumeResize {
+        size_bytes: args.size,
+        allow_shrink: args.allow_shrink,
+    };
+    let volume = block_on(client.resize_volume(&name, &resize))?;
+    warn(&volume);
+    if common.json {
+        print_json(&volume)?;
+    }
+    Ok(())
+}
+
+fn delete(common: &Common, config: &Config, args: &VolumeDelete) -> Result<()> {
+    let (target, name) = parse_target(&args.target)?;
+    let client = client(args.api.api.as_deref(), config, Some(&target))?;
+    if !args.yes {
+        confirm(&name)?;
+    }
+    block_on(client.delete_volume(&name))?;
+    if common.json {
+        print_json(&json!({ "deleted": name }))?;
+    }
+    Ok(())
+}
+
+/// Asks on the terminal; without one the answer is no.
+fn confirm(name: &VolumeName) -> Result<()> {
+    let refused = |message: String| {
+        Error::new(Kind::Usage, message).with_hint("--yes deletes without asking")
+    };
+    if !std::io::stdin().is_terminal() {
+        return Err(refused(format!(
+            "{name} is not deleted: nobody can be asked"
+        )));
+    }
+    eprint!("Delete the volume {name} and all its data? Type its name to go on: ");
+    let mut answer = String::new();
+    let read = std::io::stdin().lock().read_line(&mut answer);
+    if read.is_err() || answer.trim() != name.as_str() {
+        return Err(refused(format!("{name} is not deleted")));
+    }
+    Ok(())
+}
+
+fn warn(volume: &neonsan_api::VolumeInfo) {
+    for warning in &volume.warnings {
+        eprintln!("neonsan: warning: {warning}");
+    }
+}

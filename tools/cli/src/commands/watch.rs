@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+
+//! `neonsan watch`
+
+use super::{parse_device_name, DeviceName};
+use crate::cli::{Common, Watch};
+use crate::device::session_state;
+use crate::error::{Error, Kind, Result};
+use crate::netlink::{Client, Event};
+use crate::output::{print, print_json_line};
+use crate::uapi::{attr, cmd};
+use crate::units::show_size;
+use serde::Serialize;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// One event, as in Documentation/cli-json.rst.
+#[derive(Debug, Default, PartialEq, Serialize)]
+struct Happened {
+    event: &'static str,
+    time_unix_ms: u64,
+    device: Option<String>,
+    index: Option<u32>,
+    volume: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    connection: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    size_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<String>,
+}
+
+/// Prints events until enough were seen or the program is stopped.
+pub fn run(common: &Common, args: &Watch) -> Result<()> {
+    let only = match args.device.as_deref().map(parse_device_name) {
+        None => None,
+        Some(DeviceName::Index(index)) => Some(index),
+        Some(DeviceName::Volume(name)) => {
+            let message = format!("'{name}' is no device");
+            return Err(Error::new(Kind::Usage, message)
+                .with_hint("write neonsan0, /dev/neonsan0 or 0; it need not be attached yet"));
+        }
+    };
+    let mut client = Client::connect()?;
+    client.subscribe()?;
+    let mut left = args.count.unwrap_or(u64::MAX);
+    while left > 0 {
+        let happened = match client.next_events()? {
+            Some(events) => events.iter().filter_map(Happened::parse).collect(),
+            None => vec![Happened {
+                event: "events-lost",
+                ..Happened::default()
+            }],
+        };
+        for mut happened in happened {
+            let wanted = only.is_none() || happened.index.is_none() || happened.index == only;
+            if !wanted || left == 0 {
+                continue;
+            }
+            left -= 1;
+            let now = SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default();
+            happened.time_unix_ms = now.as_millis().try_into().unwrap_or(u64::MAX);
+            if common.json {
+                print_json_line(&happened)?;
+            } else {
+                print(&happened.show())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Happened {
+    /// Reads an event; `None` for one that this program does not know.
+    fn parse(event: &Event) -> Option<Self> {
+        use attr::device as a;
+        let name = match event.cmd {
+            cmd::ATTACHED => "attached",
+            cmd::DETACHED => "detached",
+            cmd::CONNECTION_LOST => "connection-lost",
+            cmd::CONNECTION_RECOVERED => "connection-recovered",
+            cmd::FAILED => "failed",
+            cmd::RESIZED => "resized",
+            cmd::GOING_AWAY => "going-away",
+            cmd::DATA_AT_RISK => "data-at-risk",
+            _ => return None,
+        };
+        let attrs = event.attrs();
+        Some(Happened {
+            event: name,
+            time_unix_ms: 0,
+            device: attrs.text(a::NAME).map(|name| format!("/dev/{name}")),
+            index: attrs.u32(a::INDEX),
+            volume: attrs.text(a::VOLUME),
+            state: attrs.u32(a::STATE).map(|_| session_state(attrs)),
+            connection: attrs.u32(a::CONNECTION_INDEX),
+            size_bytes: attrs.number(a::SIZE),
+            message: attrs.text(a::MESSAGE),
+        })
+    }
+
+    fn show(&self) -> String {
+        let seconds = self.time_unix_ms / 1000 % 86_400;
+        let mut line = format!(
+            "{:02}:{:02}:{:02}.{:03}Z  {}",
+            seconds / 3600,
+            seconds / 60 % 60,
+            seconds % 60,
+            self.time_unix_ms % 1000,
+            self.event
+        );
+        for (before, part) in [
+            ("  ", self.device.clone()),
+            ("  ", self.volume.clone()),
+            (
+                "  connection ",
+                self.connection.map(|index| index.to_string()),
+            ),
+            ("  ", self.state.clone()),
+            ("  ", self.size_bytes.map(show_size)),
+            ("  ", self.message.clone()),
+        ] {
+            if let Some(part) = part {
+                line.push_str(before);
+                line.push_str(&part);
+            }
+        }
+        line.push('\n');
+        line
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_has_what_the_event_has() {
+        let lost = Happened {
+            event: "connection-lost",
+            time_unix_ms: 86_400_000 + 3_723_004,
+            device: Some("/dev/neonsan0".into()),
+            volume: Some("p/v".into()),
+            connection: Some(2),
+            message: Some("reset by the node".into()),
+            ..Happened::default()
+        };
+        assert_eq!(
+            lost.show(),
+            "01:02:03.004Z  connection-lost  /dev/neonsan0  p/v  connection 2  reset by the node\n"
+        );
+    }
+}

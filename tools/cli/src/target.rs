@@ -1,0 +1,338 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+
+//! How people name volumes and nodes: `neonsan://host[:port][,…]/pool/volume[@snapshot]`.
+
+use crate::error::{Error, Kind, Result};
+use neonsan_api::DEFAULT_DATA_PORT;
+use neonsan_proto::VolumeName;
+use serde::Serialize;
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr, ToSocketAddrs};
+use std::str::FromStr;
+
+/// What every target is shown as in messages.
+pub const FORM: &str = "neonsan://host[:port]/pool/volume[@snapshot]";
+
+const SCHEME: &str = "neonsan://";
+
+/// Where a node takes data connections, as written: a name is resolved only when it is used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeAddress {
+    host: Host,
+    port: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Host {
+    Address(IpAddr),
+    /// A link-local address with the interface that it is on.
+    Scoped(Ipv6Addr, String),
+    Name(String),
+}
+
+/// A node's address as numbers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ResolvedNode {
+    /// IPv4 or IPv6 address.
+    pub address: IpAddr,
+    /// Index of the interface of a link-local address.
+    pub scope_id: Option<u32>,
+    /// TCP port.
+    pub port: u16,
+    /// The host name that was resolved to the address.
+    pub name: Option<String>,
+}
+
+impl FromStr for NodeAddress {
+    type Err = Error;
+
+    /// Reads `host`, `host:port`, `[v6]`, `[v6]:port` or `v6`.
+    fn from_str(text: &str) -> Result<Self> {
+        let bad = |why: String| {
+            Error::new(
+                Kind::Usage,
+                format!("'{text}' is no address of a node: {why}"),
+            )
+            .with_hint(
+                "write host, host:port, 192.0.2.1:port or [2001:db8::1]:port; \
+                 without a port it is 9666",
+            )
+        };
+        let (host, port) = if let Some(rest) = text.strip_prefix('[') {
+            let Some((host, after)) = rest.split_once(']') else {
+                return Err(bad("the ']' is missing".into()));
+            };
+            let port = match after.strip_prefix(':') {
+                Some(port) => Some(port),
+                None if after.is_empty() => None,
+                None => return Err(bad(format!("'{after}' follows the ']'"))),
+            };
+            match host.split_once('%') {
+                None => match host.parse() {
+                    Ok(address) => (Host::Address(IpAddr::V6(address)), port),
+                    Err(_) => return Err(bad(format!("'{host}' is no IPv6 address"))),
+                },
+                Some((address, interface)) => match address.parse() {
+                    Ok(address) if !interface.is_empty() => {
+                        (Host::Scoped(address, interface.to_owned()), port)
+                    }
+                    _ => return Err(bad(format!("'{host}' is no IPv6 address"))),
+                },
+            }
+        } else if let Ok(address) = text.parse::<Ipv6Addr>() {
+            (Host::Address(IpAddr::V6(address)), None)
+        } else {
+            let (host, port) = match text.split_once(':') {
+                Some((host, port)) => (host, Some(port)),
+                None => (text, None),
+            };
+            match host.parse() {
+                Ok(address) => (Host::Address(IpAddr::V4(address)), port),
+                Err(_) => (Host::Name(host_name(host).map_err(bad)?), port),
+            }
+        };
+        let port = match port {
+            None => DEFAULT_DATA_PORT,
+            Some(port) => match port.parse() {
+                Ok(port) if port > 0 => port,
+                _ => return Err(bad(format!("the port '{port}' is not from 1 to 65535"))),
+            },
+        };
+        Ok(NodeAddress { host, port })
+    }
+}
+
+fn host_name(name: &str) -> std::result::Result<String, String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    if name.is_empty() {
+        Err("the host is missing".into())
+    } else if name.len() > 253 {
+        Err("the host name is longer than 253 characters".into())
+    } else if let Some(c) = name.chars().find(|c| !fits(*c)) {
+        Err(format!("a host name cannot have '{}'", c.escape_default()))
+    } else if name.split('.').all(|part| part.parse::<u32>().is_ok()) {
+        Err("it looks like an IPv4 address but is none".into())
+    } else {
+        Ok(name.to_owned())
+    }
+}
+
+impl fmt::Display for NodeAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.host {
+            Host::Address(IpAddr::V4(address)) => write!(f, "{address}:{}", self.port),
+            Host::Address(IpAddr::V6(address)) => write!(f, "[{address}]:{}", self.port),
+            Host::Scoped(address, interface) => write!(f, "[{address}%{interface}]:{}", self.port),
+            Host::Name(name) => write!(f, "{name}:{}", self.port),
+        }
+    }
+}
+
+impl NodeAddress {
+    /// The host alone, as a URL of another port has it.
+    pub fn host(&self) -> String {
+        match &self.host {
+            Host::Address(IpAddr::V4(address)) => address.to_string(),
+            Host::Address(IpAddr::V6(address)) | Host::Scoped(address, _) => format!("[{address}]"),
+            Host::Name(name) => name.clone(),
+        }
+    }
+
+    /// The address as numbers; a name may have several. The order is the resolver's.
+    pub fn resolve(&self) -> Result<Vec<ResolvedNode>> {
+        let node = |address, scope_id, name| ResolvedNode {
+            address,
+            scope_id,
+            port: self.port,
+            name,
+        };
+        match &self.host {
+            Host::Address(address) => Ok(vec![node(*address, None, None)]),
+            Host::Scoped(address, interface) => {
+                let index = interface_index(interface)?;
+                Ok(vec![node(IpAddr::V6(*address), Some(index), None)])
+            }
+            Host::Name(name) => {
+                let unknown = |why: String| {
+                    Error::new(
+                        Kind::Unreachable,
+                        format!("the name '{name}' cannot be resolved: {why}"),
+                    )
+                    .with_hint("check the spelling and DNS, or write the address as a number")
+                };
+                let mut nodes = Vec::new();
+                let found = (name.as_str(), self.port)
+                    .to_socket_addrs()
+                    .map_err(|error| unknown(error.to_string()))?;
+                for address in found {
+                    let resolved = node(address.ip(), None, Some(name.clone()));
+                    if !nodes.contains(&resolved) {
+                        nodes.push(resolved);
+                    }
+                }
+                if nodes.is_empty() {
+                    return Err(unknown("it has no address".into()));
+                }
+                Ok(nodes)
+            }
+        }
+    }
+}
+
+fn interface_index(interface: &str) -> Result<u32> {
+    if let Ok(index) = interface.parse() {
+        return Ok(index);
+    }
+    let path = format!("/sys/class/net/{interface}/ifindex");
+    std::fs::read_to_string(path)
+        .ok()
+        .filter(|_| !interface.contains('/'))
+        .and_then(|index| index.trim().parse().ok())
+        .ok_or_else(|| {
+            Error::new(
+                Kind::Usage,
+                format!("there is no network interface '{interface}'"),
+            )
+            .with_hint("behind the % of a link-local address stands a name that `ip link` shows")
+        })
+}
+
+/// A volume, and perhaps the nodes that serve it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// In the order of the URL; empty if the target is a volume alone.
+    pub nodes: Vec<NodeAddress>,
+    /// `pool/volume` or `pool/volume@snapshot`, checked.
+    pub volume: String,
+}
+
+impl FromStr for Target {
+    type Err = Error;
+
+    /// Reads a URL, or `pool/volume[@snapshot]` alone.
+    fn from_str(text: &str) -> Result<Self> {
+        let (nodes, volume) = match text.strip_prefix(SCHEME) {
+            None if text.contains("://") => {
+                let error = format!("'{text}' does not start with {SCHEME}");
+                return Err(Error::new(Kind::Usage, error).with_hint(format!("write {FORM}")));
+            }
+            None => (Vec::new(), text),
+            Some(rest) => {
+                let Some((hosts, volume)) = rest.split_once('/') else {
+                    return Err(Error::new(Kind::Usage, format!("'{text}' names no volume"))
+                        .with_hint(format!("write {FORM}")));
+                };
+                let nodes = if hosts.is_empty() {
+                    Vec::new()
+                } else {
+                    hosts.split(',').map(str::parse).collect::<Result<_>>()?
+                };
+                (nodes, volume)
+            }
+        };
+        VolumeName::parse(volume).map_err(|error| {
+            Error::new(Kind::Usage, format!("'{volume}' is no volume: {error}"))
+                .with_hint(format!("write {FORM}, or pool/volume with --node"))
+        })?;
+        Ok(Target {
+            nodes,
+            volume: volume.to_owned(),
+        })
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.nodes.is_empty() {
+            return f.write_str(&self.volume);
+        }
+        f.write_str(SCHEME)?;
+        for (index, node) in self.nodes.iter().enumerate() {
+            let comma = if index > 0 { "," } else { "" };
+            write!(f, "{comma}{node}")?;
+        }
+        write!(f, "/{}", self.volume)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_read_in_all_their_forms() {
+        for (text, shown) in [
+            ("neonsan://h/p/v", "neonsan://h:9666/p/v"),
+            ("neonsan://h:1/p/v@s", "neonsan://h:1/p/v@s"),
+            ("neonsan://192.0.2.1/p/v", "neonsan://192.0.2.1:9666/p/v"),
+            (
+                "neonsan://[2001:db8::1]/p/v",
+                "neonsan://[2001:db8::1]:9666/p/v",
+            ),
+            (
+                "neonsan://[fe80::1%eth0]:7/p/v",
+                "neonsan://[fe80::1%eth0]:7/p/v",
+            ),
+            (
+                "neonsan://a,b:2,[::1]:3/p/v",
+                "neonsan://a:9666,b:2,[::1]:3/p/v",
+            ),
+            ("neonsan:///p/v", "p/v"),
+            ("p/v", "p/v"),
+            ("p/v@s", "p/v@s"),
+        ] {
+            assert_eq!(text.parse::<Target>().unwrap().to_string(), shown, "{text}");
+        }
+        let plain: NodeAddress = "2001:db8::1".parse().unwrap();
+        assert_eq!(plain.to_string(), "[2001:db8::1]:9666");
+    }
+
+    #[test]
+    fn bad_targets_are_refused_with_the_form() {
+        for text in [
+            "",
+            "v",
+            "p/",
+            "/v",
+            "http://h/p/v",
+            "neonsan://h",
+            "neonsan://h:0/p/v",
+            "neonsan://h:65536/p/v",
+            "neonsan://h:x/p/v",
+            "neonsan://h h/p/v",
+            "neonsan://[::1/p/v",
+            "neonsan://[::1]x/p/v",
+            "neonsan://[zz]/p/v",
+            "neonsan://1.2.3/p/v",
+            "neonsan://a,,b/p/v",
+            "neonsan://h/p/v/w",
+            "neonsan://h/p/v@",
+            "neonsan://h/p/v w",
+            "neonsan://h/p/\u{fc}",
+        ] {
+            let error = text.parse::<Target>().unwrap_err();
+            assert_eq!(error.kind(), Kind::Usage, "{text}");
+            assert!(error.to_string().contains("write "), "{text}: {error}");
+        }
+        let long = format!("p/{}", "v".repeat(254));
+        let error = long.parse::<Target>().unwrap_err().to_string();
+        assert!(error.contains("longer than 255"), "{error}");
+    }
+
+    #[test]
+    fn numbers_resolve_without_a_resolver() {
+        let node: NodeAddress = "192.0.2.1:5".parse().unwrap();
+        assert_eq!(
+            node.resolve().unwrap(),
+            [ResolvedNode {
+                address: "192.0.2.1".parse().unwrap(),
+                scope_id: None,
+                port: 5,
+                name: None,
+            }]
+        );
+        let node: NodeAddress = "[fe80::1%no-such-interface]".parse().unwrap();
+        assert!(node.resolve().unwrap_err().to_string().contains("ip link"));
+    }
+}

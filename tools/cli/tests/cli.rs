@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+
+//! The command as a person meets it, without a kernel module: help, wrong usage, and each message
+//! that says what to do.
+
+#![allow(clippy::unwrap_used)]
+
+use assert_cmd::Command;
+use predicates::prelude::PredicateBooleanExt as _;
+use predicates::str::contains;
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+fn neonsan() -> Command {
+    let mut command = Command::cargo_bin("neonsan").unwrap();
+    // Help is as wide as the terminal; without one it is 100 columns.
+    command.env_remove("COLUMNS");
+    command
+}
+
+/// Holds a text against tests/golden/NAME; NEONSAN_UPDATE=1 writes it anew.
+fn golden(name: &str, text: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(name);
+    if std::env::var_os("NEONSAN_UPDATE").is_some() {
+        std::fs::write(&path, text).unwrap();
+    }
+    let stored = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(
+        text,
+        stored,
+        "{} differs; NEONSAN_UPDATE=1 accepts it",
+        path.display()
+    );
+}
+
+fn help_of(words: &[&str]) -> String {
+    let output = neonsan().args(words).arg("--help").output().unwrap();
+    assert!(output.status.success());
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn help_of_every_command_is_stable() {
+    let commands: [&[&str]; 13] = [
+        &[],
+        &["attach"],
+        &["detach"],
+        &["list"],
+        &["info"],
+        &["set"],
+        &["watch"],
+        &["volume"],
+        &["volume", "create"],
+        &["volume", "list"],
+        &["volume", "info"],
+        &["volume", "resize"],
+        &["volume", "delete"],
+    ];
+    let mut all = String::new();
+    for words in commands {
+        let line = ["neonsan"]
+            .iter()
+            .chain(words)
+            .copied()
+            .collect::<Vec<_>>()
+            .join(" ");
+        all.push_str(&format!("$ {line} --help\n{}\n", help_of(words)));
+    }
+    golden("help.txt", &all);
+}
+
+/// The program under one of its other names.
+fn named(directory: &Path, name: &str) -> Command {
+    let path: PathBuf = directory.join(name);
+    symlink(assert_cmd::cargo::cargo_bin("neonsan"), &path).unwrap();
+    Command::new(path)
+}
+
+#[test]
+fn other_names_are_commands() {
+    let directory = tempfile::tempdir().unwrap();
+    named(directory.path(), "neonsan-attach")
+        .arg("--help")
+        .assert()
+        .success()
+        .stdout(contains("Usage: neonsan-attach [OPTIONS] <TARGET>"));
+    named(directory.path(), "neonsan-detach")
+        .arg("--help")
+        .assert()
+        .success()
+        .stdout(contains("Usage: neonsan-detach [OPTIONS] [DEVICE]..."));
+}
+
+#[test]
+fn wrong_usage_exits_with_2() {
+    for line in [
+        &["frobnicate"][..],
+        &["attach"],
+        &["attach", "p/v", "--request-timeout", "5"],
+        &["attach", "p/v", "--connections", "0"],
+        &["attach", "p/v", "--mode", "mine"],
+        &["attach", "p/v", "--read-only", "--mode", "shared"],
+        &["detach"],
+        &["detach", "--all", "0"],
+        &["set", "0"],
+        &["watch", "sda"],
+        &["info", "0", "--qemu", "--libvirt"],
+        &["volume", "create", "p/v"],
+        &["volume", "create", "p/v", "--size", "ten"],
+    ] {
+        neonsan().args(line).assert().code(2);
+    }
+}
+
+#[test]
+fn bad_targets_say_how_to_write_one() {
+    let long = format!("p/{}", "v".repeat(300));
+    for (target, said) in [
+        ("volume", "the pool is missing"),
+        ("p/v w", "the character ' ' at position 3 is not allowed"),
+        ("p/-v", "must start with a letter"),
+        (long.as_str(), "longer than 255 bytes"),
+        ("nbd://h/p/v", "does not start with neonsan://"),
+        ("neonsan://h:99999/p/v", "not from 1 to 65535"),
+        ("p/v", "no node is named that serves p/v"),
+    ] {
+        neonsan()
+            .args(["attach", target])
+            .assert()
+            .code(2)
+            .stdout("")
+            .stderr(contains(said));
+    }
+}
+
+#[test]
+fn a_bad_config_file_exits_with_3() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("neonsan.toml");
+    std::fs::write(&path, "[attach]\nconections = 4\n").unwrap();
+    neonsan()
+        .args(["list", "--config"])
+        .arg(&path)
+        .assert()
+        .code(3)
+        .stderr(contains(
+            "line 2: unknown key `conections`, expected one of `mode`, `connections`",
+        ));
+    neonsan()
+        .args(["list", "--config", "/nonexistent/neonsan.toml"])
+        .assert()
+        .code(3)
+        .stderr(contains("cannot be read"));
+}
+
+#[test]
+fn without_the_module_each_command_says_so() {
+    if Path::new("/sys/module/neonsan").exists() {
+        eprintln!("skipped: the module is loaded here");
+        return;
+    }
+    let attach = "attach neonsan://127.0.0.1/p/v --host-id 00112233445566778899aabbccddeeff";
+    for line in [
+        "list",
+        "info 0",
+        "detach 0",
+        "watch",
+        "set 0 --loss-timeout 1m",
+        attach,
+    ] {
+        neonsan()
+            .args(line.split(' '))
+            .assert()
+            .code(5)
+            .stdout("")
+            .stderr(contains("is not loaded").and(contains("modprobe neonsan")));
+    }
+}
+
+#[test]
+fn errors_have_a_json_form() {
+    let output = neonsan()
+        .args(["attach", "volume", "--json"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let error: serde_json::Value = serde_json::from_slice(&output.stderr).unwrap();
+    assert_eq!(error["error"]["kind"], "usage");
+    assert_eq!(error["error"]["exit_code"], 2);
+    assert!(error["error"]["message"]
+        .as_str()
+        .unwrap()
+        .contains("pool is missing"));
+    assert!(error["error"]["hint"]
+        .as_str()
+        .unwrap()
+        .contains("neonsan://"));
+}
+
+/// A peer that answers each connection with `answer`.
+fn peer(answer: &'static [u8]) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let mut stream = stream;
+            let _ = stream.read(&mut [0; 4096]);
+            let _ = stream.write_all(answer);
+        }
+    });
+    port
+}
+
+#[test]
+fn volume_commands_name_the_address_that_does_not_answer() {
+    let port = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let api = format!("http://127.0.0.1:{port}");
+    neonsan()
+        .args(["volume", "list", "--api", &api])
+        .assert()
+        .code(8)
+        .stderr(contains(api.as_str()).and(contains("check that neonsan-node runs there")));
+}
+
+#[test]
+fn a_peer_that_is_no_control_api_is_named_as_such() {
+    for answer in [
+        &b"NEONSANs\0\0\0\0"[..],
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+        b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
+        b"",
+    ] {
+        let api = format!("127.0.0.1:{}", peer(answer));
+        neonsan()
+            .args(["volume", "info", "p/v", "--api", &api])
+            .assert()
+            .code(9)
+            .stderr(contains("does not answer as a NeonSAN control API"));
+    }
+}
+
+#[test]
+fn refusals_of_a_node_keep_their_advice_and_get_their_exit_code() {
+    let answer = b"HTTP/1.1 507 Insufficient Storage\r\nContent-Type: application/json\r\n\
+        Content-Length: 76\r\n\r\n\
+        {\"code\":\"no-space\",\"message\":\"the disk is full\",\"hint\":\"delete a volume\"}     ";
+    let api = format!("127.0.0.1:{}", peer(answer));
+    neonsan()
+        .args(["volume", "create", "p/v", "--size", "1G", "--api", &api])
+        .assert()
+        .code(11)
+        .stderr(contains("the disk is full").and(contains("delete a volume")));
+}
+
+#[test]
+fn deleting_asks_and_takes_no_answer_for_no() {
+    neonsan()
+        .args(["volume", "delete", "p/v"])
+        .write_stdin("p/v\n")
+        .assert()
+        .code(2)
+        .stderr(contains("nobody can be asked").and(contains("--yes")));
+}
