@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
 #include <linux/bottom_half.h>
+#include <linux/cpumask.h>
 #include <linux/jiffies.h>
 #include <linux/llist.h>
 
@@ -35,4 +36,9 @@ void neonsan_helper_local_bh_enable(void)
 u64 neonsan_helper_jiffies_ms(void)
 {
 	return jiffies64_to_msecs(get_jiffies_64());
+}
+
+unsigned int neonsan_helper_num_online_cpus(void)
+{
+	return num_online_cpus();
 }

@@ -12,6 +12,8 @@ const __LOG_PREFIX: &[u8] = b"neonsan\0";
 
 pub mod block;
 pub mod clock;
+pub mod cpu;
+pub mod crc32c;
 pub mod debugfs;
 pub mod genetlink;
 pub mod mm;

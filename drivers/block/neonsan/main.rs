@@ -1,8 +1,39 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! The NeonSAN client: block devices for volumes on remote storage nodes.
+//!
+//! # Map
+//!
+//! - [`control`]: generic netlink, the way in. [`attach`]: attaching and detaching.
+//! - [`device`]: a device. [`registry`]: all of them. [`info`]: snapshots for people.
+//! - [`queue`]: from blk-mq to a connection. [`connection`]: one connection; [`transmit`] and
+//!   [`receive`] are its two sides, [`connect`] makes it.
+//! - [`recovery`]: carries out what the session machine (`neonsan_session`) decides.
+//! - [`limits`], [`error`]: from the wire's terms to the block layer's.
+//!
+//! What can be decided without a kernel is decided in the crates `neonsan_proto` and
+//! `neonsan_session`; what needs `unsafe` is in `neonsan_kernel`.
 
 use kernel::prelude::*;
+
+mod attach;
+mod clock;
+mod connect;
+mod connection;
+mod control;
+mod crc;
+mod device;
+mod error;
+mod info;
+mod limits;
+mod params;
+mod queue;
+mod receive;
+mod recovery;
+mod registry;
+mod trace;
+mod transmit;
+mod uapi;
 
 module! {
     type: NeonSan,
@@ -10,13 +41,26 @@ module! {
     authors: ["NeonSAN developers"],
     description: "NeonSAN remote block device",
     license: "GPL",
+    alias: ["net-pf-16-proto-16-family-neonsan"],
 }
 
-struct NeonSan {}
+/// The loaded module.
+struct NeonSan {
+    _devices: Devices,
+}
+
+/// Detaches all devices when the module goes.
+struct Devices;
+
+impl Drop for Devices {
+    fn drop(&mut self) {
+        registry::detach_all();
+    }
+}
 
 impl kernel::Module for NeonSan {
     fn init(_module: &'static ThisModule) -> Result<Self> {
-        pr_info!("loaded\n");
-        Ok(NeonSan {})
+        registry::init();
+        Ok(NeonSan { _devices: Devices })
     }
 }

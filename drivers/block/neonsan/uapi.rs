@@ -2,7 +2,7 @@
 
 //! Numbers of the generic netlink family `neonsan`, shared by the module and the command line.
 //!
-//! Made from `Documentation/netlink/specs/neonsan.yaml` by the test `tools/cli/tests/uapi.rs`,
+//! Made from `Documentation/netlink/specs/neonsan.yaml` by the test `tools/uapi/tests/spec.rs`,
 //! which also notices when the two differ. Change the spec, not this file. It is part of the
 //! interface between kernel and user space: numbers are only ever added, at the end.
 
@@ -289,7 +289,7 @@ pub mod cmd {
     /// forced. A forced detach needs no network.
     pub const DETACH: u8 = 2;
     /// All that is known about one device, or about each of them. A device that is too big for one
-    /// message of a dump comes without its connections and queues; ask for it alone to get them.
+    /// message of a dump comes without its connections; ask for it alone to get them.
     pub const DEVICE_GET: u8 = 3;
     /// Change a live device. Timeouts that are not named stay as they are.
     pub const DEVICE_SET: u8 = 4;
@@ -344,9 +344,10 @@ pub mod attr {
         pub const REQUEST: u16 = 1;
         /// For one try to connect, from the first SYN to the end of the handshake.
         pub const CONNECT: u16 = 2;
-        /// An idle connection sends a heartbeat after this time. 0 sends none.
+        /// After how much silence a heartbeat is sent.
         pub const HEARTBEAT_INTERVAL: u16 = 3;
-        /// A connection on which nothing was heard for this time is given up.
+        /// A connection on which nothing was heard for this time is given up. Longer than
+        /// heartbeat-interval.
         pub const HEARTBEAT_TIMEOUT: u16 = 4;
         /// Pause before the second try to reconnect. It doubles with each try.
         pub const RECONNECT_DELAY_MIN: u16 = 5;
@@ -393,24 +394,20 @@ pub mod attr {
     pub mod request {
         /// The tag of the block layer.
         pub const TAG: u16 = 1;
-        /// Index of the hardware queue.
-        pub const QUEUE: u16 = 2;
-        /// Index of the connection.
-        pub const CONNECTION: u16 = 3;
         /// As on the wire.
-        pub const COOKIE: u16 = 4;
+        pub const COOKIE: u16 = 2;
         /// `op`.
-        pub const OP: u16 = 5;
+        pub const OP: u16 = 3;
         /// `state`.
-        pub const STATE: u16 = 6;
+        pub const STATE: u16 = 4;
         /// In bytes.
-        pub const OFFSET: u16 = 7;
+        pub const OFFSET: u16 = 5;
         /// In bytes.
-        pub const LENGTH: u16 = 8;
-        /// Time since the block layer handed the request over, in milliseconds.
-        pub const AGE_MS: u16 = 9;
+        pub const LENGTH: u16 = 6;
+        /// Time in this state, in milliseconds.
+        pub const AGE_MS: u16 = 7;
         /// The highest attribute type of this set.
-        pub const MAX: u16 = 9;
+        pub const MAX: u16 = 7;
     }
 
     /// Counters since attach.
@@ -435,15 +432,14 @@ pub mod attr {
         pub const RESENT: u16 = 9;
         /// Requests whose timeout ran out.
         pub const TIMEOUTS: u16 = 10;
-        /// Times a queue had no slot for a request.
-        pub const BUSY: u16 = 11;
         /// Calls that gave data to the socket. A batch of requests is one.
-        pub const SENDS: u16 = 12;
+        pub const SENDS: u16 = 11;
         /// The highest attribute type of this set.
-        pub const MAX: u16 = 12;
+        pub const MAX: u16 = 11;
     }
 
-    /// One TCP connection of a session.
+    /// One TCP connection of a session. The hardware queue of the block device with the same index
+    /// belongs to it.
     pub mod connection {
         /// `index`.
         pub const INDEX: u16 = 1;
@@ -465,20 +461,12 @@ pub mod attr {
         pub const LAST_CAUSE: u16 = 9;
         /// Absent when nothing is in flight.
         pub const OLDEST_REQUEST: u16 = 10;
-        /// The highest attribute type of this set.
-        pub const MAX: u16 = 10;
-    }
-
-    /// One hardware queue of the block device.
-    pub mod queue {
-        /// `index`.
-        pub const INDEX: u16 = 1;
-        /// Index of the connection that carries it.
-        pub const CONNECTION: u16 = 2;
+        /// Time since something was received, in milliseconds.
+        pub const SILENT_MS: u16 = 11;
         /// `statistics`.
-        pub const STATISTICS: u16 = 3;
+        pub const STATISTICS: u16 = 12;
         /// The highest attribute type of this set.
-        pub const MAX: u16 = 3;
+        pub const MAX: u16 = 12;
     }
 
     /// A block device and the session behind it.
@@ -504,7 +492,7 @@ pub mod attr {
         /// Number of connections. In an attach request 0 or absence leaves it to the node and the
         /// number of CPUs.
         pub const CONNECTIONS: u16 = 9;
-        /// Slots of each connection.
+        /// Requests in flight on each connection, at most.
         pub const QUEUE_DEPTH: u16 = 10;
         /// `timeouts`.
         pub const TIMEOUTS: u16 = 11;
@@ -515,8 +503,8 @@ pub mod attr {
         pub const FORCE: u16 = 13;
         /// `state`.
         pub const STATE: u16 = 14;
-        /// Time in this state, in milliseconds.
-        pub const SINCE_MS: u16 = 15;
+        /// Time without service, in milliseconds. 0 while there is service.
+        pub const LOST_MS: u16 = 15;
         /// `session-id`.
         pub const SESSION_ID: u16 = 16;
         /// Grows each time the session is opened anew.
@@ -531,15 +519,13 @@ pub mod attr {
         pub const OPEN_COUNT: u16 = 21;
         /// `connection`.
         pub const CONNECTION: u16 = 22;
-        /// `queue`.
-        pub const QUEUE: u16 = 23;
         /// `statistics`.
-        pub const STATISTICS: u16 = 24;
+        pub const STATISTICS: u16 = 23;
         /// The connection that an event is about.
-        pub const CONNECTION_INDEX: u16 = 25;
+        pub const CONNECTION_INDEX: u16 = 24;
         /// What happened, for people.
-        pub const MESSAGE: u16 = 26;
+        pub const MESSAGE: u16 = 25;
         /// The highest attribute type of this set.
-        pub const MAX: u16 = 26;
+        pub const MAX: u16 = 25;
     }
 }

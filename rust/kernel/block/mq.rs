@@ -22,6 +22,6 @@ pub use gen_disk::{GenDisk, GenDiskBuilder};
 pub use limits::QueueLimits;
 pub use operations::{Operations, TimeoutAction};
 pub use request::{OwnedRequest, Request, RequestOp, RequestRef};
-pub use request_list::RequestList;
+pub use request_list::{RequestList, Taken};
 pub use request_table::RequestTable;
 pub use tag_set::{Flags, TagSet};

@@ -15,7 +15,7 @@
 
 use super::TcpSocket;
 use crate::skbuff::SkBuff;
-use core::{cell::UnsafeCell, marker::PhantomPinned, ops::Deref};
+use core::{cell::UnsafeCell, marker::PhantomPinned};
 use kernel::{
     prelude::*,
     sync::Arc,
@@ -43,19 +43,19 @@ pub trait Callbacks: Send + Sync + 'static {
 
     /// `len` bytes at `offset` of `skb` have arrived. Returns how many were taken; fewer than
     /// `len` stops the run, and the rest is offered again at the next one.
-    fn receive(&self, rx: &mut Self::Receive, skb: &SkBuff, offset: usize, len: usize) -> usize;
+    fn receive(self: &Arc<Self>, rx: &mut Self::Receive, skb: &SkBuff, offset: usize, len: usize) -> usize;
 
     /// A run of [`Callbacks::receive`] is over: nothing more is there for now.
-    fn receive_done(&self, rx: &mut Self::Receive);
+    fn receive_done(self: &Arc<Self>, rx: &mut Self::Receive);
 
     /// There is data, but the socket is in use: call [`Attached::read`] from a process.
-    fn read_later(&self);
+    fn read_later(self: &Arc<Self>);
 
     /// There is room to send again.
-    fn write_space(&self);
+    fn write_space(self: &Arc<Self>);
 
     /// The connection has changed its state.
-    fn state_change(&self, state: SocketState);
+    fn state_change(self: &Arc<Self>, state: SocketState);
 }
 
 /// The callbacks that a socket had before.
@@ -90,7 +90,7 @@ unsafe impl<C: Callbacks> Sync for Attached<C> {}
 
 /// One run of receiving: what [`recv_actor`] needs.
 struct Run<'a, C: Callbacks> {
-    callbacks: &'a C,
+    callbacks: &'a Arc<C>,
     rx: &'a mut C::Receive,
 }
 
@@ -183,7 +183,7 @@ impl<C: Callbacks> Attached<C> {
             return;
         };
         let mut run = Run {
-            callbacks: self.callbacks.deref(),
+            callbacks: &self.callbacks,
             rx,
         };
         let mut desc: bindings::read_descriptor_t = pin_init::zeroed();

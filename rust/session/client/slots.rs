@@ -184,6 +184,8 @@ pub struct SlotInfo {
     pub state: SlotState,
     /// What it asks for.
     pub request: Request,
+    /// What it is called on the wire.
+    pub cookie: Cookie,
     /// Since when it is there.
     pub since: Instant,
 }
@@ -397,6 +399,7 @@ impl<S: Deref<Target = [Slot]>> SlotTable<S> {
             tag,
             state: word.state,
             request: self.request_of(slot, word),
+            cookie: self.cookie(tag, word),
             since: Instant(slot.since.load(Ordering::Relaxed)),
         })
     }

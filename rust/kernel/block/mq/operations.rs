@@ -43,9 +43,7 @@ pub trait Operations: Sized + 'static {
     type TagSetData: ForeignOwnable + Sync + Send;
 
     /// Initialises the data beside one request.
-    fn new_request_data(
-        tag_set_data: ForeignBorrowed<'_, Self::TagSetData>,
-    ) -> impl PinInit<Self::RequestData, Infallible>;
+    fn new_request_data() -> impl PinInit<Self::RequestData, Infallible>;
 
     /// Makes the data of the hardware queue with this index.
     fn init_hctx(
@@ -185,25 +183,18 @@ impl<T: Operations> OperationsVTable<T> {
 
     /// # Safety
     ///
-    /// Called by blk-mq only; `set` is that of a `TagSet<T>`.
+    /// Called by blk-mq only, for a tag set made by `TagSet<T>`.
     unsafe extern "C" fn init_request_callback(
-        set: *mut bindings::blk_mq_tag_set,
+        _set: *mut bindings::blk_mq_tag_set,
         rq: *mut bindings::request,
         _index: c_uint,
         _numa_node: c_int,
     ) -> c_int {
-        from_result(|| {
-            // SAFETY: `TagSet::new` has set it.
-            let tag_set_data = unsafe { T::TagSetData::borrow((*set).driver_data) };
-            // SAFETY: The tag set's `cmd_size` makes room for the wrapper behind the request.
-            unsafe {
-                RequestDataWrapper::<T>::init(
-                    Request::<T>::wrapper_ptr(rq),
-                    T::new_request_data(tag_set_data),
-                );
-            }
-            Ok(0)
-        })
+        // SAFETY: The tag set's `cmd_size` makes room for the wrapper behind the request.
+        unsafe {
+            RequestDataWrapper::<T>::init(Request::<T>::wrapper_ptr(rq), T::new_request_data());
+        }
+        0
     }
 
     /// # Safety

@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Attaching and detaching.
+
+use crate::{
+    clock::now,
+    control,
+    device::{Device, Lifecycle},
+    limits,
+    params::{AttachParams, DeviceError, DEFAULT_QUEUE_DEPTH, MAX_QUEUE_DEPTH},
+    recovery, registry, uapi,
+};
+use kernel::{
+    prelude::*,
+    sync::Arc,
+    time::msecs_to_jiffies,
+    types::ScopeGuard, //
+};
+use neonsan_kernel::block::mq::{Flags, GenDiskBuilder, TagSet};
+use neonsan_proto::{Capabilities, VolumeName};
+use neonsan_session::{CloseCause, Instant};
+
+/// How long the node may take to acknowledge the end of a session.
+const RELEASE_MS: u32 = 1000;
+
+impl Device {
+    /// Attaches a volume. Returns when the disk can be used. Sleeps; a signal interrupts it, and
+    /// nothing is left behind.
+    pub fn attach(params: KBox<AttachParams>) -> Result<Arc<Device>, DeviceError> {
+        check(&params)?;
+        let mut params = Some(params);
+        let device = registry::add(params.as_ref().and_then(|p| p.index), |index| {
+            let params = params.take().ok_or(EINVAL)?;
+            Ok(Device::new(index, params, now())?)
+        })?;
+        let undo = ScopeGuard::new_with_data(device.clone(), |device| device.take_down());
+        device.wake();
+        device.wait_usable()?;
+        device.add_disk()?;
+        {
+            let mut lifecycle = device.lifecycle().lock();
+            if device.is_closing() {
+                drop(lifecycle);
+                return Err(detached_meanwhile());
+            }
+            *lifecycle = Lifecycle::Attached;
+        }
+        undo.dismiss();
+        control::event_attached(&device);
+        Ok(device)
+    }
+
+    /// Waits until the session can serve requests.
+    fn wait_usable(self: &Arc<Self>) -> Result<(), DeviceError> {
+        let nodes = self.params().nodes.len() as u32;
+        let patience_ms = u64::from(self.params().timeouts.connect_ms) * (u64::from(nodes) + 1);
+        let deadline = now().after_ms(patience_ms);
+        let (progress, changed) = self.progress();
+        let mut progress = progress.lock();
+        loop {
+            match recovery::outcome(self) {
+                Some(Ok(())) => return Ok(()),
+                Some(Err(_)) if self.is_closing() => return Err(detached_meanwhile()),
+                Some(Err(cause)) => {
+                    return Err(progress.error.clone().unwrap_or_else(|| {
+                        DeviceError::new(crate::error::errno_of(cause), format_args!("{cause}"))
+                    }))
+                }
+                None => {}
+            }
+            let late = deadline.since_ms(now()) == 0;
+            let tried_all = progress.failures >= nodes && progress.permanent;
+            if late || tried_all {
+                if let Some(error) = &progress.error {
+                    return Err(error.clone());
+                }
+            }
+            if late {
+                let cause = CloseCause::ConnectTimeout;
+                return Err(DeviceError::new(ETIMEDOUT, format_args!("{cause}")));
+            }
+            let left = u32::try_from(deadline.since_ms(now())).unwrap_or(u32::MAX);
+            let jiffies = msecs_to_jiffies(left) + 1;
+            match changed.wait_interruptible_timeout(&mut progress, jiffies) {
+                kernel::sync::CondVarTimeoutResult::Signal { .. } => {
+                    return Err(DeviceError::new(EINTR, format_args!("interrupted")));
+                }
+                kernel::sync::CondVarTimeoutResult::Woken { .. }
+                | kernel::sync::CondVarTimeoutResult::Timeout => {}
+            }
+        }
+    }
+
+    /// Makes the disk and shows it.
+    fn add_disk(self: &Arc<Self>) -> Result<(), DeviceError> {
+        let volume = self.volume().ok_or(ENOTCONN)?;
+        let queues = self.session().lock().connection_count();
+        let wish = self.params().queue_depth.unwrap_or(DEFAULT_QUEUE_DEPTH);
+        let depth = wish.min(volume.max_depth.into());
+        let read_only = self.params().mode == uapi::Mode::ReadOnly
+            || volume.geometry.capabilities().contains(Capabilities::READ_ONLY);
+        let tag_set = Arc::pin_init(
+            TagSet::new(
+                queues.into(),
+                depth,
+                self.timeouts().request_ms,
+                Flags::BLOCKING | Flags::NO_SCHED_BY_DEFAULT,
+                self.clone(),
+            ),
+            GFP_KERNEL,
+        )?;
+        let sectors = limits::capacity_sectors(volume.geometry.size_bytes.get());
+        let mut disk = GenDiskBuilder::new(Device::queue_limits(&volume), sectors)
+            .read_only(read_only)
+            .build(self.name(), tag_set, ())?;
+        disk.add()?;
+        *self.disk().lock() = Some(disk);
+        Ok(())
+    }
+
+    /// Detaches a device. Without `force` it must not be open, and what it has is given to the
+    /// node first. With `force` nothing is waited for: what is in flight fails, and no network is
+    /// needed. Sleeps.
+    pub fn detach(this: &Arc<Device>, force: bool) -> Result<(), DeviceError> {
+        let index = this.index();
+        {
+            let mut lifecycle = this.lifecycle().lock();
+            match *lifecycle {
+                Lifecycle::Attached => {}
+                Lifecycle::Attaching if force => {
+                    // The attaching process sees it and cleans up.
+                    this.give_up();
+                    return Ok(());
+                }
+                Lifecycle::Attaching => {
+                    return Err(DeviceError::new(
+                        EBUSY,
+                        format_args!("neonsan{index} is being attached: wait, or use force"),
+                    ));
+                }
+                Lifecycle::Detaching if force => {
+                    // Lets the one who is waiting for the network go on.
+                    this.give_up();
+                    return Ok(());
+                }
+                Lifecycle::Detaching => {
+                    return Err(DeviceError::new(
+                        EALREADY,
+                        format_args!("neonsan{index} is being detached already"),
+                    ));
+                }
+            }
+            let openers = this.disk().lock().as_ref().map_or(0, |disk| disk.openers());
+            if openers > 0 && !force {
+                return Err(DeviceError::new(
+                    EBUSY,
+                    format_args!(
+                        "neonsan{index} is open ({openers} times): unmount it or stop what uses \
+                         it, or use force and lose what is not written"
+                    ),
+                ));
+            }
+            *lifecycle = Lifecycle::Detaching;
+        }
+        if !force {
+            let disk = this.disk().lock().take();
+            drop(disk);
+            this.release();
+        }
+        this.take_down();
+        control::event_detached(this);
+        Ok(())
+    }
+
+    /// Fails everything in flight, without the network.
+    fn give_up(self: &Arc<Self>) {
+        self.set_closing();
+        self.rest();
+        recovery::fail_requests(self, CloseCause::Detached);
+    }
+
+    /// Tells the node that the session is over, and waits a little until it closes.
+    fn release(self: &Arc<Self>) {
+        let Some(connection) = self.connection(0) else { return };
+        self.set_closing();
+        connection.send_release();
+        let deadline = now().after_ms(RELEASE_MS.into());
+        let (progress, changed) = self.progress();
+        let mut progress = progress.lock();
+        while !connection.is_lost() {
+            let left = left_ms(deadline);
+            if left == 0 {
+                break;
+            }
+            let jiffies = msecs_to_jiffies(left) + 1;
+            changed.wait_interruptible_timeout(&mut progress, jiffies);
+        }
+    }
+
+    /// Stops every connection and waits until all have come to rest. Does not wait for the
+    /// network.
+    fn rest(self: &Arc<Self>) {
+        self.session().lock().close(now());
+        self.wake();
+        let count = self.session().lock().connection_count();
+        for i in 0..count {
+            if let Some(connection) = self.connection(i) {
+                connection.interrupt_connecting();
+            }
+        }
+        let (progress, changed) = self.progress();
+        let mut progress = progress.lock();
+        while !self.session().lock().is_at_rest() {
+            changed.wait(&mut progress);
+        }
+    }
+
+    /// Takes the device away, in whatever state it is.
+    fn take_down(self: &Arc<Self>) {
+        self.give_up();
+        let disk = self.disk().lock().take();
+        if let Some(disk) = disk {
+            disk.mark_dead();
+            drop(disk);
+        }
+        self.finish_work();
+        self.drop_connections();
+        registry::remove(self);
+    }
+}
+
+fn left_ms(deadline: Instant) -> u32 {
+    u32::try_from(deadline.since_ms(now())).unwrap_or(u32::MAX)
+}
+
+fn detached_meanwhile() -> DeviceError {
+    DeviceError::new(ESHUTDOWN, format_args!("the device was detached meanwhile"))
+}
+
+/// Checks what can be checked without a node.
+fn check(params: &AttachParams) -> Result<(), DeviceError> {
+    let refuse = |args| Err(DeviceError::new(EINVAL, args));
+    if let Err(e) = VolumeName::parse(params.volume.as_str()) {
+        return refuse(format_args!("{e}"));
+    }
+    if params.nodes.is_empty() {
+        return refuse(format_args!("no node is named: say at least one address"));
+    }
+    if params.nodes.len() > crate::params::MAX_DEVICE_NODES {
+        return refuse(format_args!(
+            "too many nodes: name at most {}",
+            crate::params::MAX_DEVICE_NODES
+        ));
+    }
+    if params.host_id == [0; 16] {
+        return refuse(format_args!("the host's identity is all zero: it must be unique"));
+    }
+    if let Err(text) = params.timeouts.check() {
+        return refuse(format_args!("{text}"));
+    }
+    if params.connections == Some(0) {
+        return refuse(format_args!("a device needs at least one connection"));
+    }
+    if !(1..=MAX_QUEUE_DEPTH).contains(&params.queue_depth.unwrap_or(DEFAULT_QUEUE_DEPTH)) {
+        return refuse(format_args!("the queue depth must be 1 to {MAX_QUEUE_DEPTH}"));
+    }
+    Ok(())
+}

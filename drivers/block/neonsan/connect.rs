@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Making one connection: the blocking part of it, in a worker of its own.
+
+use crate::{
+    clock::now,
+    connection::{ConnectStep, ConnectTask, Connection, Established},
+    params::{DeviceError, Node},
+};
+use kernel::{prelude::*, sync::Arc};
+use neonsan_kernel::{
+    mm::NoIoScope,
+    net::TcpSocket, //
+};
+use neonsan_session::{
+    client::{ConnectKind, Handshake, Progress},
+    CloseCause,
+};
+
+/// Makes the connection that is due, and tells the device what came of it.
+pub fn run(connection: &Arc<Connection>) {
+    let Some(task) = connection.shared.lock().task.take() else { return };
+    // Dirty pages may wait for this connection.
+    let _scope = NoIoScope::enter();
+    let result = connect(connection, &task);
+    {
+        let mut shared = connection.shared.lock();
+        shared.step = ConnectStep::None;
+        shared.connecting = None;
+    }
+    let device = &connection.device;
+    match result {
+        Ok((established, max_connections)) => {
+            connection.shared.lock().established = Some(established);
+            let wanted =
+                device.session().lock().on_opened(connection.index, max_connections, now());
+            if !wanted {
+                connection.shared.lock().established = None;
+            }
+        }
+        Err(Failure { cause, error }) => {
+            device.note_connect_failure(connection.index, cause, error);
+            device.session().lock().on_connect_failed(connection.index, cause, now());
+        }
+    }
+    device.wake();
+}
+
+/// A connection that could not be made: the cause, and what to tell people.
+struct Failure {
+    cause: CloseCause,
+    error: DeviceError,
+}
+
+fn connect(
+    connection: &Arc<Connection>,
+    task: &ConnectTask,
+) -> Result<(Established, u16), Failure> {
+    let device = &connection.device;
+    let Some(node) = device.node(task.node) else {
+        let cause = CloseCause::ConnectFailed(EINVAL_NUMBER);
+        return Err(Failure { cause, error: EINVAL.into() });
+    };
+    let fail = |cause| Failure { cause, error: DeviceError::from_cause(cause, &node, "") };
+    let socket = open_socket(connection, task, &node).map_err(fail)?;
+    connection.shared.lock().step = ConnectStep::Handshake;
+
+    let handshake = device
+        .with_identity(|identity| Handshake::new(identity, task.kind, crate::crc::crc32c))
+        .map_err(fail)?;
+    let mut handshake = KBox::new(handshake, GFP_KERNEL).map_err(|_| fail(CloseCause::NoMemory))?;
+    match shake_hands(&socket, task, &mut handshake) {
+        Ok(()) => {}
+        Err(cause) => {
+            let text = handshake.refused().map_or("", |refused| refused.text);
+            return Err(Failure { cause, error: DeviceError::from_cause(cause, &node, text) });
+        }
+    }
+    let opened = handshake.opened().ok_or_else(|| fail(CloseCause::BadEvent))?;
+    let is_open = matches!(task.kind, ConnectKind::Open { .. });
+    device.on_volume(&opened, is_open).map_err(fail)?;
+    let established = Established {
+        socket,
+        features: opened.features,
+        window_bytes: opened.reply.max_inflight_bytes.get().into(),
+        node: task.node,
+    };
+    Ok((established, opened.reply.max_connections.get()))
+}
+
+/// The number of EINVAL, for causes.
+const EINVAL_NUMBER: i32 = 22;
+
+fn open_socket(
+    connection: &Connection,
+    task: &ConnectTask,
+    node: &Node,
+) -> Result<Arc<TcpSocket>, CloseCause> {
+    let device = &connection.device;
+    let failed = |e: Error| CloseCause::ConnectFailed(-e.to_errno());
+    let socket = TcpSocket::new(&device.params().net, &node.addr).map_err(failed)?;
+    let socket = Arc::new(socket, GFP_KERNEL).map_err(|_| CloseCause::NoMemory)?;
+    connection.shared.lock().connecting = Some(socket.clone());
+    if device.is_closing() {
+        return Err(CloseCause::Detached);
+    }
+    socket.set_timeout(remaining_ms(task)?);
+    // What was sent but not acknowledged for as long as silence is tolerated is a dead node.
+    socket.set_user_timeout(device.timeouts().heartbeat_timeout_ms).map_err(failed)?;
+    socket.connect(&node.addr).map_err(|e| match e {
+        // The timeout of a blocking connect.
+        e if e == EINPROGRESS => CloseCause::ConnectTimeout,
+        e => failed(e),
+    })?;
+    Ok(socket)
+}
+
+/// What is left until the deadline; an error if nothing is.
+fn remaining_ms(task: &ConnectTask) -> Result<u32, CloseCause> {
+    match task.deadline.since_ms(now()) {
+        0 => Err(CloseCause::ConnectTimeout),
+        left => Ok(u32::try_from(left).unwrap_or(u32::MAX)),
+    }
+}
+
+fn shake_hands(
+    socket: &TcpSocket,
+    task: &ConnectTask,
+    handshake: &mut Handshake,
+) -> Result<(), CloseCause> {
+    let failed = |e: Error| match e {
+        e if e == EAGAIN => CloseCause::ConnectTimeout,
+        e if e == EPIPE || e == ECONNRESET => CloseCause::PeerClosed,
+        e => CloseCause::SocketError(-e.to_errno()),
+    };
+    loop {
+        socket.set_timeout(remaining_ms(task)?);
+        let data = handshake.poll_transmit();
+        if !data.is_empty() {
+            let n = socket.send(data).map_err(failed)?;
+            handshake.transmitted(n);
+            continue;
+        }
+        let n = socket.recv(handshake.want()).map_err(failed)?;
+        if n == 0 {
+            return Err(CloseCause::PeerClosed);
+        }
+        if handshake.received(n)? == Progress::Opened {
+            return Ok(());
+        }
+    }
+}

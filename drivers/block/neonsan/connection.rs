@@ -1,0 +1,344 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! One connection: a hardware queue's requests, and the socket that carries them.
+//!
+//! A request is at any time in one of these places, and whoever holds it decides on it:
+//!
+//! 1. `pending`: queued by blk-mq, or to be sent again.
+//! 2. The [`Transmitter`]: taken from there, about to be sent.
+//! 3. `table`: sent, waiting for its reply; its slot says `InFlight`, or `Parked` after a loss.
+//! 4. The [`Receiver`](crate::receive::Receive): its payload is arriving.
+//!
+//! # Locks, in this order
+//!
+//! 1. `tx` (mutex): the transmitting side. Held while the socket's lock is taken.
+//! 2. The socket's lock: the receiving side.
+//! 3. `shared` (spin lock, interrupts off): small facts passed between contexts.
+
+use crate::{
+    clock::now,
+    device::Device,
+    params::Node,
+    queue::Queue,
+    receive::Receive,
+    transmit::Transmitter, //
+};
+use kernel::{
+    impl_has_work, new_mutex, new_spinlock_irq, new_work,
+    prelude::*,
+    sync::{
+        atomic::{Atomic, Relaxed},
+        Arc, Mutex, SpinLockIrq,
+    },
+    workqueue::{Work, WorkItem},
+};
+use neonsan_kernel::{
+    block::mq::{OwnedRequest, RequestList, RequestTable},
+    net::{Attached, TcpSocket},
+};
+use neonsan_proto::Features;
+use neonsan_session::{
+    client::{ConnectKind, Slot, SlotState, SlotTable},
+    CloseCause, Instant, Tag,
+};
+
+/// Work of a connection: which part of it is to run.
+pub const CONNECT_WORK: u64 = 0;
+/// Sending goes on: there is room again, or something to be sent that no request brought.
+pub const TRANSMIT_WORK: u64 = 1;
+/// Data waits that could not be taken when it came.
+pub const RECEIVE_WORK: u64 = 2;
+
+/// A socket of which the handshake succeeded, before it carries requests.
+pub struct Established {
+    /// The socket.
+    pub socket: Arc<TcpSocket>,
+    /// What both ends agreed to.
+    pub features: Features,
+    /// Most bytes of unanswered writes.
+    pub window_bytes: u64,
+    /// The node at the other end.
+    pub node: u16,
+}
+
+/// A connection to be made.
+#[derive(Clone, Copy)]
+pub struct ConnectTask {
+    /// Index of the node.
+    pub node: u16,
+    /// How to introduce it.
+    pub kind: ConnectKind,
+    /// When to give up.
+    pub deadline: Instant,
+}
+
+/// Where making a connection is, for state dumps.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum ConnectStep {
+    /// Nothing is being made.
+    None,
+    /// The TCP connection.
+    Tcp,
+    /// Hello, and open or join.
+    Handshake,
+}
+
+/// Small facts passed between contexts. Whoever learns one puts it here.
+pub struct Shared {
+    /// Why the connection must be given up: the first cause wins. Taken by recovery.
+    pub fault: Option<CloseCause>,
+    /// A PING is due. Taken by the transmitter.
+    pub ping: bool,
+    /// A PONG with this cookie is due. Taken by the transmitter.
+    pub pong: Option<u64>,
+    /// The connection to be made. Taken by the connecting work.
+    pub task: Option<ConnectTask>,
+    /// Where that is.
+    pub step: ConnectStep,
+    /// The socket on which the connecting work may be waiting, so that it can be interrupted.
+    pub connecting: Option<Arc<TcpSocket>>,
+    /// The result of the connecting work. Taken by recovery.
+    pub established: Option<Established>,
+    /// The connection that carries requests.
+    pub link: Option<Arc<Attached<Connection>>>,
+    /// Index of the node at the other end, or the one tried last.
+    pub node: u16,
+    /// How often the connection was made.
+    pub epoch: u64,
+    /// How often it was lost.
+    pub losses: u64,
+}
+
+/// One connection.
+#[pin_data]
+pub struct Connection {
+    /// Its index in the session, and that of its hardware queue.
+    pub index: u16,
+    /// The device. A cycle, broken when the device is detached.
+    pub device: Arc<Device>,
+    /// Where each request is.
+    pub slots: SlotTable<KVVec<Slot>>,
+    /// The requests that wait for replies, or are parked.
+    pub table: RequestTable<Queue>,
+    /// The requests that wait to be sent.
+    pub pending: RequestList<Queue>,
+    /// Whether transmitting makes sense, see [`crate::transmit`].
+    pub gate: Atomic<u32>,
+    /// When something was received last, in milliseconds.
+    pub heard_at: Atomic<u64>,
+    /// Bytes of unanswered writes.
+    pub write_bytes_in_flight: Atomic<u64>,
+    /// Writes that were answered. Written only by the receiving side.
+    pub acknowledged_writes: Atomic<u64>,
+    /// Requests that ended with an error.
+    pub errors: Atomic<u64>,
+    /// Requests whose timeout ran out.
+    pub timeouts: Atomic<u64>,
+    /// The transmitting side.
+    #[pin]
+    pub tx: Mutex<Transmitter>,
+    /// Small facts.
+    #[pin]
+    pub shared: SpinLockIrq<Shared>,
+    #[pin]
+    connect_work: Work<Connection, CONNECT_WORK>,
+    #[pin]
+    transmit_work: Work<Connection, TRANSMIT_WORK>,
+    #[pin]
+    receive_work: Work<Connection, RECEIVE_WORK>,
+}
+
+impl_has_work! {
+    impl HasWork<Self, CONNECT_WORK> for Connection { self.connect_work }
+    impl HasWork<Self, TRANSMIT_WORK> for Connection { self.transmit_work }
+    impl HasWork<Self, RECEIVE_WORK> for Connection { self.receive_work }
+}
+
+impl Connection {
+    /// A connection that is idle. May sleep.
+    pub fn new(device: Arc<Device>, index: u16, depth: u32) -> Result<Arc<Self>> {
+        let mut slots = KVVec::with_capacity(depth as usize, GFP_KERNEL)?;
+        for _ in 0..depth {
+            slots.push(Slot::new(), GFP_KERNEL)?;
+        }
+        let table = RequestTable::new(depth)?;
+        let tx = Transmitter::new(depth)?;
+        let slots = SlotTable::new(index, slots);
+        Arc::pin_init(
+            pin_init!(Connection {
+                index,
+                device,
+                slots,
+                table,
+                pending: RequestList::new(),
+                gate: Atomic::new(crate::transmit::GATE_PARKED),
+                heard_at: Atomic::new(0),
+                write_bytes_in_flight: Atomic::new(0),
+                acknowledged_writes: Atomic::new(0),
+                errors: Atomic::new(0),
+                timeouts: Atomic::new(0),
+                tx <- new_mutex!(tx, "neonsan_tx"),
+                shared <- new_spinlock_irq!(
+                    Shared {
+                        fault: None,
+                        ping: false,
+                        pong: None,
+                        task: None,
+                        step: ConnectStep::None,
+                        connecting: None,
+                        established: None,
+                        link: None,
+                        node: 0,
+                        epoch: 0,
+                        losses: 0,
+                    },
+                    "neonsan_connection"
+                ),
+                connect_work <- new_work!("neonsan_connect"),
+                transmit_work <- new_work!("neonsan_transmit"),
+                receive_work <- new_work!("neonsan_receive"),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Queues a part of the connection's work. Any context.
+    pub fn queue_work<const ID: u64>(self: Arc<Self>)
+    where
+        Arc<Self>: kernel::workqueue::RawWorkItem<ID, EnqueueOutput = Result<(), Arc<Self>>>,
+    {
+        let device = self.device.clone();
+        // If it is queued already, it will see what there is.
+        let _ = device.queue().enqueue::<_, ID>(self);
+    }
+
+    /// The node that this connection is with, or will be tried with next.
+    pub fn node(&self) -> Option<Node> {
+        let node = self.shared.lock().node;
+        self.device.node(node)
+    }
+
+    /// Whether nothing is connected.
+    pub fn is_lost(&self) -> bool {
+        self.shared.lock().link.is_none()
+    }
+
+    /// Something is wrong with the connection: recovery stops it. Any context.
+    pub fn fault(&self, cause: CloseCause) {
+        self.shared.lock().fault.get_or_insert(cause);
+        self.device.wake();
+    }
+
+    /// Makes `link` carry the requests: those that were parked first. Called by recovery.
+    pub fn resume(self: &Arc<Self>, established: Established) -> Result {
+        let now = now();
+        self.heard_at.store(now.0, Relaxed);
+        let rx = Receive::new(established.features);
+        let link = Attached::new(established.socket, self.clone(), rx)?;
+        {
+            let mut shared = self.shared.lock();
+            shared.link = Some(link.clone());
+            shared.node = established.node;
+            shared.fault = None;
+            shared.ping = false;
+            shared.pong = None;
+        }
+        let mut resent = 0;
+        for tag in 0..self.slots.depth() {
+            let tag = Tag(tag as u16);
+            if !matches!(self.slots.info(tag), Some(info) if info.state == SlotState::Parked) {
+                continue;
+            }
+            let Some(rq) = self.table.take(tag.0) else { continue };
+            if let Some((cookie, _)) = self.slots.reclaim(tag, now) {
+                rq.data().set_cookie(cookie);
+            }
+            self.pending.push(rq);
+            resent += 1;
+        }
+        self.write_bytes_in_flight.store(0, Relaxed);
+        self.open_gate(link, established.features, established.window_bytes, resent);
+        // Data that came before the callbacks were there was announced to nobody.
+        self.clone().queue_work::<RECEIVE_WORK>();
+        Ok(())
+    }
+
+    /// Stops both sides and parks what is in flight; returns how many requests that is. When this
+    /// returns, nothing but the table and the pending list holds a request, and no page of one
+    /// can be sent any more. May sleep, but not for the network. Called by recovery.
+    pub fn park(&self) -> u32 {
+        self.close_gate();
+        let link = {
+            let mut shared = self.shared.lock();
+            shared.losses += 1;
+            shared.link.take()
+        };
+        if let Some(link) = link {
+            if let Some(rx) = link.stop() {
+                // It was only partly received: it will be received again.
+                if let Some(rq) = rx.into_request() {
+                    self.put_back(rq);
+                }
+            }
+            link.socket().abort();
+        }
+        let mut parked = 0;
+        for tag in 0..self.slots.depth() {
+            let tag = Tag(tag as u16);
+            let Some(info) = self.slots.info(tag) else { continue };
+            match info.state {
+                SlotState::InFlight | SlotState::Receiving => {
+                    self.slots.park(tag);
+                    parked += 1;
+                }
+                SlotState::Parked => parked += 1,
+                // Still in `pending` or with the transmitter.
+                SlotState::Queued | SlotState::Free => {}
+            }
+        }
+        parked
+    }
+
+    /// Puts a request into the table. Its place is free, since tags are unique.
+    pub fn put_back(&self, rq: OwnedRequest<Queue>) {
+        if let Err(rq) = self.table.put(rq) {
+            // Ends it with an error rather than losing it.
+            pr_err!("two requests with tag {}\n", rq.tag());
+        }
+    }
+
+    /// The connecting work may be waiting for the network: let it fail at once.
+    pub fn interrupt_connecting(&self) {
+        let socket = self.shared.lock().connecting.clone();
+        if let Some(socket) = socket {
+            socket.shutdown();
+        }
+    }
+}
+
+impl WorkItem<CONNECT_WORK> for Connection {
+    type Pointer = Arc<Connection>;
+
+    fn run(this: Arc<Connection>) {
+        crate::connect::run(&this);
+    }
+}
+
+impl WorkItem<TRANSMIT_WORK> for Connection {
+    type Pointer = Arc<Connection>;
+
+    fn run(this: Arc<Connection>) {
+        this.transmit_again();
+    }
+}
+
+impl WorkItem<RECEIVE_WORK> for Connection {
+    type Pointer = Arc<Connection>;
+
+    fn run(this: Arc<Connection>) {
+        let link = this.shared.lock().link.clone();
+        if let Some(link) = link {
+            link.read();
+        }
+    }
+}

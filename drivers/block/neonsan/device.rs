@@ -1,0 +1,524 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A device: `/dev/neonsanN`, its session and its connections.
+//!
+//! # Locks, in this order
+//!
+//! 1. `lifecycle` (mutex): attaching and detaching.
+//! 2. `disk` (mutex): the disk comes and goes.
+//! 3. `session` (mutex): the control machine.
+//! 4. A connection's own, see [`crate::connection`].
+//! 5. `connections`, `volume` (mutexes): only around reading or changing them.
+//! 6. `events`, `progress`, `timeouts`: likewise.
+
+use crate::{
+    connection::Connection,
+    limits,
+    params::{AttachParams, DeviceError, Message, Node},
+    queue::Queue,
+    recovery,
+};
+use kernel::{
+    impl_has_delayed_work, impl_has_work, new_condvar, new_delayed_work, new_mutex,
+    new_spinlock_irq, new_work,
+    prelude::*,
+    str::CString,
+    sync::{
+        atomic::{Atomic, AtomicFlag, Relaxed},
+        Arc, CondVar, Mutex, SpinLockIrq,
+    },
+    workqueue::{self, DelayedWork, Work, WorkItem},
+};
+use neonsan_kernel::{
+    block::mq::{GenDisk, QueueLimits},
+    random,
+    workqueue::OwnedQueue,
+};
+use neonsan_proto::{Features, Geometry, Mode, VolumeName};
+use neonsan_session::{
+    client::{Config, Identity, Opened, Session, MAX_CONNECTIONS},
+    CloseCause, Instant, Timeouts,
+};
+
+/// Work of a device: the control machine.
+const CONTROL_WORK: u64 = 0;
+/// Its timer.
+const TIMER_WORK: u64 = 1;
+/// Changes of the disk that wait for requests, so they must not run where recovery does.
+const CHANGE_WORK: u64 = 2;
+
+/// Name and version of this software, for a node's log.
+const PRODUCT: &str = "neonsan.ko";
+
+/// What is known of the volume.
+#[derive(Clone, Copy)]
+pub struct Volume {
+    /// Size, limits, abilities.
+    pub geometry: Geometry,
+    /// Identity of the volume.
+    pub volume_id: [u8; 16],
+    /// Identity of the node's volatile state.
+    pub boot_id: [u8; 16],
+    /// Features in force.
+    pub features: Features,
+    /// Requests in flight that the node allows on each connection.
+    pub max_depth: u16,
+}
+
+/// What nodes have told, not yet acted on.
+#[derive(Default)]
+struct Events {
+    size_bytes: Option<u64>,
+    geometry: Option<Geometry>,
+    going_away: bool,
+}
+
+/// How attaching goes on.
+pub struct Progress {
+    /// Connections that could not be made so far.
+    pub failures: u32,
+    /// Why the last of them could not.
+    pub error: Option<DeviceError>,
+    /// The last failure is one that trying again does not mend.
+    pub permanent: bool,
+}
+
+/// Where a device is in its life.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Lifecycle {
+    /// There is no disk yet.
+    Attaching,
+    /// In use.
+    Attached,
+    /// Being taken away.
+    Detaching,
+}
+
+/// A device.
+#[pin_data]
+pub struct Device {
+    index: u32,
+    name: CString,
+    params: KBox<AttachParams>,
+    session_id: [u8; 16],
+    queue: OwnedQueue,
+    /// The device is being taken away: nothing new begins.
+    closing: AtomicFlag,
+    /// A node lost what was written but not flushed: the next flush must fail.
+    data_at_risk: AtomicFlag,
+    /// Writes that are known to be durable, by [`Device::acknowledged_writes`].
+    flushed_writes: Atomic<u64>,
+    #[pin]
+    lifecycle: Mutex<Lifecycle>,
+    #[pin]
+    disk: Mutex<Option<GenDisk<Queue>>>,
+    #[pin]
+    session: Mutex<KBox<Session>>,
+    #[pin]
+    connections: Mutex<KVec<Arc<Connection>>>,
+    #[pin]
+    volume: Mutex<Option<Volume>>,
+    #[pin]
+    events: SpinLockIrq<Events>,
+    #[pin]
+    timeouts: SpinLockIrq<Timeouts>,
+    #[pin]
+    progress: Mutex<Progress>,
+    /// The control machine has done something.
+    #[pin]
+    changed: CondVar,
+    #[pin]
+    control_work: Work<Device, CONTROL_WORK>,
+    #[pin]
+    timer_work: DelayedWork<Device, TIMER_WORK>,
+    #[pin]
+    change_work: Work<Device, CHANGE_WORK>,
+}
+
+impl_has_work! {
+    impl HasWork<Self, CONTROL_WORK> for Device { self.control_work }
+    impl HasWork<Self, CHANGE_WORK> for Device { self.change_work }
+}
+impl_has_delayed_work! {
+    impl HasDelayedWork<Self, TIMER_WORK> for Device { self.timer_work }
+}
+
+impl Device {
+    /// A device without a disk, of which the session has not begun. May sleep.
+    pub fn new(index: u32, params: KBox<AttachParams>, now: Instant) -> Result<Arc<Self>> {
+        let name = CString::try_from_fmt(fmt!("neonsan{index}"))?;
+        let queue = OwnedQueue::new_mem_reclaim(&name)?;
+        let mut session_id = [0; 16];
+        random::fill(&mut session_id);
+        let mut seed = [0; 8];
+        random::fill(&mut seed);
+        let wish = params.connections.unwrap_or_else(neonsan_kernel::cpu::num_online);
+        let wish = wish.clamp(1, MAX_CONNECTIONS as u32);
+        let config = Config {
+            connections: wish as u16,
+            nodes: params.nodes.len() as u16,
+            timeouts: params.timeouts,
+            seed: u64::from_ne_bytes(seed),
+        };
+        let session = KBox::new(Session::new(config, now), GFP_KERNEL)?;
+        let timeouts = params.timeouts;
+        let depth = crate::params::DEFAULT_QUEUE_DEPTH;
+        let depth = params.queue_depth.unwrap_or(depth);
+        let device = Arc::pin_init(
+            pin_init!(Device {
+                index,
+                name,
+                params,
+                session_id,
+                queue,
+                closing: AtomicFlag::new(false),
+                data_at_risk: AtomicFlag::new(false),
+                flushed_writes: Atomic::new(0),
+                lifecycle <- new_mutex!(Lifecycle::Attaching, "neonsan_lifecycle"),
+                disk <- new_mutex!(None, "neonsan_disk"),
+                session <- new_mutex!(session, "neonsan_session"),
+                connections <- new_mutex!(KVec::new(), "neonsan_connections"),
+                volume <- new_mutex!(None, "neonsan_volume"),
+                events <- new_spinlock_irq!(Events::default(), "neonsan_events"),
+                timeouts <- new_spinlock_irq!(timeouts, "neonsan_timeouts"),
+                progress <- new_mutex!(
+                    Progress { failures: 0, error: None, permanent: false },
+                    "neonsan_progress"
+                ),
+                changed <- new_condvar!("neonsan_changed"),
+                control_work <- new_work!("neonsan_control"),
+                timer_work <- new_delayed_work!("neonsan_timer"),
+                change_work <- new_work!("neonsan_change"),
+            }),
+            GFP_KERNEL,
+        )?;
+        let mut connections = KVec::with_capacity(wish as usize, GFP_KERNEL)?;
+        for i in 0..wish {
+            connections.push(Connection::new(device.clone(), i as u16, depth)?, GFP_KERNEL)?;
+        }
+        *device.connections.lock() = connections;
+        Ok(device)
+    }
+
+    // ---- what it is ----
+
+    /// N of `/dev/neonsanN`.
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// The name of the disk.
+    pub fn name(&self) -> &CStr {
+        &self.name
+    }
+
+    /// What it was attached with.
+    pub fn params(&self) -> &AttachParams {
+        &self.params
+    }
+
+    /// Identity of the session.
+    pub fn session_id(&self) -> [u8; 16] {
+        self.session_id
+    }
+
+    /// The node with this index in the list of nodes.
+    pub fn node(&self, index: u16) -> Option<Node> {
+        self.params.nodes.get(usize::from(index)).copied()
+    }
+
+    /// The work queue of everything that the device's requests depend on.
+    pub fn queue(&self) -> &OwnedQueue {
+        &self.queue
+    }
+
+    /// The control machine.
+    pub fn session(&self) -> &Mutex<KBox<Session>> {
+        &self.session
+    }
+
+    /// The disk, if there is one.
+    pub fn disk(&self) -> &Mutex<Option<GenDisk<Queue>>> {
+        &self.disk
+    }
+
+    /// Where the device is in its life.
+    pub fn lifecycle(&self) -> &Mutex<Lifecycle> {
+        &self.lifecycle
+    }
+
+    /// How attaching goes on, and what tells of changes.
+    pub fn progress(&self) -> (&Mutex<Progress>, &CondVar) {
+        (&self.progress, &self.changed)
+    }
+
+    /// The connection with this index.
+    pub fn connection(&self, index: u16) -> Option<Arc<Connection>> {
+        self.connections.lock().get(usize::from(index)).cloned()
+    }
+
+    /// Forgets the connections, which refer back to the device.
+    pub fn drop_connections(&self) {
+        let connections = core::mem::take(&mut *self.connections.lock());
+        drop(connections);
+    }
+
+    /// What is known of the volume; `None` before the first connection was made.
+    pub fn volume(&self) -> Option<Volume> {
+        *self.volume.lock()
+    }
+
+    /// The named timeouts.
+    pub fn timeouts(&self) -> Timeouts {
+        *self.timeouts.lock()
+    }
+
+    /// Changes the named timeouts.
+    pub fn set_timeouts(self: &Arc<Self>, timeouts: Timeouts) -> Result<(), DeviceError> {
+        timeouts.check().map_err(|text| DeviceError::new(EINVAL, format_args!("{text}")))?;
+        *self.timeouts.lock() = timeouts;
+        self.session.lock().set_timeouts(timeouts);
+        self.wake();
+        Ok(())
+    }
+
+    /// Whether the device is being taken away.
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Relaxed)
+    }
+
+    /// From now on nothing new begins.
+    pub fn set_closing(&self) {
+        self.closing.store(true, Relaxed);
+    }
+
+    /// Calls `f` with who opens what.
+    pub fn with_identity<R>(&self, f: impl FnOnce(&Identity<'_>) -> R) -> Result<R, CloseCause> {
+        let params = &self.params;
+        // It was checked when the device was attached.
+        let volume = VolumeName::parse(params.volume.as_str())
+            .map_err(|_| CloseCause::Refused(neonsan_proto::Status::BadName))?;
+        let mut offered = Features::NONE;
+        if params.checksums & crate::uapi::checksum::HEADER != 0 {
+            offered = offered.union(Features::HEADER_CRC);
+        }
+        Ok(f(&Identity {
+            volume,
+            mode: match params.mode {
+                crate::uapi::Mode::Exclusive => Mode::Exclusive,
+                crate::uapi::Mode::Shared => Mode::Shared,
+                crate::uapi::Mode::ReadOnly => Mode::ReadOnly,
+            },
+            force: params.force,
+            session_id: self.session_id,
+            host_id: params.host_id,
+            host_name: params.host_name.as_str(),
+            offered,
+            required: offered,
+            product: PRODUCT,
+        }))
+    }
+
+    /// The limits of the disk.
+    pub fn queue_limits(volume: &Volume) -> QueueLimits {
+        limits::queue_limits(&volume.geometry, volume.features)
+    }
+
+    // ---- what happened ----
+
+    /// Lets the control machine look at what there is. Any context.
+    pub fn wake(self: &Arc<Self>) {
+        // If it is queued already, it will see what there is.
+        let _ = self.queue.enqueue::<_, CONTROL_WORK>(self.clone());
+    }
+
+    /// Lets the control machine look again after this time. Any context.
+    pub fn wake_after_ms(self: &Arc<Self>, ms: u64) {
+        let ms = u32::try_from(ms).unwrap_or(u32::MAX);
+        self.queue.mod_delayed::<_, TIMER_WORK>(
+            self.clone(),
+            kernel::time::msecs_to_jiffies(ms),
+        );
+    }
+
+    /// Waits until no work of the device runs or is queued. Everything must have come to rest.
+    pub fn finish_work(self: &Arc<Self>) {
+        self.queue.flush();
+        OwnedQueue::cancel_delayed_sync::<_, TIMER_WORK>(self);
+        self.queue.flush();
+    }
+
+    /// A connection could not be made.
+    pub fn note_connect_failure(&self, connection: u16, cause: CloseCause, error: DeviceError) {
+        if self.lost_before() {
+            pr_debug!("{}: connection {connection}: {}\n", &*self.name, error.message);
+        }
+        let mut progress = self.progress.lock();
+        progress.failures = progress.failures.saturating_add(1);
+        progress.permanent = recovery::is_permanent(cause);
+        progress.error = Some(error);
+    }
+
+    fn lost_before(&self) -> bool {
+        self.session.lock().lost_since().is_some()
+    }
+
+    /// A node has opened the volume: is it the one that the device was made for?
+    pub fn on_volume(
+        self: &Arc<Self>,
+        opened: &Opened,
+        is_open: bool,
+    ) -> Result<(), CloseCause> {
+        let new = Volume {
+            geometry: opened.reply.geometry,
+            volume_id: opened.reply.volume_id,
+            boot_id: opened.reply.boot_id,
+            features: opened.features,
+            max_depth: opened.reply.max_depth.get(),
+        };
+        let mut volume = self.volume.lock();
+        let Some(old) = *volume else {
+            *volume = Some(new);
+            return Ok(());
+        };
+        if old.volume_id != new.volume_id {
+            return Err(CloseCause::VolumeChanged("identity"));
+        }
+        if let Some(field) = limits::broken_promise(&old.geometry, &new.geometry) {
+            return Err(CloseCause::VolumeChanged(field));
+        }
+        *volume = Some(new);
+        drop(volume);
+        if is_open && old.boot_id != new.boot_id {
+            self.on_new_boot_id(&old);
+        }
+        if old.geometry != new.geometry {
+            self.on_limits(new.geometry);
+        }
+        Ok(())
+    }
+
+    /// The node is not the one that it was: what it had acknowledged but not made durable is gone.
+    fn on_new_boot_id(&self, old: &Volume) {
+        let volatile = old
+            .geometry
+            .capabilities()
+            .contains(neonsan_proto::Capabilities::VOLATILE_CACHE);
+        if volatile && self.acknowledged_writes() > self.flushed_writes.load(Relaxed) {
+            self.data_at_risk.store(true, Relaxed);
+            let text = Message::from_fmt(format_args!(
+                "the node lost its cache with writes that were not flushed: the next flush fails"
+            ));
+            pr_err!("{}: {text}\n", &*self.name);
+            crate::control::event_data_at_risk(self, text.as_str());
+        }
+    }
+
+    /// How many writes were acknowledged in all.
+    pub fn acknowledged_writes(&self) -> u64 {
+        let connections = self.connections.lock();
+        connections.iter().map(|c| c.acknowledged_writes.load(Relaxed)).sum()
+    }
+
+    /// A flush was answered that was sent when `writes` had been acknowledged. Returns whether it
+    /// may succeed.
+    pub fn on_flushed(&self, writes: u64) -> bool {
+        if self.data_at_risk.load(Relaxed) {
+            self.data_at_risk.store(false, Relaxed);
+            return false;
+        }
+        if self.flushed_writes.load(Relaxed) < writes {
+            self.flushed_writes.store(writes, Relaxed);
+        }
+        true
+    }
+
+    /// The volume has a new size. Any context.
+    pub fn on_resized(self: &Arc<Self>, size_bytes: u64) {
+        self.events.lock().size_bytes = Some(size_bytes);
+        self.queue_change();
+    }
+
+    /// The volume has new limits. Any context.
+    pub fn on_limits(self: &Arc<Self>, geometry: Geometry) {
+        self.events.lock().geometry = Some(geometry);
+        self.queue_change();
+    }
+
+    /// The node will stop. Any context.
+    pub fn on_going_away(self: &Arc<Self>, _grace_ms: u64) {
+        self.events.lock().going_away = true;
+        self.wake();
+    }
+
+    /// Whether the node has said that it will stop, once.
+    pub fn take_going_away(&self) -> bool {
+        core::mem::take(&mut self.events.lock().going_away)
+    }
+
+    fn queue_change(self: &Arc<Self>) {
+        // If it is queued already, it will see what there is.
+        let _ = workqueue::system_unbound().enqueue::<_, CHANGE_WORK>(self.clone());
+    }
+
+    /// Makes the disk follow the volume. May wait for requests in flight.
+    fn apply_changes(&self) {
+        let (size, geometry) = {
+            let mut events = self.events.lock();
+            (events.size_bytes.take(), events.geometry.take())
+        };
+        let disk = self.disk.lock();
+        let changed = {
+            let mut guard = self.volume.lock();
+            let Some(volume) = &mut *guard else { return };
+            if let Some(new) = geometry {
+                if let Some(field) = limits::broken_promise(&volume.geometry, &new) {
+                    pr_err!("{}: the node may not change the {field}\n", &*self.name);
+                    return;
+                }
+                volume.geometry = new;
+            }
+            if let Some(size_bytes) = size {
+                volume.geometry.size_bytes = size_bytes.into();
+            }
+            *volume
+        };
+        let Some(disk) = disk.as_ref() else { return };
+        if geometry.is_some() {
+            if let Err(e) = disk.set_limits(&Device::queue_limits(&changed)) {
+                pr_err!("{}: the new limits were refused: {e:?}\n", &*self.name);
+            }
+        }
+        let size_bytes = changed.geometry.size_bytes.get();
+        let sectors = limits::capacity_sectors(size_bytes);
+        if sectors != disk.capacity_sectors() {
+            disk.set_capacity_and_notify(sectors);
+            pr_info!("{}: now {size_bytes} bytes\n", &*self.name);
+            crate::control::event_resized(self, size_bytes);
+        }
+    }
+}
+
+impl WorkItem<CONTROL_WORK> for Device {
+    type Pointer = Arc<Device>;
+
+    fn run(this: Arc<Device>) {
+        recovery::run(&this);
+    }
+}
+
+impl WorkItem<TIMER_WORK> for Device {
+    type Pointer = Arc<Device>;
+
+    fn run(this: Arc<Device>) {
+        this.wake();
+    }
+}
+
+impl WorkItem<CHANGE_WORK> for Device {
+    type Pointer = Arc<Device>;
+
+    fn run(this: Arc<Device>) {
+        this.apply_changes();
+    }
+}

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The one place where faults become error numbers and block statuses.
+
+use kernel::prelude::*;
+use neonsan_kernel::block;
+use neonsan_proto::Status;
+use neonsan_session::CloseCause;
+
+/// The error number for the status of a refusal.
+fn errno_of_status(status: Status) -> Error {
+    match status {
+        Status::Ok => EINVAL,
+        Status::VersionUnsupported | Status::FeatureUnsupported => EPROTONOSUPPORT,
+        Status::NoSuchVolume | Status::NoSuchSnapshot => ENOENT,
+        Status::BadName | Status::BadOpen | Status::BadRequest => EINVAL,
+        Status::HeldByOther | Status::Draining => EBUSY,
+        Status::OpenedReadOnly | Status::ReadOnly => EROFS,
+        Status::NotPermitted => EACCES,
+        Status::StaleGeneration | Status::Fenced => ESTALE,
+        Status::UnknownSession | Status::NotOwner | Status::GoingAway => ESHUTDOWN,
+        Status::TooManySessions | Status::TooManyConnections => EUSERS,
+        Status::VolumeDamaged | Status::MediaError => EIO,
+        Status::NoSpace => ENOSPC,
+        Status::Unsupported => EOPNOTSUPP,
+        Status::Busy => EAGAIN,
+        Status::OutOfRange
+        | Status::Misaligned
+        | Status::TooLarge
+        | Status::ChecksumMismatch
+        | Status::AtomicLimit
+        | Status::Internal
+        | Status::Unknown(_) => EREMOTEIO,
+    }
+}
+
+/// The error number for a connection that could not be made.
+pub fn errno_of(cause: CloseCause) -> Error {
+    match cause {
+        CloseCause::ConnectFailed(errno) | CloseCause::SocketError(errno) => {
+            Error::from_errno(-errno.clamp(1, 4095))
+        }
+        CloseCause::ConnectTimeout
+        | CloseCause::RequestTimeout
+        | CloseCause::HeartbeatTimeout => ETIMEDOUT,
+        CloseCause::PeerClosed => ECONNRESET,
+        CloseCause::Version { .. } => EPROTONOSUPPORT,
+        CloseCause::Refused(status) => errno_of_status(status),
+        CloseCause::VolumeChanged(_) | CloseCause::Fenced => ESTALE,
+        CloseCause::NoMemory => ENOMEM,
+        CloseCause::Detached | CloseCause::Released | CloseCause::Replaced => ESHUTDOWN,
+        CloseCause::GoingAway => ESHUTDOWN,
+        CloseCause::NotNeonsan(_)
+        | CloseCause::BadGeometry(_)
+        | CloseCause::HeaderChecksum
+        | CloseCause::PayloadChecksum
+        | CloseCause::UnknownKind(_)
+        | CloseCause::UnexpectedKind(_)
+        | CloseCause::LengthLimit(_)
+        | CloseCause::UnknownCookie
+        | CloseCause::DuplicateReply
+        | CloseCause::ReplyLength { .. }
+        | CloseCause::UnknownStatus(_)
+        | CloseCause::BadEvent
+        | CloseCause::TooMuchInFlight => EPROTO,
+    }
+}
+
+/// How a request ends for the status of its reply.
+pub fn block_status_of(status: Status) -> block::Status {
+    match status {
+        Status::Ok => block::Status::OK,
+        Status::NoSpace => block::Status::NOSPC,
+        Status::Unsupported => block::Status::NOTSUPP,
+        Status::MediaError | Status::VolumeDamaged => block::Status::MEDIUM,
+        Status::ChecksumMismatch => block::Status::PROTECTION,
+        Status::AtomicLimit => block::Status::INVAL,
+        Status::Internal | Status::Busy => block::Status::TARGET,
+        Status::VersionUnsupported
+        | Status::FeatureUnsupported
+        | Status::NoSuchVolume
+        | Status::NoSuchSnapshot
+        | Status::BadName
+        | Status::HeldByOther
+        | Status::OpenedReadOnly
+        | Status::NotPermitted
+        | Status::StaleGeneration
+        | Status::UnknownSession
+        | Status::Draining
+        | Status::TooManySessions
+        | Status::TooManyConnections
+        | Status::GoingAway
+        | Status::BadOpen
+        | Status::OutOfRange
+        | Status::Misaligned
+        | Status::TooLarge
+        | Status::ReadOnly
+        | Status::BadRequest
+        | Status::Fenced
+        | Status::NotOwner
+        | Status::Unknown(_) => block::Status::IOERR,
+    }
+}
+
+/// How the requests of a device without service end.
+pub fn block_status_of_loss(cause: CloseCause) -> block::Status {
+    match cause {
+        CloseCause::Detached | CloseCause::Released => block::Status::OFFLINE,
+        CloseCause::ConnectTimeout
+        | CloseCause::RequestTimeout
+        | CloseCause::HeartbeatTimeout => block::Status::TIMEOUT,
+        _ => block::Status::TRANSPORT,
+    }
+}

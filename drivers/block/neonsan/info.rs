@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Snapshots of a device for people: a stuck request can be explained from the outside.
+
+use crate::{
+    clock::now,
+    connection::{ConnectStep, Connection},
+    device::{Device, Lifecycle, Volume},
+    params::{Message, Node},
+    queue::op_of,
+    uapi,
+};
+use kernel::sync::{atomic::Relaxed, Arc};
+use neonsan_session::{
+    client::{self, SlotInfo, SlotState},
+    Instant,
+};
+
+/// A device.
+pub struct DeviceInfo {
+    /// Where the session is.
+    pub state: uapi::SessionState,
+    /// Since when it has no service, in milliseconds ago; zero if it has.
+    pub lost_for_ms: u64,
+    /// Fencing counter of the session.
+    pub generation: u64,
+    /// Identity of the session.
+    pub session_id: [u8; 16],
+    /// What is known of the volume; `None` before the first connection was made.
+    pub volume: Option<Volume>,
+    /// How many connections there are; final once the device is attached.
+    pub connections: u16,
+    /// How many times the disk is open; zero without a disk.
+    pub openers: u32,
+    /// There is a disk.
+    pub has_disk: bool,
+    /// Tags of each connection.
+    pub queue_depth: u32,
+}
+
+/// A connection.
+pub struct ConnectionInfo {
+    /// Where it is.
+    pub state: uapi::ConnectionState,
+    /// For how long.
+    pub since_ms: u64,
+    /// The node at the other end, or the one tried last.
+    pub node: Option<Node>,
+    /// How often it was made.
+    pub epoch: u64,
+    /// How often it was lost.
+    pub losses: u64,
+    /// Requests that hold a slot.
+    pub in_flight: u32,
+    /// Those of them that are parked.
+    pub parked: u32,
+    /// Why it was lost, or could not be made, last.
+    pub last_cause: Option<Message>,
+    /// The request that waits for the longest time.
+    pub oldest: Option<RequestInfo>,
+    /// When something was received last, in milliseconds ago.
+    pub silent_for_ms: u64,
+}
+
+/// A request in flight.
+#[derive(Clone, Copy)]
+pub struct RequestInfo {
+    /// Its tag.
+    pub tag: u32,
+    /// Its name on the wire.
+    pub cookie: u64,
+    /// What it asks for.
+    pub op: uapi::Op,
+    /// Where it is.
+    pub state: uapi::RequestState,
+    /// First byte.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u32,
+    /// How long it has been where it is.
+    pub age_ms: u64,
+}
+
+/// Counters since attach.
+#[derive(Clone, Copy, Default)]
+pub struct Statistics {
+    /// READ requests.
+    pub reads: u64,
+    /// WRITE requests.
+    pub writes: u64,
+    /// FLUSH requests.
+    pub flushes: u64,
+    /// DISCARD requests.
+    pub discards: u64,
+    /// WRITE_ZEROES requests.
+    pub write_zeroes: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Requests that ended with an error.
+    pub errors: u64,
+    /// Requests sent again.
+    pub resent: u64,
+    /// Request timeouts.
+    pub timeouts: u64,
+    /// Calls that gave data to the socket.
+    pub sends: u64,
+}
+
+/// Where the session of a device is, for people.
+pub fn session_state(device: &Device) -> uapi::SessionState {
+    if device.is_closing() {
+        return uapi::SessionState::Detaching;
+    }
+    let session = device.session().lock();
+    if session.is_failing() {
+        return uapi::SessionState::Failed;
+    }
+    match session.state() {
+        client::SessionState::Failed(_) => uapi::SessionState::Failed,
+        client::SessionState::Closed => uapi::SessionState::Detaching,
+        client::SessionState::Live if session.is_usable() => uapi::SessionState::Live,
+        _ if session.lost_since().is_some() => uapi::SessionState::Recovering,
+        client::SessionState::Live => uapi::SessionState::Degraded,
+        client::SessionState::Opening | client::SessionState::Reopening => {
+            uapi::SessionState::Opening
+        }
+    }
+}
+
+impl Device {
+    /// A snapshot of the device. Sleeps.
+    pub fn info(&self) -> DeviceInfo {
+        let (has_disk, openers) = match self.lifecycle().try_lock() {
+            // While it is being taken away, the disk may be waited for a long time.
+            Some(lifecycle) if *lifecycle == Lifecycle::Attached => {
+                let disk = self.disk().lock();
+                (disk.is_some(), disk.as_ref().map_or(0, |disk| disk.openers()))
+            }
+            _ => (false, 0),
+        };
+        let session = self.session().lock();
+        let lost_for_ms = session.lost_since().map_or(0, |since| now().since_ms(since));
+        let (generation, connections) = (session.generation().0, session.connection_count());
+        drop(session);
+        let volume = self.volume();
+        let wish = self.params().queue_depth.unwrap_or(crate::params::DEFAULT_QUEUE_DEPTH);
+        DeviceInfo {
+            state: session_state(self),
+            lost_for_ms,
+            generation,
+            session_id: self.session_id(),
+            volume,
+            connections,
+            openers,
+            has_disk,
+            queue_depth: volume.map_or(wish, |v| wish.min(v.max_depth.into())),
+        }
+    }
+
+    /// A snapshot of one connection; `None` if there is none with this index. Sleeps.
+    pub fn connection_info(&self, index: u16) -> Option<ConnectionInfo> {
+        let connection = self.connection(index)?;
+        let now = now();
+        let (state, since, cause) = self.session().lock().connection(index)?;
+        let (step, epoch, losses) = {
+            let shared = connection.shared.lock();
+            (shared.step, shared.epoch, shared.losses)
+        };
+        let (mut in_flight, mut parked, mut oldest) = (0, 0, None::<SlotInfo>);
+        for info in connection.slots.iter() {
+            in_flight += 1;
+            if info.state == SlotState::Parked {
+                parked += 1;
+            }
+            if oldest.map_or(true, |o| info.since < o.since) {
+                oldest = Some(info);
+            }
+        }
+        Some(ConnectionInfo {
+            state: connection_state(state, step),
+            since_ms: now.since_ms(since),
+            node: connection.node(),
+            epoch,
+            losses,
+            in_flight,
+            parked,
+            last_cause: cause.map(|cause| Message::from_fmt(format_args!("{cause}"))),
+            oldest: oldest.map(|slot| request_info(&slot, now)),
+            silent_for_ms: now.since_ms(Instant(connection.heard_at.load(Relaxed))),
+        })
+    }
+
+    /// Calls `f` for each request that holds a slot of a connection. Sleeps if `f` does.
+    pub fn for_each_request(&self, index: u16, f: &mut dyn FnMut(RequestInfo)) {
+        let connection: Option<Arc<Connection>> = self.connection(index);
+        if let Some(connection) = connection {
+            for slot in connection.slots.iter() {
+                f(request_info(&slot, now()));
+            }
+        }
+    }
+
+    /// Counters since attach, summed over the connections. Sleeps.
+    pub fn statistics(&self) -> Statistics {
+        let mut sum = Statistics::default();
+        let count = self.session().lock().connection_count();
+        for i in 0..count {
+            let Some(connection) = self.connection(i) else { continue };
+            let counts = connection.tx.lock().counts;
+            sum.reads += counts.reads;
+            sum.writes += counts.writes;
+            sum.flushes += counts.flushes;
+            sum.discards += counts.discards;
+            sum.write_zeroes += counts.write_zeroes;
+            sum.read_bytes += counts.read_bytes;
+            sum.written_bytes += counts.written_bytes;
+            sum.resent += counts.resent;
+            sum.sends += counts.sends;
+            sum.errors += connection.errors.load(Relaxed);
+            sum.timeouts += connection.timeouts.load(Relaxed);
+        }
+        sum
+    }
+}
+
+fn connection_state(state: client::ConnectionState, step: ConnectStep) -> uapi::ConnectionState {
+    match state {
+        client::ConnectionState::Idle { retry_at: None } => uapi::ConnectionState::Idle,
+        client::ConnectionState::Idle { retry_at: Some(_) } => uapi::ConnectionState::Waiting,
+        client::ConnectionState::Connecting { .. } if step == ConnectStep::Handshake => {
+            uapi::ConnectionState::Handshake
+        }
+        client::ConnectionState::Connecting { .. } => uapi::ConnectionState::Connecting,
+        client::ConnectionState::Live => uapi::ConnectionState::Live,
+        client::ConnectionState::Stopping => uapi::ConnectionState::Draining,
+    }
+}
+
+fn request_info(slot: &SlotInfo, now: Instant) -> RequestInfo {
+    RequestInfo {
+        tag: slot.tag.0.into(),
+        cookie: slot.cookie.to_wire(),
+        op: op_of(slot.request.kind),
+        state: match slot.state {
+            SlotState::Free | SlotState::Queued => uapi::RequestState::Queued,
+            SlotState::InFlight | SlotState::Receiving => uapi::RequestState::Sent,
+            SlotState::Parked => uapi::RequestState::Parked,
+        },
+        offset: slot.request.offset,
+        length: slot.request.length,
+        age_ms: now.since_ms(slot.since),
+    }
+}

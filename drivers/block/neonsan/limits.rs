@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! From what a volume says to what the block layer is told.
+
+use neonsan_kernel::block::{mq::QueueLimits, SECTOR_SIZE};
+use neonsan_proto::{Capabilities, Features, Geometry};
+
+/// Most separate pieces of memory in a request. Sending takes any number in turns.
+const MAX_SEGMENTS: u16 = 1024;
+
+/// Alignment of buffers: the data is copied or taken by the network, which needs none, but odd
+/// addresses make copying slow.
+const DMA_ALIGNMENT_MASK: u32 = 3;
+
+/// The limits of a device for a volume with this geometry, checked by the session machine.
+pub fn queue_limits(geometry: &Geometry, features: Features) -> QueueLimits {
+    let caps = geometry.capabilities();
+    let logical = geometry.logical_block_size.get();
+    let physical = geometry.physical_block_size.get();
+    let io_min = geometry.io_min_bytes.get();
+    QueueLimits {
+        logical_block_size: logical,
+        physical_block_size: physical,
+        io_min: if io_min == 0 { physical } else { io_min },
+        io_opt: geometry.io_opt_bytes.get(),
+        max_hw_bytes: geometry.max_io_bytes.get(),
+        max_segments: MAX_SEGMENTS,
+        max_segment_bytes: u32::MAX,
+        dma_alignment: DMA_ALIGNMENT_MASK,
+        discard_granularity: geometry.discard_granularity.get(),
+        max_discard_bytes: geometry.max_discard_bytes.get(),
+        max_write_zeroes_bytes: geometry.max_write_zeroes_bytes.get(),
+        atomic_unit_min: geometry.atomic_unit_min_bytes.get(),
+        atomic_unit_max: geometry.atomic_unit_max_bytes.get(),
+        atomic_boundary: geometry.atomic_boundary_bytes.get(),
+        write_cache: caps.contains(Capabilities::VOLATILE_CACHE),
+        fua: caps.contains(Capabilities::FUA),
+        rotational: caps.contains(Capabilities::ROTATIONAL),
+        stable_writes: features.contains(Features::PAYLOAD_CRC),
+    }
+}
+
+/// The size of a volume in sectors.
+pub fn capacity_sectors(size_bytes: u64) -> u64 {
+    size_bytes / u64::from(SECTOR_SIZE)
+}
+
+/// The first limit by which `new` promises less than the device was told, if there is one.
+pub fn broken_promise(old: &Geometry, new: &Geometry) -> Option<&'static str> {
+    let (old_caps, new_caps) = (old.capabilities(), new.capabilities());
+    if old.logical_block_size != new.logical_block_size {
+        return Some("logical block size");
+    }
+    let lost = old_caps.difference(new_caps);
+    let gained = new_caps.difference(old_caps);
+    let kept = Capabilities::FUA
+        .union(Capabilities::DISCARD)
+        .union(Capabilities::WRITE_ZEROES)
+        .union(Capabilities::ATOMIC);
+    if !lost.intersection(kept).is_empty() {
+        return Some("set of abilities");
+    }
+    // Caching that the device does not know of would lose writes.
+    let new_duties = Capabilities::READ_ONLY.union(Capabilities::VOLATILE_CACHE);
+    if !gained.intersection(new_duties).is_empty() {
+        return Some("set of duties (read-only, write cache)");
+    }
+    if new.max_io_bytes.get() < old.max_io_bytes.get() {
+        return Some("longest I/O size");
+    }
+    None
+}

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Between blk-mq and the connections: one hardware queue is one connection.
+
+use crate::{
+    clock::now,
+    connection::Connection,
+    device::Device,
+    uapi::Op, //
+};
+use core::convert::Infallible;
+use kernel::{
+    prelude::*,
+    sync::{
+        atomic::{Atomic, Relaxed},
+        Arc, ArcBorrow,
+    },
+};
+use neonsan_kernel::block::{
+    self,
+    mq::{self, Operations, OwnedRequest, RequestOp, TimeoutAction},
+    SECTOR_SIZE,
+};
+use neonsan_proto::{Kind, RequestFlags};
+use neonsan_session::{
+    client::{Request, SlotState},
+    CloseCause, Cookie, Tag,
+};
+
+/// The driver's operations.
+pub struct Queue;
+
+/// What the driver keeps beside each request.
+pub struct RequestData {
+    /// The request's name on the wire. Written by whoever owns the request.
+    cookie: Atomic<u64>,
+    /// For a flush: how many writes of the device were answered when it was sent.
+    acknowledged_writes: Atomic<u64>,
+}
+
+impl RequestData {
+    /// The name on the wire.
+    pub fn cookie(&self) -> Cookie {
+        Cookie::from_wire(self.cookie.load(Relaxed))
+    }
+
+    /// Sets it.
+    pub fn set_cookie(&self, cookie: Cookie) {
+        self.cookie.store(cookie.to_wire(), Relaxed);
+    }
+
+    /// For a flush: how many writes of the device were answered when it was sent.
+    pub fn acknowledged_writes(&self) -> u64 {
+        self.acknowledged_writes.load(Relaxed)
+    }
+
+    /// Sets it.
+    pub fn set_acknowledged_writes(&self, writes: u64) {
+        self.acknowledged_writes.store(writes, Relaxed);
+    }
+}
+
+/// What a request asks for, in the terms of the wire; `None` for what the driver never offered.
+pub fn describe(rq: &mq::Request<Queue>) -> Option<Request> {
+    let (kind, mut flags) = match rq.op() {
+        RequestOp::Read => (Kind::Read, RequestFlags::NONE),
+        RequestOp::Write => (Kind::Write, RequestFlags::NONE),
+        RequestOp::Flush => (Kind::Flush, RequestFlags::NONE),
+        RequestOp::Discard => (Kind::Discard, RequestFlags::NONE),
+        RequestOp::WriteZeroes => (Kind::WriteZeroes, RequestFlags::NONE),
+        RequestOp::Other(_) => return None,
+    };
+    if kind == Kind::Flush {
+        return Some(Request { kind, flags, offset: 0, length: 0 });
+    }
+    if rq.is_fua() && matches!(kind, Kind::Write | Kind::WriteZeroes) {
+        flags = flags.union(RequestFlags::FUA);
+    }
+    if rq.is_atomic() && kind == Kind::Write {
+        flags = flags.union(RequestFlags::ATOMIC);
+    }
+    if rq.is_no_unmap() && kind == Kind::WriteZeroes {
+        flags = flags.union(RequestFlags::NO_UNMAP);
+    }
+    let offset = rq.sector().checked_mul(u64::from(SECTOR_SIZE))?;
+    Some(Request { kind, flags, offset, length: rq.len_bytes() })
+}
+
+/// The kind of a request, for people.
+pub fn op_of(kind: Kind) -> Op {
+    match kind {
+        Kind::Write => Op::Write,
+        Kind::Flush => Op::Flush,
+        Kind::Discard => Op::Discard,
+        Kind::WriteZeroes => Op::WriteZeroes,
+        _ => Op::Read,
+    }
+}
+
+impl Operations for Queue {
+    type RequestData = RequestData;
+    type QueueData = ();
+    type HwData = Arc<Connection>;
+    type TagSetData = Arc<Device>;
+
+    fn new_request_data() -> impl PinInit<RequestData, Infallible> {
+        init!(RequestData { cookie: Atomic::new(0), acknowledged_writes: Atomic::new(0) })
+    }
+
+    fn init_hctx(device: ArcBorrow<'_, Device>, index: u32) -> Result<Arc<Connection>> {
+        device.connection(u16::try_from(index)?).ok_or(EINVAL)
+    }
+
+    fn queue_rq(
+        connection: ArcBorrow<'_, Connection>,
+        _: (),
+        rq: OwnedRequest<Queue>,
+        is_last: bool,
+    ) {
+        let Some(request) = describe(&rq) else {
+            return rq.end(block::Status::NOTSUPP);
+        };
+        // A slot belongs to a tag, so it is free; if not, dropping the request ends it with an
+        // error, and the slot's own request is not touched.
+        if let Some(cookie) = connection.slots.claim(Tag(rq.tag()), request, now()) {
+            rq.data().set_cookie(cookie);
+            connection.pending.push(rq);
+        }
+        if is_last {
+            connection.transmit();
+        }
+    }
+
+    fn commit_rqs(connection: ArcBorrow<'_, Connection>, _: ()) {
+        connection.transmit();
+    }
+
+    fn timeout(connection: ArcBorrow<'_, Connection>, _: (), tag: u16) -> TimeoutAction {
+        // Only what the node has may take too long for it; what is parked waits for recovery.
+        if let Some(info) = connection.slots.info(Tag(tag)) {
+            let waits = matches!(info.state, SlotState::InFlight | SlotState::Receiving);
+            let limit = u64::from(connection.device.timeouts().request_ms);
+            if waits && now().since_ms(info.since) >= limit {
+                connection.timeouts.add(1, Relaxed);
+                connection.fault(CloseCause::RequestTimeout);
+            }
+        }
+        TimeoutAction::ResetTimer
+    }
+}

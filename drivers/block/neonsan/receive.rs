@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The receiving side of a connection.
+//!
+//! It runs in the soft interrupt that brought the data, or in a worker if the socket was in use.
+//! The session machine says what the bytes are; this file puts them where they belong.
+
+use crate::{
+    clock::now,
+    connection::{Connection, RECEIVE_WORK, TRANSMIT_WORK},
+    error::block_status_of,
+    queue::Queue,
+    trace,
+};
+use kernel::{
+    prelude::*,
+    sync::{
+        atomic::{Atomic, Relaxed},
+        Arc,
+    },
+};
+use neonsan_kernel::{
+    block::{
+        self,
+        bio::PayloadWriter,
+        mq::{CompletionBatch, OwnedRequest, RequestOp},
+    },
+    net::{Callbacks, SocketState},
+    skbuff::SkBuff,
+};
+use neonsan_proto::{Features, Status};
+use neonsan_session::{
+    client::{Received, Receiver, Want},
+    CloseCause, Tag,
+};
+
+/// The state of the receiving side. Owned by whoever holds the socket's lock.
+pub struct Receive {
+    receiver: Receiver,
+    /// The request whose payload is arriving.
+    writer: Option<PayloadWriter<Queue>>,
+    /// Requests that end together when the run is over.
+    batch: CompletionBatch,
+    /// A violation was seen: nothing more is looked at.
+    dead: bool,
+}
+
+impl Receive {
+    /// The receiving side of a new connection.
+    pub fn new(features: Features) -> Self {
+        Receive {
+            receiver: Receiver::new(features, crate::crc::crc32c),
+            writer: None,
+            batch: CompletionBatch::new(),
+            dead: false,
+        }
+    }
+
+    /// The request that was only partly received, if there is one.
+    pub fn into_request(mut self) -> Option<OwnedRequest<Queue>> {
+        self.batch.flush();
+        self.writer.take().map(PayloadWriter::into_request)
+    }
+
+    /// Takes as much of a packet as the machine wants at once. Returns how many bytes.
+    fn step(
+        &mut self,
+        connection: &Arc<Connection>,
+        skb: &SkBuff,
+        offset: usize,
+        len: usize,
+    ) -> Result<usize, CloseCause> {
+        let slots = &connection.slots;
+        let (n, received) = match self.receiver.want() {
+            Want::Bytes(bytes) => {
+                let n = len.min(bytes.len());
+                let to = bytes.get_mut(..n).unwrap_or_default();
+                skb.copy_bits(offset, to).map_err(|_| CloseCause::SocketError(EFAULT_NUMBER))?;
+                (n, self.receiver.received(n, slots)?)
+            }
+            Want::Payload { remaining, .. } => {
+                let n = len.min(remaining as usize);
+                let writer = self.writer.as_mut().ok_or(CloseCause::UnknownCookie)?;
+                writer
+                    .write_from(skb, offset, n)
+                    .map_err(|_| CloseCause::SocketError(EFAULT_NUMBER))?;
+                // `n` is at most `remaining`, a `u32`.
+                (n, self.receiver.payload_received(n as u32, 0, slots)?)
+            }
+        };
+        if let Some(received) = received {
+            self.on_received(connection, received)?;
+        }
+        Ok(n)
+    }
+
+    fn on_received(
+        &mut self,
+        connection: &Arc<Connection>,
+        received: Received,
+    ) -> Result<(), CloseCause> {
+        match received {
+            Received::Completed { tag, status } => {
+                let rq = match self.writer.take() {
+                    Some(writer) => writer.into_request(),
+                    None => connection.table.take(tag.0).ok_or(CloseCause::UnknownCookie)?,
+                };
+                self.complete(connection, tag, status, rq);
+            }
+            Received::PayloadBegins { tag } => {
+                let rq = connection.table.take(tag.0).ok_or(CloseCause::UnknownCookie)?;
+                self.writer = Some(PayloadWriter::new(rq));
+            }
+            Received::Ping { cookie } => {
+                connection.shared.lock().pong = Some(cookie);
+                connection.clone().queue_work::<TRANSMIT_WORK>();
+            }
+            Received::Pong { .. } => {}
+            Received::Resized { size_bytes } => connection.device.on_resized(size_bytes),
+            Received::GoingAway { grace_ms } => connection.device.on_going_away(grace_ms),
+            Received::Limits(geometry) => connection.device.on_limits(geometry),
+        }
+        Ok(())
+    }
+
+    fn complete(
+        &mut self,
+        connection: &Arc<Connection>,
+        tag: Tag,
+        status: Status,
+        rq: OwnedRequest<Queue>,
+    ) {
+        let length = rq.len_bytes();
+        trace::reply_received(
+            connection.device.index(),
+            connection.index.into(),
+            tag.0.into(),
+            rq.data().cookie().to_wire(),
+            status.to_wire(),
+            length,
+        );
+        let mut end = block_status_of(status);
+        match rq.op() {
+            RequestOp::Write => {
+                connection.free_window(length);
+                // Only the receiving side writes it, so this is no race.
+                let count = connection.acknowledged_writes.load(Relaxed);
+                connection.acknowledged_writes.store(count.wrapping_add(1), Relaxed);
+            }
+            RequestOp::Flush if end.is_ok() => {
+                if !connection.device.on_flushed(rq.data().acknowledged_writes()) {
+                    end = block::Status::IOERR;
+                }
+            }
+            _ => {}
+        }
+        if !end.is_ok() {
+            connection.errors.add(1, Relaxed);
+        }
+        rq.end_batched(end, &mut self.batch);
+    }
+}
+
+/// The number of EFAULT: what a packet shorter than it says is reported as.
+const EFAULT_NUMBER: i32 = 14;
+
+impl Callbacks for Connection {
+    type Receive = Receive;
+
+    fn receive(
+        self: &Arc<Self>,
+        rx: &mut Receive,
+        skb: &SkBuff,
+        offset: usize,
+        len: usize,
+    ) -> usize {
+        let mut taken = 0;
+        while taken < len && !rx.dead {
+            match rx.step(self, skb, offset + taken, len - taken) {
+                Ok(n) => taken += n,
+                Err(cause) => {
+                    rx.dead = true;
+                    self.fault(cause);
+                }
+            }
+        }
+        taken
+    }
+
+    fn receive_done(self: &Arc<Self>, rx: &mut Receive) {
+        rx.batch.flush();
+        heard(&self.heard_at);
+    }
+
+    fn read_later(self: &Arc<Self>) {
+        self.clone().queue_work::<RECEIVE_WORK>();
+    }
+
+    fn write_space(self: &Arc<Self>) {
+        self.clone().queue_work::<TRANSMIT_WORK>();
+    }
+
+    fn state_change(self: &Arc<Self>, state: SocketState) {
+        match state {
+            SocketState::Established => {}
+            SocketState::PeerClosed | SocketState::Closed => self.fault(CloseCause::PeerClosed),
+        }
+    }
+}
+
+fn heard(at: &Atomic<u64>) {
+    at.store(now().0, Relaxed);
+}

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Carries out what the control machine decides.
+//!
+//! One work item for each device. It is the only one that stops and resumes connections, so these
+//! never run at the same time for one device. It never waits for the network: connecting, which
+//! does, has workers of its own.
+
+use crate::{
+    clock::now,
+    connection::{ConnectStep, ConnectTask, CONNECT_WORK, TRANSMIT_WORK},
+    control,
+    device::Device,
+    error::block_status_of_loss,
+    info,
+    params::Message,
+    trace,
+};
+use kernel::{
+    prelude::*,
+    sync::{atomic::Relaxed, Arc},
+};
+use neonsan_proto::Status;
+use neonsan_session::{
+    client::{Action, ConnectKind, Notice, SessionState},
+    CloseCause, Instant,
+};
+
+/// Whether trying again cannot mend this failure to connect, as long as nobody changes anything.
+pub fn is_permanent(cause: CloseCause) -> bool {
+    !matches!(
+        cause,
+        CloseCause::Refused(
+            Status::Draining
+                | Status::GoingAway
+                | Status::Busy
+                | Status::UnknownSession
+                | Status::NotOwner
+        ) | CloseCause::NoMemory
+    )
+}
+
+/// Looks at what happened, and does what is due.
+pub fn run(device: &Arc<Device>) {
+    let before = info::session_state(device);
+    collect(device);
+    loop {
+        let action = device.session().lock().poll_action();
+        let Some(action) = action else { break };
+        execute(device, action);
+    }
+    let (due, generation) = {
+        let session = device.session().lock();
+        (session.poll_timeout(), session.generation())
+    };
+    if let Some(at) = due {
+        if !device.is_closing() {
+            device.wake_after_ms(at.since_ms(now()) + 1);
+        }
+    }
+    let after = info::session_state(device);
+    if before != after {
+        trace::session_state(device.index(), before, after, generation.0, "");
+    }
+    let (progress, changed) = device.progress();
+    // Whoever waits looks at the machine with this lock held, so he does not miss the call.
+    drop(progress.lock());
+    changed.notify_all();
+}
+
+/// Tells the machine what happened since the last run.
+fn collect(device: &Arc<Device>) {
+    let count = device.session().lock().connection_count();
+    let going_away = device.take_going_away();
+    for i in 0..count {
+        let Some(connection) = device.connection(i) else { continue };
+        let fault = connection.shared.lock().fault.take();
+        let heard_at = Instant(connection.heard_at.load(Relaxed));
+        let mut session = device.session().lock();
+        session.on_heard(i, heard_at);
+        if let Some(cause) = fault {
+            session.on_lost(i, cause, now());
+        }
+    }
+    let mut session = device.session().lock();
+    if going_away {
+        session.on_going_away(now());
+    }
+    session.handle_timeout(now());
+    drop(session);
+    if going_away {
+        control::event_going_away(device, "the node is about to stop");
+    }
+}
+
+fn execute(device: &Arc<Device>, action: Action) {
+    match action {
+        Action::Connect { connection, node, kind, deadline } => {
+            let Some(connection) = device.connection(connection) else { return };
+            {
+                let mut shared = connection.shared.lock();
+                shared.task = Some(ConnectTask { node, kind, deadline });
+                shared.step = ConnectStep::Tcp;
+                shared.node = node;
+                let (ConnectKind::Open { epoch, .. } | ConnectKind::Join { epoch, .. }) = kind;
+                shared.epoch = epoch;
+            }
+            connection.queue_work::<CONNECT_WORK>();
+        }
+        Action::Resume { connection: index } => {
+            let Some(connection) = device.connection(index) else { return };
+            let established = connection.shared.lock().established.take();
+            match established.ok_or(ENOTCONN).and_then(|e| connection.resume(e)) {
+                Ok(()) => {
+                    if connection.shared.lock().losses > 0 {
+                        control::event_connection_recovered(device, index.into());
+                    }
+                }
+                Err(_) => connection.fault(CloseCause::NoMemory),
+            }
+        }
+        Action::Stop { connection: index, cause } => stop(device, index, cause),
+        Action::Ping { connection } => {
+            let Some(connection) = device.connection(connection) else { return };
+            connection.shared.lock().ping = true;
+            connection.queue_work::<TRANSMIT_WORK>();
+        }
+        Action::FailRequests { cause } => {
+            fail_requests(device, cause);
+            let text = Message::from_fmt(format_args!("{cause}: requests fail from now on"));
+            pr_err!("{}: {text}\n", device.name());
+            control::event_failed(device, text.as_str());
+        }
+        Action::Notify(Notice::Lost { cause }) => {
+            let text = Message::from_fmt(format_args!("{cause}"));
+            pr_warn!("{}: lost ({text}); requests wait\n", device.name());
+        }
+        Action::Notify(Notice::Recovered { lost_for_ms }) => {
+            pr_info!("{}: back after {lost_for_ms} ms\n", device.name());
+        }
+    }
+}
+
+fn stop(device: &Arc<Device>, index: u16, cause: CloseCause) {
+    let Some(connection) = device.connection(index) else { return };
+    let parked = connection.park();
+    connection.shared.lock().established = None;
+    if !device.is_closing() {
+        let text = Message::from_fmt(format_args!("{cause}"));
+        pr_debug!("{}: connection {index}: {text}; {parked} parked\n", device.name());
+        control::event_connection_lost(device, index.into(), text.as_str());
+    }
+    device.session().lock().on_drained(index, now());
+}
+
+/// Ends every request of the device with an error, and those that come.
+pub fn fail_requests(device: &Arc<Device>, cause: CloseCause) {
+    let status = block_status_of_loss(cause);
+    let count = device.session().lock().connection_count();
+    for i in 0..count {
+        if let Some(connection) = device.connection(i) {
+            connection.fail(status);
+        }
+    }
+}
+
+/// Whether the session can serve requests, or never will.
+pub fn outcome(device: &Device) -> Option<Result<(), CloseCause>> {
+    let session = device.session().lock();
+    match session.state() {
+        SessionState::Failed(cause) => Some(Err(cause)),
+        SessionState::Closed => Some(Err(CloseCause::Detached)),
+        SessionState::Live if session.is_usable() => Some(Ok(())),
+        SessionState::Opening | SessionState::Live | SessionState::Reopening => None,
+    }
+}

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! All devices of the host.
+
+use crate::{
+    device::Device,
+    params::DeviceError, //
+};
+use kernel::{prelude::*, sync::Arc};
+
+kernel::sync::global_lock! {
+    // SAFETY: `init` is called by the module before anything else can reach the list.
+    unsafe(uninit) static DEVICES: Mutex<Registry> = Registry { devices: KVec::new() };
+}
+
+/// The devices, ordered by index.
+struct Registry {
+    devices: KVec<Arc<Device>>,
+}
+
+/// Makes the list usable.
+pub fn init() {
+    // SAFETY: Called once, when the module is loaded. The one `unsafe` that upstream's global
+    // locks ask of their users.
+    unsafe { DEVICES.init() };
+}
+
+/// The device with this index.
+pub fn lookup(index: u32) -> Option<Arc<Device>> {
+    let registry = DEVICES.lock();
+    registry.devices.iter().find(|d| d.index() == index).cloned()
+}
+
+/// The device with the lowest index that is not below `index`.
+pub fn first_from(index: u32) -> Option<Arc<Device>> {
+    let registry = DEVICES.lock();
+    registry.devices.iter().find(|d| d.index() >= index).cloned()
+}
+
+/// Chooses an index (the wished one, or the lowest that is free), makes the device of it with
+/// `make`, and puts it into the list.
+pub fn add(
+    wish: Option<u32>,
+    make: impl FnOnce(u32) -> Result<Arc<Device>, DeviceError>,
+) -> Result<Arc<Device>, DeviceError> {
+    let mut registry = DEVICES.lock();
+    let is_taken = |index| registry.devices.iter().any(|d: &Arc<Device>| d.index() == index);
+    let index = match wish {
+        Some(index) if is_taken(index) => {
+            return Err(DeviceError::new(
+                EEXIST,
+                format_args!("neonsan{index} exists already: choose another index or none"),
+            ));
+        }
+        Some(index) => index,
+        None => (0..).find(|&index| !is_taken(index)).ok_or(ENOSPC)?,
+    };
+    registry.devices.reserve(1, GFP_KERNEL).map_err(Error::from)?;
+    let device = make(index)?;
+    let place = registry.devices.iter().position(|d| d.index() > index);
+    let place = place.unwrap_or(registry.devices.len());
+    registry
+        .devices
+        .insert_within_capacity(place, device.clone())
+        .map_err(|_| ENOMEM)?;
+    Ok(device)
+}
+
+/// Takes a device out of the list.
+pub fn remove(device: &Arc<Device>) {
+    let mut registry = DEVICES.lock();
+    let place = registry.devices.iter().position(|d| Arc::ptr_eq(d, device));
+    let removed = place.and_then(|place| registry.devices.remove(place).ok());
+    drop(registry);
+    drop(removed);
+}
+
+/// Detaches every device. The module is going away, so none is open.
+pub fn detach_all() {
+    while let Some(device) = first_from(0) {
+        if let Err(e) = Device::detach(&device, true) {
+            pr_err!("neonsan{}: {}\n", device.index(), e.message);
+            remove(&device);
+        }
+    }
+}
