@@ -176,7 +176,7 @@ pub struct TimeoutArgs {
     #[arg(long, value_name = "TIME", value_parser = parse_duration_ms)]
     pub connect_timeout: Option<u32>,
 
-    /// Send a heartbeat on a connection that was idle this long; 0 sends none
+    /// Send a heartbeat on a connection that was silent this long
     #[arg(long, value_name = "TIME", value_parser = parse_duration_ms)]
     pub heartbeat_interval: Option<u32>,
 

@@ -27,8 +27,8 @@ pub struct Device {
     pub mode: String,
     /// State of the session.
     pub state: String,
-    /// Time in this state.
-    pub since_ms: u64,
+    /// Time without service; 0 while there is.
+    pub lost_ms: u64,
     /// What happened last that is worth saying.
     pub message: Option<String>,
     /// Size.
@@ -55,8 +55,6 @@ pub struct Device {
     pub statistics: Statistics,
     /// The connections.
     pub connections: Vec<Connection>,
-    /// The hardware queues.
-    pub queues: Vec<Queue>,
 }
 
 /// A node's address.
@@ -102,7 +100,7 @@ pub struct Limits {
     pub atomic_boundary: u32,
 }
 
-/// Timeouts. 0 of `heartbeat_interval_ms` is none, of `loss_ms` for ever.
+/// Timeouts. 0 of `loss_ms` is for ever.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[allow(missing_docs)]
 pub struct Timeouts {
@@ -129,7 +127,6 @@ pub struct Statistics {
     pub errors: u64,
     pub resent: u64,
     pub timeouts: u64,
-    pub busy: u64,
     pub sends: u64,
 }
 
@@ -156,6 +153,10 @@ pub struct Connection {
     pub last_cause: Option<String>,
     /// The request that has waited longest.
     pub oldest_request: Option<Request>,
+    /// Time since something was received.
+    pub silent_ms: u64,
+    /// Counters since attach.
+    pub statistics: Statistics,
 }
 
 /// One request in flight.
@@ -163,8 +164,6 @@ pub struct Connection {
 pub struct Request {
     /// Tag of the block layer.
     pub tag: u32,
-    /// Hardware queue.
-    pub queue: u32,
     /// Cookie on the wire, in hexadecimal.
     pub cookie: String,
     /// What it does.
@@ -175,19 +174,8 @@ pub struct Request {
     pub offset_bytes: u64,
     /// Number of bytes.
     pub length_bytes: u64,
-    /// Time since the block layer handed it over.
+    /// Time in this state.
     pub age_ms: u64,
-}
-
-/// One hardware queue.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Queue {
-    /// Its index.
-    pub index: u32,
-    /// The connection that carries it.
-    pub connection: u32,
-    /// Counters since attach.
-    pub statistics: Statistics,
 }
 
 /// The name of a value, or its number where this program is older than the module.
@@ -235,7 +223,7 @@ impl Device {
             volume_id: uuid(a::VOLUME_ID),
             mode: named(attrs.u32(a::MODE), uapi::Mode::from_raw, uapi::Mode::name),
             state: session_state(attrs),
-            since_ms: attrs.number(a::SINCE_MS).unwrap_or(0),
+            lost_ms: attrs.number(a::LOST_MS).unwrap_or(0),
             message: attrs.text(a::MESSAGE),
             size_bytes: attrs.number(a::SIZE).unwrap_or(0),
             read_only: abilities & uapi::ability::READ_ONLY != 0,
@@ -258,7 +246,6 @@ impl Device {
                 .all_nested(a::CONNECTION)
                 .map(Connection::parse)
                 .collect(),
-            queues: attrs.all_nested(a::QUEUE).map(Queue::parse).collect(),
             name,
         }
     }
@@ -350,7 +337,6 @@ impl Statistics {
             errors: number(a::ERRORS),
             resent: number(a::RESENT),
             timeouts: number(a::TIMEOUTS),
-            busy: number(a::BUSY),
             sends: number(a::SENDS),
         }
     }
@@ -375,6 +361,8 @@ impl Connection {
             losses: attrs.number(a::LOSSES).unwrap_or(0),
             last_cause: attrs.text(a::LAST_CAUSE),
             oldest_request: attrs.nested(a::OLDEST_REQUEST).map(Request::parse),
+            silent_ms: attrs.number(a::SILENT_MS).unwrap_or(0),
+            statistics: Statistics::parse(attrs.nested(a::STATISTICS)),
         }
     }
 }
@@ -385,7 +373,6 @@ impl Request {
         let state = attrs.u32(a::STATE);
         Request {
             tag: attrs.u32(a::TAG).unwrap_or(0),
-            queue: attrs.u32(a::QUEUE).unwrap_or(0),
             cookie: format!("{:#018x}", attrs.number(a::COOKIE).unwrap_or(0)),
             op: named(attrs.u32(a::OP), uapi::Op::from_raw, uapi::Op::name),
             state: named(
@@ -396,17 +383,6 @@ impl Request {
             offset_bytes: attrs.number(a::OFFSET).unwrap_or(0),
             length_bytes: attrs.number(a::LENGTH).unwrap_or(0),
             age_ms: attrs.number(a::AGE_MS).unwrap_or(0),
-        }
-    }
-}
-
-impl Queue {
-    fn parse(attrs: Attrs<'_>) -> Queue {
-        use attr::queue as a;
-        Queue {
-            index: attrs.u32(a::INDEX).unwrap_or(0),
-            connection: attrs.u32(a::CONNECTION).unwrap_or(0),
-            statistics: Statistics::parse(attrs.nested(a::STATISTICS)),
         }
     }
 }
@@ -452,13 +428,20 @@ pub mod tests {
         let mut request = AttrsMut::default();
         request
             .u32(attr::request::TAG, 5)
-            .u32(attr::request::QUEUE, 1)
             .bytes(attr::request::COOKIE, &0x1_0001_0005_u64.to_ne_bytes())
             .u32(attr::request::OP, uapi::Op::Write as u32)
             .u32(attr::request::STATE, uapi::RequestState::Parked as u32)
             .bytes(attr::request::OFFSET, &(5_u64 << 32).to_ne_bytes())
             .u32(attr::request::LENGTH, 4096)
             .u32(attr::request::AGE_MS, 12_345);
+        let mut statistics = AttrsMut::default();
+        statistics
+            .u32(attr::statistics::READS, 10)
+            .u32(attr::statistics::WRITES, 20)
+            .bytes(
+                attr::statistics::WRITTEN_BYTES,
+                &(1_u64 << 40).to_ne_bytes(),
+            );
         let mut connection = AttrsMut::default();
         connection
             .u32(attr::connection::INDEX, 1)
@@ -476,20 +459,9 @@ pub mod tests {
                 attr::connection::LAST_CAUSE,
                 "the node closed the connection",
             )
-            .nest(attr::connection::OLDEST_REQUEST, &request);
-        let mut statistics = AttrsMut::default();
-        statistics
-            .u32(attr::statistics::READS, 10)
-            .u32(attr::statistics::WRITES, 20)
-            .bytes(
-                attr::statistics::WRITTEN_BYTES,
-                &(1_u64 << 40).to_ne_bytes(),
-            );
-        let mut queue = AttrsMut::default();
-        queue
-            .u32(attr::queue::INDEX, 1)
-            .u32(attr::queue::CONNECTION, 1)
-            .nest(attr::queue::STATISTICS, &statistics);
+            .nest(attr::connection::OLDEST_REQUEST, &request)
+            .u32(attr::connection::SILENT_MS, 12_001)
+            .nest(attr::connection::STATISTICS, &statistics);
         let mut message = AttrsMut::default();
         message
             .u32(attr::device::INDEX, 3)
@@ -506,7 +478,7 @@ pub mod tests {
             .nest(attr::device::TIMEOUTS, &timeouts)
             .u32(attr::device::CHECKSUMS, uapi::checksum::HEADER)
             .u32(attr::device::STATE, uapi::SessionState::Recovering as u32)
-            .u32(attr::device::SINCE_MS, 12_000)
+            .u32(attr::device::LOST_MS, 12_000)
             .bytes(attr::device::SESSION_ID, &[0x33; 16])
             .u32(attr::device::GENERATION, 2)
             .bytes(attr::device::BOOT_ID, &[0x44; 16])
@@ -514,8 +486,7 @@ pub mod tests {
             .nest(attr::device::LIMITS, &limits)
             .u32(attr::device::OPEN_COUNT, 1)
             .nest(attr::device::STATISTICS, &statistics)
-            .nest(attr::device::CONNECTION, &connection)
-            .nest(attr::device::QUEUE, &queue);
+            .nest(attr::device::CONNECTION, &connection);
         message
     }
 

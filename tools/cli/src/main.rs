@@ -13,15 +13,13 @@ mod netlink;
 mod output;
 mod qemu;
 mod target;
-#[allow(dead_code)]
-#[path = "../../../drivers/block/neonsan/uapi.rs"]
-mod uapi;
 mod units;
 
 use clap::Parser as _;
 use cli::{Command, Common, Neonsan, NeonsanAttach, NeonsanDetach};
 use config::Config;
 use error::Result;
+use neonsan_uapi as uapi;
 use std::path::Path;
 use std::process::ExitCode;
 

@@ -205,17 +205,18 @@ fn resolve(target: &Target, options: &[String], config: &Config) -> Result<Vec<R
 
 /// Refuses what could not work, before the kernel does.
 pub fn check_timeouts(timeouts: &Timeouts) -> Result<()> {
-    let zero = |value: Option<u32>| value == Some(0);
-    for (name, value) in [
-        ("request", timeouts.request),
-        ("connect", timeouts.connect),
-        ("heartbeat-timeout", timeouts.heartbeat_timeout),
-        ("reconnect-delay-min", timeouts.reconnect_delay_min),
-        ("reconnect-delay-max", timeouts.reconnect_delay_max),
+    for (name, value, least) in [
+        ("request", timeouts.request, 100),
+        ("connect", timeouts.connect, 100),
+        ("heartbeat-interval", timeouts.heartbeat_interval, 100),
+        ("heartbeat-timeout", timeouts.heartbeat_timeout, 100),
+        ("reconnect-delay-min", timeouts.reconnect_delay_min, 1),
+        ("reconnect-delay-max", timeouts.reconnect_delay_max, 1),
     ] {
-        if zero(value) {
-            let message = format!("a time of 0 for {name} leaves no time at all");
-            return Err(Error::new(Kind::Usage, message).with_hint("write a time as in 5s"));
+        if value.is_some_and(|value| value < least) {
+            let message = format!("the time for {name} is too short");
+            return Err(Error::new(Kind::Usage, message)
+                .with_hint(format!("write a time of at least {least}ms")));
         }
     }
     let pairs = [

@@ -59,7 +59,10 @@ fn show(device: &Device) -> String {
             size(bytes)
         }
     };
-    let state = format!("{} for {}", device.state, show_duration_ms(device.since_ms));
+    let state = match device.lost_ms {
+        0 => device.state.clone(),
+        ms => format!("{}, lost for {}", device.state, show_duration_ms(ms)),
+    };
     let host = format!("{} {}", text(&session.host_name), text(&session.host_id));
     let nodes: Vec<_> = device.nodes.iter().map(ToString::to_string).collect();
     let block = format!(

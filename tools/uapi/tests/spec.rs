@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 
-//! Holds `drivers/block/neonsan/uapi.rs`, which the module and this tool share, against the YAML
-//! spec of the family. `NEONSAN_UPDATE=1 cargo test -p neonsan-cli --test uapi` writes it anew
+//! Holds `drivers/block/neonsan/uapi.rs`, which the module and the tools share, against the YAML
+//! spec of the family. `NEONSAN_UPDATE=1 cargo test -p neonsan-uapi` writes it anew
 //! after a change of the spec.
 
 use serde_norway::Value;
@@ -168,7 +168,7 @@ fn generate(spec: &Value) -> String {
         "// SPDX-License-Identifier: GPL-2.0 OR MIT\n\n\
          //! Numbers of the generic netlink family `neonsan`, shared by the module and the command line.\n\
          //!\n\
-         //! Made from `Documentation/netlink/specs/neonsan.yaml` by the test `tools/cli/tests/uapi.rs`,\n\
+         //! Made from `Documentation/netlink/specs/neonsan.yaml` by the test `tools/uapi/tests/spec.rs`,\n\
          //! which also notices when the two differ. Change the spec, not this file. It is part of the\n\
          //! interface between kernel and user space: numbers are only ever added, at the end.\n\n",
     );
