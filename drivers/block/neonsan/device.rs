@@ -36,7 +36,7 @@ use neonsan_kernel::{
 };
 use neonsan_proto::{Features, Geometry, Mode, VolumeName};
 use neonsan_session::{
-    client::{Config, Identity, Opened, Session, MAX_CONNECTIONS},
+    client::{self, Config, Identity, Opened, Session, MAX_CONNECTIONS},
     CloseCause, Instant, Timeouts,
 };
 
@@ -64,6 +64,9 @@ pub struct Volume {
     /// Requests in flight that the node allows on each connection.
     pub max_depth: u16,
 }
+
+/// The control machine, with its connections on the heap: kernel stacks are small.
+pub type DeviceSession = Session<KVec<client::Connection>>;
 
 /// What nodes have told, not yet acted on.
 #[derive(Default)]
@@ -113,7 +116,7 @@ pub struct Device {
     #[pin]
     disk: Mutex<Option<GenDisk<Queue>>>,
     #[pin]
-    session: Mutex<KBox<Session>>,
+    session: Mutex<DeviceSession>,
     #[pin]
     connections: Mutex<KVec<Arc<Connection>>>,
     #[pin]
@@ -160,7 +163,9 @@ impl Device {
             timeouts: params.timeouts,
             seed: u64::from_ne_bytes(seed),
         };
-        let session = KBox::new(Session::new(config, now), GFP_KERNEL)?;
+        let mut states = KVec::with_capacity(wish as usize, GFP_KERNEL)?;
+        states.resize(wish as usize, client::Connection::default(), GFP_KERNEL)?;
+        let session = Session::with_storage(config, states, now);
         let timeouts = params.timeouts;
         let depth = crate::params::DEFAULT_QUEUE_DEPTH;
         let depth = params.queue_depth.unwrap_or(depth);
@@ -233,7 +238,7 @@ impl Device {
     }
 
     /// The control machine.
-    pub fn session(&self) -> &Mutex<KBox<Session>> {
+    pub fn session(&self) -> &Mutex<DeviceSession> {
         &self.session
     }
 

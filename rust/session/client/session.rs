@@ -40,6 +40,7 @@
 //! newer write to the same block was ordered after it.
 
 use crate::{Backoff, CloseCause, Generation, Instant, Timeouts};
+use core::borrow::BorrowMut;
 use neonsan_proto::Status;
 
 /// The most connections that a session may have.
@@ -198,9 +199,10 @@ impl SessionState {
     }
 }
 
-/// One connection. `due_*` are actions not yet polled.
+/// What the machine keeps of one connection: opaque, only its place is the caller's to give.
+/// `due_*` are actions not yet polled.
 #[derive(Clone, Copy, Debug)]
-struct Connection {
+pub struct Connection {
     state: ConnectionState,
     since: Instant,
     epoch: u64,
@@ -240,9 +242,16 @@ impl Connection {
     }
 }
 
-/// The control machine of one device.
+impl Default for Connection {
+    fn default() -> Self {
+        Connection::new(0)
+    }
+}
+
+/// The control machine of one device. `S` holds its connections: an array inside it, or memory of
+/// the caller's choice where the stack is small.
 #[derive(Debug)]
-pub struct Session {
+pub struct Session<S = [Connection; MAX_CONNECTIONS]> {
     config: Config,
     state: SessionState,
     generation: Generation,
@@ -250,7 +259,7 @@ pub struct Session {
     node: u16,
     /// How many connections the session has: one until the node said how many it may have.
     count: usize,
-    connections: [Connection; MAX_CONNECTIONS],
+    connections: S,
     /// Since when no connection is live, if the device was usable before.
     lost_since: Option<Instant>,
     /// Requests fail since the loss timeout passed.
@@ -261,10 +270,18 @@ pub struct Session {
 }
 
 impl Session {
-    /// A machine that begins to open its session at the first [`Session::poll_action`].
+    /// A machine that begins to open its session at the first [`Session::poll_action`]. It is
+    /// about 12 KiB large: see [`Session::with_storage`].
     pub fn new(config: Config, now: Instant) -> Self {
-        let mut connections = [Connection::new(0); MAX_CONNECTIONS];
-        for (i, connection) in connections.iter_mut().enumerate() {
+        Session::with_storage(config, [Connection::new(0); MAX_CONNECTIONS], now)
+    }
+}
+
+impl<S: BorrowMut<[Connection]>> Session<S> {
+    /// Like [`Session::new`], with the connections in `connections`: the session has at most as
+    /// many as there is room for, which must be at least one.
+    pub fn with_storage(config: Config, mut connections: S, now: Instant) -> Self {
+        for (i, connection) in connections.borrow_mut().iter_mut().enumerate() {
             let spread = (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
             *connection = Connection::new(config.seed ^ spread);
         }
@@ -352,11 +369,11 @@ impl Session {
     }
 
     fn active(&self) -> &[Connection] {
-        self.connections.get(..self.count).unwrap_or_default()
+        self.connections.borrow().get(..self.count).unwrap_or_default()
     }
 
     fn active_mut(&mut self) -> &mut [Connection] {
-        self.connections.get_mut(..self.count).unwrap_or_default()
+        self.connections.borrow_mut().get_mut(..self.count).unwrap_or_default()
     }
 
     fn get(&mut self, connection: u16) -> Option<&mut Connection> {
@@ -398,11 +415,11 @@ impl Session {
                 // The number is fixed by the first open: hardware queues do not come and go.
                 if !self.was_usable {
                     let allowed = usize::from(max_connections.max(1));
-                    self.count = wanted.min(allowed).min(MAX_CONNECTIONS);
+                    self.count = wanted.min(allowed).min(self.connections.borrow().len());
                 }
                 for other in 1..self.count {
                     // The node is there: how often it was not does not matter any more.
-                    if let Some(c) = self.connections.get_mut(other) {
+                    if let Some(c) = self.connections.borrow_mut().get_mut(other) {
                         c.backoff.reset();
                     }
                     self.schedule(other, now);
@@ -555,7 +572,7 @@ impl Session {
     /// Sets the time of the next try of an idle connection.
     fn schedule(&mut self, connection: usize, now: Instant) {
         let timeouts = self.config.timeouts;
-        if let Some(c) = self.connections.get_mut(connection) {
+        if let Some(c) = self.connections.borrow_mut().get_mut(connection) {
             let delay = c.backoff.next_delay_ms(&timeouts);
             c.enter(
                 ConnectionState::Idle {
