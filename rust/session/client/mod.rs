@@ -10,6 +10,7 @@ mod slots;
 pub use handshake::{check_same_volume, Handshake, Identity, Opened, Progress, RefusedOpen};
 pub use receiver::{Received, Receiver, Want};
 pub use session::{
-    Action, Config, ConnectKind, ConnectionState, Notice, Session, SessionState, MAX_CONNECTIONS,
+    Action, Config, ConnectKind, Connection, ConnectionState, Notice, Session, SessionState,
+    MAX_CONNECTIONS,
 };
 pub use slots::{Matched, Request, Slot, SlotInfo, SlotState, SlotTable};
