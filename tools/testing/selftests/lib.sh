@@ -41,3 +41,157 @@ expect_error() {
 	if grep -qiE 'panicked|RUST_BACKTRACE|core dumped' <<<"$output"; then fail "$* panicked: $output"; fi
 	note "as it should: $output"
 }
+
+# --- nodes ----------------------------------------------------------------------
+#
+# A node of a test listens on loopback inside the machine. Its files are in
+# $TEST_DIR/NAME*; $NODE_PID, $NODE_DATA (host:port) and $NODE_API are of the one
+# started last.
+
+# need_programs: skip where the tools are not built into the payload.
+need_programs() {
+	local program
+	for program in neonsan neonsan-node; do
+		[ -x "/payload/bin/$program" ] || skip "the program $program is not on the payload disk"
+	done
+}
+
+# node_config NAME ENGINE PORT: write its config. ENGINE is mem (with a volatile
+# cache), mem-durable (without) or file. The control port is PORT + 1.
+node_config() {
+	local name=$1 engine=$2 port=$3
+	{
+		echo '[engine.main]'
+		case $engine in
+		mem) printf 'kind = "mem"\ncapacity_bytes = 2147483648\nvolatile_cache = true\n' ;;
+		mem-durable) printf 'kind = "mem"\ncapacity_bytes = 2147483648\nvolatile_cache = false\n' ;;
+		file)
+			# Not on tmpfs: the file engine is to use direct I/O as on a real disk.
+			mkdir -p "/var/tmp/$name-volumes"
+			at_exit rm -rf "/var/tmp/$name-volumes"
+			printf 'kind = "file"\npath = "/var/tmp/%s-volumes"\n' "$name" ;;
+		*) fail "no engine $engine" ;;
+		esac
+		printf '[data]\nlisten = ["127.0.0.1:%d", "[::1]:%d"]\n' "$port" "$port"
+		printf '[control]\nlisten = ["127.0.0.1:%d"]\n' $((port + 1))
+		# A restarted node must be let in again at once, whatever the default is.
+		printf '[timeouts]\nshutdown_grace_ms = 200\n'
+	} >"$TEST_DIR/$name.toml"
+}
+
+# node_start [NAME [ENGINE [PORT]]]: start a node (defaults: node, mem, 9666) and
+# wait until it answers. A second call with the same name starts it again with
+# its config and its data.
+node_start() {
+	local name=${1:-node} engine=${2:-mem} port=${3:-9666}
+	need_programs
+	if [ ! -e "$TEST_DIR/$name.toml" ]; then node_config "$name" "$engine" "$port"; fi
+	NODE_DATA=127.0.0.1:$port NODE_API=http://127.0.0.1:$((port + 1))
+	neonsan-node --config "$TEST_DIR/$name.toml" >>"$TEST_DIR/$name.log" 2>&1 &
+	NODE_PID=$!
+	at_exit node_end "$name" "$NODE_PID"
+	local try
+	for ((try = 0; try < 300; try++)); do
+		if neonsan volume list --api "$NODE_API" >/dev/null 2>&1; then return; fi
+		kill -0 "$NODE_PID" 2>/dev/null || break
+		sleep 0.1
+	done
+	cat "$TEST_DIR/$name.log"
+	fail "the node $name does not answer at $NODE_API"
+}
+
+# node_end NAME PID: make sure that it is gone; show its log when the test failed.
+node_end() {
+	if [ "${code:-0}" -ne 0 ]; then
+		echo "--- log of the node $1:"
+		tail -n 40 "$TEST_DIR/$1.log"
+	fi
+	if kill -0 "$2" 2>/dev/null; then
+		kill -CONT "$2" 2>/dev/null
+		kill -KILL "$2" 2>/dev/null
+		wait "$2" 2>/dev/null
+	fi
+	return 0
+}
+
+# node_stop [PID]: as an operator stops it, and wait for its end.
+node_stop() {
+	local pid=${1:-$NODE_PID}
+	kill -TERM "$pid"
+	wait "$pid" || fail "the node ended with code $? when it was asked to stop"
+}
+
+# node_crash [PID]: as a power cut stops the process.
+node_crash() {
+	local pid=${1:-$NODE_PID}
+	kill -KILL "$pid"
+	wait "$pid" 2>/dev/null || true
+}
+
+# node_metric NAME [FILTER]: the sum of a Prometheus metric of the node, over the
+# lines that have FILTER in them.
+node_metric() {
+	curl -fsS "$NODE_API/metrics" |
+		awk -v name="$1" -v filter="${2:-}" \
+			'index($1, name) == 1 && (filter == "" || index($0, filter)) {sum += $NF} END {printf "%d\n", sum}'
+}
+
+# --- volumes and devices ----------------------------------------------------------
+
+# volume VOLUME SIZE [BLOCK-SIZE]: create pool/volume on the node started last.
+volume() {
+	neonsan volume create "neonsan://$NODE_DATA/$1" --size "$2" --block-size "${3:-512}" --api "$NODE_API"
+}
+
+# attach VOLUME [OPTION…]: attach it from the node started last; sets $DEVICE and
+# $DISK (its name in sysfs). What is still attached at the test's end is detached
+# by force.
+attach() {
+	local name=$1
+	shift
+	DEVICE=$(neonsan-attach "neonsan://$NODE_DATA/$name" "$@") || fail "attach of $name failed"
+	DISK=${DEVICE#/dev/}
+	[ -b "$DEVICE" ] || fail "attach printed '$DEVICE', which is no block device"
+	at_exit detach_leftover "$DEVICE"
+}
+
+detach_leftover() {
+	if [ -e "/sys/block/${1#/dev/}" ]; then neonsan-detach --force "$1" >/dev/null; fi
+	return 0
+}
+
+detach() { neonsan-detach "${1:-$DEVICE}" || fail "detach of ${1:-$DEVICE} failed"; }
+
+# info FILTER [DEVICE]: a jq filter over what `neonsan info --json` says.
+info() { neonsan info --json "${2:-$DEVICE}" | jq -er "$1"; }
+
+# queue NAME [DISK]: a value of /sys/block/DISK/queue.
+queue() { cat "/sys/block/${2:-$DISK}/queue/$1"; }
+
+# equal WHAT GOT WANT
+equal() { [ "$2" = "$3" ] || fail "$1 is $2 and should be $3"; }
+
+# --- load -------------------------------------------------------------------------
+
+# verify NAME OPTION…: an fio job on $DEVICE that checks every byte it wrote. The
+# numbers in it name the place and the write, so stale and misplaced blocks show.
+verify() {
+	local name=$1
+	shift
+	fio --name="$name" --filename="$DEVICE" --verify=crc32c --verify_fatal=1 --do_verify=1 \
+		--verify_backlog=64 --group_reporting --output-format=terse --output="$TEST_DIR/fio-$name" \
+		--randseed=42 --allrandrepeat=1 --eta=never "$@" ||
+		{ cat "$TEST_DIR/fio-$name"; fail "fio $name"; }
+}
+
+# fill FILE-OR-DEVICE BYTES SEED: write bytes that their place and the seed identify.
+fill() { seeded_stream "$3" | head -c "$2" | dd of="$1" bs=1M iflag=fullblock conv=notrunc,fsync status=none; }
+seeded_stream() { python3 -c '
+import hashlib, sys
+seed, n, out = sys.argv[1], 0, sys.stdout.buffer
+try:
+    while True:
+        out.write(b"".join(hashlib.sha256(f"{seed} {i}".encode()).digest() for i in range(n, n + 4096)))
+        n += 4096
+except BrokenPipeError:
+    sys.stderr.close()' "$1" 2>/dev/null || true; }

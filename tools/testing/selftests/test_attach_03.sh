@@ -1,0 +1,27 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0 OR MIT
+# a device in use: detach refuses and says so, rmmod refuses, force works
+. "$TEST_LIB"
+
+node_start
+volume test/busy 64M
+attach test/busy
+mkfs.ext4 -q "$DEVICE"
+mkdir -p mnt
+mount "$DEVICE" mnt
+at_exit umount -l mnt
+expect_error 'in use|busy|open' neonsan-detach "$DEVICE"
+equal "the state after the refusal" "$(info .state)" live
+expect_error 'in use|Resource temporarily unavailable|busy' rmmod neonsan
+echo still here >mnt/file
+sync
+umount mnt
+detach
+# With a device attached that nobody has open, the module still stays.
+attach test/busy
+expect_error 'in use|Resource temporarily unavailable|busy' rmmod neonsan
+exec 7<"$DEVICE"
+neonsan-detach --force "$DEVICE" || fail "forced detach of an open device"
+[ ! -e "/sys/block/$DISK" ] || fail "the disk is still there"
+if dd bs=4096 count=1 <&7 of=/dev/null status=none 2>/dev/null; then fail "a read worked after a forced detach"; fi
+exec 7<&-
