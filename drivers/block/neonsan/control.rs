@@ -1,11 +1,277 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Placeholder of K1 until K2's control.rs lands (overwrite it).
-use crate::device::Device;
-pub fn event_attached(_: &Device) {}
-pub fn event_detached(_: &Device) {}
-pub fn event_connection_lost(_: &Device, _: u32, _: &str) {}
-pub fn event_connection_recovered(_: &Device, _: u32) {}
-pub fn event_failed(_: &Device, _: &str) {}
-pub fn event_resized(_: &Device, _: u64) {}
-pub fn event_going_away(_: &Device, _: &str) {}
-pub fn event_data_at_risk(_: &Device, _: &str) {}
+
+//! Generic netlink: the way in, and the events for who listens.
+//!
+//! `Documentation/netlink/specs/neonsan.yaml` says what passes here; [`uapi`] has its numbers.
+//! Nothing here keeps state: devices are in the [`registry`].
+//!
+//! Attach sleeps for as long as connecting takes, in the caller's own system call, so a signal
+//! stops it. Operations run beside each other.
+
+mod reply;
+mod request;
+
+use crate::{device::Device, params::DeviceError, registry, uapi, NeonSan};
+use kernel::{prelude::*, sync::Arc, ModuleMetadata};
+use neonsan_kernel::genetlink::{
+    self, Check, Doit, Dump, Dumpit, Family, GenlMsg, MulticastGroup, Policy, Refusal, Request,
+    SplitOps,
+};
+use uapi::{attr, cmd};
+
+static NODE_POLICY: Policy = Policy::new(&[
+    (attr::node::IPV4, Check::be32()),
+    (attr::node::IPV6, Check::exact(16)),
+    (attr::node::PORT, Check::u16_min(1)),
+    (attr::node::SCOPE_ID, Check::u32()),
+    (
+        attr::node::NAME,
+        Check::string(uapi::HOST_NAME_MAX_LEN as u16),
+    ),
+]);
+
+static TIMEOUTS_POLICY: Policy = Policy::new(&[
+    (attr::timeouts::REQUEST, Check::u32_min(100)),
+    (attr::timeouts::CONNECT, Check::u32_min(100)),
+    (attr::timeouts::HEARTBEAT_INTERVAL, Check::u32_min(100)),
+    (attr::timeouts::HEARTBEAT_TIMEOUT, Check::u32_min(100)),
+    (attr::timeouts::RECONNECT_DELAY_MIN, Check::u32_min(1)),
+    (attr::timeouts::RECONNECT_DELAY_MAX, Check::u32_min(1)),
+    (attr::timeouts::LOSS, Check::u32()),
+]);
+
+/// Texts are checked by their own rules in [`request`], whose messages say more than the core's;
+/// the bound here keeps absurd ones out.
+const ANY_TEXT: Check = Check::string(4096);
+
+static ATTACH_POLICY: Policy = Policy::new(&[
+    (attr::device::VOLUME, ANY_TEXT),
+    (attr::device::NODE, Check::nested(&NODE_POLICY)),
+    (attr::device::MODE, Check::u32_range(0, 2)),
+    (attr::device::HOST_ID, Check::exact(16)),
+    (attr::device::HOST_NAME, ANY_TEXT),
+    (attr::device::INDEX, Check::u32()),
+    (attr::device::CONNECTIONS, Check::u32_range(0, 256)),
+    (attr::device::QUEUE_DEPTH, Check::u32_range(0, 1024)),
+    (attr::device::TIMEOUTS, Check::nested(&TIMEOUTS_POLICY)),
+    (attr::device::CHECKSUMS, Check::u32_range(0, 3)),
+    (attr::device::FORCE, Check::flag()),
+]);
+
+static DETACH_POLICY: Policy = Policy::new(&[
+    (attr::device::INDEX, Check::u32()),
+    (attr::device::FORCE, Check::flag()),
+]);
+
+static GET_POLICY: Policy = Policy::new(&[(attr::device::INDEX, Check::u32())]);
+
+static SET_POLICY: Policy = Policy::new(&[
+    (attr::device::INDEX, Check::u32()),
+    (attr::device::TIMEOUTS, Check::nested(&TIMEOUTS_POLICY)),
+]);
+
+static OPS: [SplitOps; 5] = [
+    SplitOps::doit::<Attach>(cmd::ATTACH, &ATTACH_POLICY),
+    SplitOps::doit::<Detach>(cmd::DETACH, &DETACH_POLICY),
+    SplitOps::doit::<Get>(cmd::DEVICE_GET, &GET_POLICY),
+    SplitOps::dumpit::<Get>(cmd::DEVICE_GET),
+    SplitOps::doit::<Set>(cmd::DEVICE_SET, &SET_POLICY),
+];
+
+/// The index of the one group.
+const EVENTS: u32 = 0;
+
+static GROUPS: [MulticastGroup; 1] = [MulticastGroup::const_new(c"events")];
+
+static FAMILY: Family = Family::const_new(
+    &<NeonSan as ModuleMetadata>::THIS_MODULE,
+    c"neonsan",
+    uapi::FAMILY_VERSION as u32,
+    &OPS,
+    &GROUPS,
+);
+
+/// Opens the way in, until what it returns is dropped.
+pub(crate) fn register() -> Result<genetlink::Registration> {
+    FAMILY.register()
+}
+
+impl From<DeviceError> for Refusal {
+    fn from(error: DeviceError) -> Self {
+        Refusal::new(error.error, format_args!("{}", error.message))
+    }
+}
+
+/// Refuses a caller that may not change anything.
+fn admin_only(request: &Request<'_>) -> Result<(), Refusal> {
+    if request.is_admin() {
+        Ok(())
+    } else {
+        Err(Refusal::new(
+            EPERM,
+            format_args!("attaching, detaching and changing devices needs CAP_SYS_ADMIN: be root"),
+        ))
+    }
+}
+
+/// The device that a request names by its index.
+fn named_device(request: &Request<'_>) -> Result<Arc<Device>, Refusal> {
+    let index = request.attributes().get(attr::device::INDEX);
+    let Some(index) = index.and_then(|index| index.u32()) else {
+        return Err(Refusal::new(
+            EINVAL,
+            format_args!("name the device by its index"),
+        ));
+    };
+    registry::lookup(index).ok_or_else(|| {
+        Refusal::new(
+            ENODEV,
+            format_args!("there is no device neonsan{index}: list the devices"),
+        )
+    })
+}
+
+struct Attach;
+
+impl Doit for Attach {
+    fn doit(request: &Request<'_>) -> Result<(), Refusal> {
+        admin_only(request)?;
+        let device = Device::attach(request::attach_params(request.attributes())?)?;
+        request.reply(cmd::ATTACH, |msg| put_name(msg, &device))?;
+        Ok(())
+    }
+}
+
+struct Detach;
+
+impl Doit for Detach {
+    fn doit(request: &Request<'_>) -> Result<(), Refusal> {
+        admin_only(request)?;
+        let device = named_device(request)?;
+        let force = request.attributes().has(attr::device::FORCE);
+        Ok(Device::detach(&device, force)?)
+    }
+}
+
+struct Get;
+
+impl Doit for Get {
+    fn doit(request: &Request<'_>) -> Result<(), Refusal> {
+        let device = named_device(request)?;
+        let shown = reply::Shown::new(&device, request.is_admin())?;
+        request.reply(cmd::DEVICE_GET, |msg| shown.put(msg, true))?;
+        Ok(())
+    }
+}
+
+impl Dumpit for Get {
+    fn dumpit(dump: &mut Dump<'_>) -> Result {
+        // The position is the index to go on from.
+        while let Ok(from) = u32::try_from(dump.position()) {
+            let Some(device) = registry::first_from(from) else {
+                break;
+            };
+            let shown = reply::Shown::new(&device, dump.is_admin())?;
+            if !dump.put(cmd::DEVICE_GET, |msg| shown.put(msg, true))? {
+                // No room left, or never room enough.
+                if !dump.is_empty() || !dump.put(cmd::DEVICE_GET, |msg| shown.put(msg, false))? {
+                    break;
+                }
+            }
+            dump.set_position(device.index() as usize + 1);
+        }
+        Ok(())
+    }
+}
+
+struct Set;
+
+impl Doit for Set {
+    fn doit(request: &Request<'_>) -> Result<(), Refusal> {
+        admin_only(request)?;
+        let device = named_device(request)?;
+        let Some(wished) = request.attributes().get(attr::device::TIMEOUTS) else {
+            return Err(Refusal::new(
+                EINVAL,
+                format_args!("nothing is to be changed: name a timeout"),
+            ));
+        };
+        let timeouts = request::timeouts(wished.nested(), device.timeouts());
+        Ok(device.set_timeouts(timeouts)?)
+    }
+}
+
+/// Index and name, which begin every message about a device.
+fn put_name(msg: &mut GenlMsg<'_>, device: &Device) -> Result {
+    msg.put_u32(attr::device::INDEX, device.index())?;
+    msg.put_str(attr::device::NAME, device.name().to_str().unwrap_or(""))
+}
+
+/// Sends an event about a device. Who listens may miss one when memory is short; that is no reason
+/// to do anything else here.
+fn event(device: &Device, cmd: u8, build: impl FnOnce(&mut GenlMsg<'_>) -> Result) {
+    let sent = FAMILY.multicast(EVENTS, cmd, |msg| {
+        put_name(msg, device)?;
+        msg.put_str(attr::device::VOLUME, device.params().volume.as_str())?;
+        build(msg)
+    });
+    if let Err(error) = sent {
+        pr_debug!(
+            "neonsan{}: event {cmd} was not sent: {error:?}\n",
+            device.index()
+        );
+    }
+}
+
+/// A block device was added.
+pub(crate) fn event_attached(device: &Device) {
+    event(device, cmd::ATTACHED, |_| Ok(()));
+}
+
+/// A block device is gone.
+pub(crate) fn event_detached(device: &Device) {
+    event(device, cmd::DETACHED, |_| Ok(()));
+}
+
+/// A connection was lost.
+pub(crate) fn event_connection_lost(device: &Device, connection: u32, text: &str) {
+    event(device, cmd::CONNECTION_LOST, |msg| {
+        msg.put_u32(attr::device::CONNECTION_INDEX, connection)?;
+        msg.put_str(attr::device::MESSAGE, text)
+    });
+}
+
+/// A lost connection is back.
+pub(crate) fn event_connection_recovered(device: &Device, connection: u32) {
+    event(device, cmd::CONNECTION_RECOVERED, |msg| {
+        msg.put_u32(attr::device::CONNECTION_INDEX, connection)
+    });
+}
+
+/// The device's I/O fails from here on.
+pub(crate) fn event_failed(device: &Device, text: &str) {
+    event(device, cmd::FAILED, |msg| {
+        msg.put_str(attr::device::MESSAGE, text)
+    });
+}
+
+/// The device has a new size, in bytes.
+pub(crate) fn event_resized(device: &Device, size_bytes: u64) {
+    event(device, cmd::RESIZED, |msg| {
+        msg.put_uint(attr::device::SIZE, size_bytes)
+    });
+}
+
+/// The node is about to stop.
+pub(crate) fn event_going_away(device: &Device, text: &str) {
+    event(device, cmd::GOING_AWAY, |msg| {
+        msg.put_str(attr::device::MESSAGE, text)
+    });
+}
+
+/// Writes that were acknowledged but not flushed may be lost.
+pub(crate) fn event_data_at_risk(device: &Device, text: &str) {
+    event(device, cmd::DATA_AT_RISK, |msg| {
+        msg.put_str(attr::device::MESSAGE, text)
+    });
+}

@@ -202,24 +202,42 @@ impl Device {
         }
     }
 
+    /// Counters of one connection since attach; zero if there is none with this index. Sleeps.
+    pub fn connection_statistics(&self, index: u16) -> Statistics {
+        let Some(connection) = self.connection(index) else { return Statistics::default() };
+        let counts = connection.tx.lock().counts;
+        Statistics {
+            reads: counts.reads,
+            writes: counts.writes,
+            flushes: counts.flushes,
+            discards: counts.discards,
+            write_zeroes: counts.write_zeroes,
+            read_bytes: counts.read_bytes,
+            written_bytes: counts.written_bytes,
+            errors: connection.errors.load(Relaxed),
+            resent: counts.resent,
+            timeouts: connection.timeouts.load(Relaxed),
+            sends: counts.sends,
+        }
+    }
+
     /// Counters since attach, summed over the connections. Sleeps.
     pub fn statistics(&self) -> Statistics {
         let mut sum = Statistics::default();
         let count = self.session().lock().connection_count();
-        for i in 0..count {
-            let Some(connection) = self.connection(i) else { continue };
-            let counts = connection.tx.lock().counts;
-            sum.reads += counts.reads;
-            sum.writes += counts.writes;
-            sum.flushes += counts.flushes;
-            sum.discards += counts.discards;
-            sum.write_zeroes += counts.write_zeroes;
-            sum.read_bytes += counts.read_bytes;
-            sum.written_bytes += counts.written_bytes;
-            sum.resent += counts.resent;
-            sum.sends += counts.sends;
-            sum.errors += connection.errors.load(Relaxed);
-            sum.timeouts += connection.timeouts.load(Relaxed);
+        for index in 0..count {
+            let one = self.connection_statistics(index);
+            sum.reads += one.reads;
+            sum.writes += one.writes;
+            sum.flushes += one.flushes;
+            sum.discards += one.discards;
+            sum.write_zeroes += one.write_zeroes;
+            sum.read_bytes += one.read_bytes;
+            sum.written_bytes += one.written_bytes;
+            sum.errors += one.errors;
+            sum.resent += one.resent;
+            sum.timeouts += one.timeouts;
+            sum.sends += one.sends;
         }
         sum
     }

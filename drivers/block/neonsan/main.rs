@@ -15,6 +15,7 @@
 //! `neonsan_session`; what needs `unsafe` is in `neonsan_kernel`.
 
 use kernel::prelude::*;
+use neonsan_kernel::genetlink;
 
 mod attach;
 mod clock;
@@ -22,6 +23,7 @@ mod connect;
 mod connection;
 mod control;
 mod crc;
+mod debugfs;
 mod device;
 mod error;
 mod info;
@@ -33,6 +35,8 @@ mod recovery;
 mod registry;
 mod trace;
 mod transmit;
+// Shared with user space, which uses what is not used here.
+#[allow(dead_code, unreachable_pub)]
 mod uapi;
 
 module! {
@@ -45,7 +49,12 @@ module! {
 }
 
 /// The loaded module.
+///
+/// Fields are dropped in this order: first nobody can ask for anything any more, then nobody looks
+/// at devices, then they go.
 struct NeonSan {
+    _control: genetlink::Registration,
+    _debugfs: debugfs::Files,
     _devices: Devices,
 }
 
@@ -61,6 +70,11 @@ impl Drop for Devices {
 impl kernel::Module for NeonSan {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         registry::init();
-        Ok(NeonSan { _devices: Devices })
+        let devices = Devices;
+        Ok(NeonSan {
+            _debugfs: debugfs::create()?,
+            _control: control::register()?,
+            _devices: devices,
+        })
     }
 }

@@ -41,8 +41,7 @@
 		{ 2, "connecting" },		\
 		{ 3, "handshake" },		\
 		{ 4, "live" },			\
-		{ 5, "draining" },		\
-		{ 6, "closed" })
+		{ 5, "draining" })
 #endif
 
 /* A request was given to the socket of its connection. */

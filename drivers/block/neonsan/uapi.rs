@@ -122,8 +122,6 @@ pub enum ConnectionState {
     Live = 4,
     /// Being taken down; its requests are about to be parked.
     Draining = 5,
-    /// Closed for good.
-    Closed = 6,
 }
 
 impl ConnectionState {
@@ -135,7 +133,6 @@ impl ConnectionState {
         ConnectionState::Handshake,
         ConnectionState::Live,
         ConnectionState::Draining,
-        ConnectionState::Closed,
     ];
 
     /// The value of an attribute; `None` if this version does not know it.
@@ -152,7 +149,6 @@ impl ConnectionState {
             ConnectionState::Handshake => "handshake",
             ConnectionState::Live => "live",
             ConnectionState::Draining => "draining",
-            ConnectionState::Closed => "closed",
         }
     }
 }
@@ -505,7 +501,8 @@ pub mod attr {
         pub const STATE: u16 = 14;
         /// Time without service, in milliseconds. 0 while there is service.
         pub const LOST_MS: u16 = 15;
-        /// `session-id`.
+        /// Identity of the session. For CAP_SYS_ADMIN only: with it a connection can join the
+        /// session.
         pub const SESSION_ID: u16 = 16;
         /// Grows each time the session is opened anew.
         pub const GENERATION: u16 = 17;

@@ -86,15 +86,18 @@ struct Text {
 
 impl fmt::Write for Text {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        for c in text.chars().filter(|c| *c != '\0') {
-            let end = self.len + c.len_utf8();
-            match self.bytes.get_mut(self.len..end) {
-                // INVARIANT: There is room for the character and one zero byte.
-                Some(place) if end < REFUSAL_TEXT_BYTES => {
-                    c.encode_utf8(place);
-                    self.len = end;
-                }
-                _ => break,
+        for part in text.split('\0') {
+            // One byte is kept for the zero at the end.
+            let room = REFUSAL_TEXT_BYTES - 1 - self.len;
+            let mut len = part.len().min(room);
+            while !part.is_char_boundary(len) {
+                len -= 1;
+            }
+            let place = self.bytes.get_mut(self.len..self.len + len);
+            if let (Some(place), Some(part)) = (place, part.as_bytes().get(..len)) {
+                // INVARIANT: Whole characters without zero bytes, and `len` stays below the size.
+                place.copy_from_slice(part);
+                self.len += len;
             }
         }
         Ok(())
@@ -243,6 +246,15 @@ impl Dump<'_> {
     pub fn set_position(&mut self, position: usize) {
         // SAFETY: As above.
         unsafe { self.callback.as_mut().__bindgen_anon_1.args[0] = position as _ };
+    }
+
+    /// Whether who asks has CAP_SYS_ADMIN, as [`Request::is_admin`].
+    pub fn is_admin(&self) -> bool {
+        // SAFETY: By the invariant; the core keeps the buffer of the request for the whole dump.
+        unsafe {
+            let skb = self.callback.as_ref().skb;
+            bindings::netlink_capable(skb, bindings::CAP_SYS_ADMIN as c_int)
+        }
     }
 
     /// Whether this buffer has no message yet.

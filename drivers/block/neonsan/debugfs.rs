@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `/sys/kernel/debug/neonsan/state`: everything that a stuck request can be explained with, as
+//! text. The form is described in `Documentation/ABI/debugfs-neonsan` and may change; programs
+//! read the netlink family instead.
+
+use crate::{
+    device::Device,
+    info::{ConnectionInfo, RequestInfo},
+    registry, NeonSan,
+};
+use core::fmt::Write as _;
+use kernel::{fmt, prelude::*, sync::Arc, ModuleMetadata};
+use neonsan_kernel::debugfs::{Dir, File, Show};
+
+/// The files, until this is dropped.
+pub(crate) struct Files {
+    _state: File<State>,
+}
+
+/// Makes the files.
+pub(crate) fn create() -> Result<Files> {
+    let dir = Dir::new(c"neonsan", None)?;
+    let state = Arc::new(State, GFP_KERNEL)?;
+    Ok(Files {
+        _state: File::new(c"state", &dir, state),
+    })
+}
+
+/// Shows every device.
+struct State;
+
+impl Show for State {
+    const MODULE: &'static ThisModule = &<NeonSan as ModuleMetadata>::THIS_MODULE;
+
+    fn show(&self, f: &mut fmt::Formatter<'_>) -> core::fmt::Result {
+        let mut next = Some(0);
+        while let Some(device) = next.and_then(registry::first_from) {
+            show_device(f, &device)?;
+            next = device.index().checked_add(1);
+        }
+        Ok(())
+    }
+}
+
+fn show_device(f: &mut fmt::Formatter<'_>, device: &Device) -> core::fmt::Result {
+    let info = device.info();
+    let params = device.params();
+    writeln!(
+        f,
+        "neonsan{} volume={} mode={} state={} lost_ms={} generation={} open={} disk={} depth={}",
+        device.index(),
+        params.volume.as_str(),
+        params.mode.name(),
+        info.state.name(),
+        info.lost_for_ms,
+        info.generation,
+        info.openers,
+        u8::from(info.has_disk),
+        info.queue_depth,
+    )?;
+    for index in 0..info.connections {
+        if let Some(connection) = device.connection_info(index) {
+            show_connection(f, index, &connection)?;
+            let mut result = Ok(());
+            device.for_each_request(index, &mut |request| {
+                if result.is_ok() {
+                    result = show_request(f, &request);
+                }
+            });
+            result?;
+        }
+    }
+    Ok(())
+}
+
+fn show_connection(
+    f: &mut fmt::Formatter<'_>,
+    index: u16,
+    info: &ConnectionInfo,
+) -> core::fmt::Result {
+    write!(
+        f,
+        "  connection {index} state={} since_ms={} silent_ms={} epoch={} losses={} in_flight={} parked={}",
+        info.state.name(),
+        info.since_ms,
+        info.silent_for_ms,
+        info.epoch,
+        info.losses,
+        info.in_flight,
+        info.parked,
+    )?;
+    if let Some(node) = &info.node {
+        write!(f, " node={node}")?;
+    }
+    if let Some(cause) = &info.last_cause {
+        write!(f, " last_cause=\"{cause}\"")?;
+    }
+    f.write_char('\n')
+}
+
+fn show_request(f: &mut fmt::Formatter<'_>, request: &RequestInfo) -> core::fmt::Result {
+    writeln!(
+        f,
+        "    tag={} cookie={:#x} op={} state={} offset={} length={} age_ms={}",
+        request.tag,
+        request.cookie,
+        request.op.name(),
+        request.state.name(),
+        request.offset,
+        request.length,
+        request.age_ms,
+    )
+}
