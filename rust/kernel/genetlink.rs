@@ -59,7 +59,7 @@ impl SplitOps {
         ops.policy = policy.as_ptr();
         ops.maxattr = policy.maxattr();
         ops.cmd = cmd;
-        ops.flags = (bindings::GENL_CMD_CAP_DO | bindings::GENL_CMD_CAP_HASPOL) as u8;
+        ops.flags = bindings::GENL_CMD_CAP_DO as u8;
         SplitOps(ops)
     }
 

@@ -109,7 +109,9 @@ fn admin_only(request: &Request<'_>) -> Result<(), Refusal> {
     } else {
         Err(Refusal::new(
             EPERM,
-            format_args!("attaching, detaching and changing devices needs CAP_SYS_ADMIN: be root"),
+            format_args!(
+                "attaching, detaching and changing devices needs CAP_SYS_ADMIN: run it as root"
+            ),
         ))
     }
 }
@@ -126,7 +128,7 @@ fn named_device(request: &Request<'_>) -> Result<Arc<Device>, Refusal> {
     registry::lookup(index).ok_or_else(|| {
         Refusal::new(
             ENODEV,
-            format_args!("there is no device neonsan{index}: list the devices"),
+            format_args!("there is no device neonsan{index}: `neonsan list` shows the devices"),
         )
     })
 }
