@@ -1,0 +1,539 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+
+//! Who may have a volume, and when: fencing, generations, epochs, lingering.
+
+mod common;
+
+use neonsan_proto::{Mode, OpenFlags, OpenRequest, Status, VolumeName};
+use neonsan_session::server::{
+    ConnectionId, Gate, GateAction, GateConfig, IntroducedAs, Opening, RefuseReason,
+};
+use neonsan_session::{CloseCause, Instant};
+
+const CONFIG: GateConfig = GateConfig {
+    max_sessions: 3,
+    max_connections: 4,
+    drain_timeout_ms: 1000,
+    linger_ms: 10_000,
+    without_fencing: false,
+};
+
+/// A gate with the answers it gave.
+struct Door {
+    gate: Gate,
+    now: Instant,
+    next: u64,
+}
+
+/// What one introduction came to so far.
+#[derive(Debug, PartialEq, Eq)]
+enum Came {
+    In,
+    Waits,
+    Refused(Status),
+}
+
+fn door() -> Door {
+    Door {
+        gate: Gate::new(CONFIG),
+        now: Instant(1000),
+        next: 1,
+    }
+}
+
+/// Host `host` has session `host` in these tests, unless said otherwise.
+fn open(host: u8, generation: u64) -> OpenRequest {
+    let name = VolumeName::parse("pool/vol").expect("valid");
+    let mut request = OpenRequest::new(name, "host");
+    request.session_id = [host; 16];
+    request.host_id = [host; 16];
+    request.generation = generation.into();
+    request.epoch = generation.into();
+    request
+}
+
+fn join(host: u8, generation: u64, connection: u16, epoch: u64) -> OpenRequest {
+    let mut request = open(host, generation);
+    request.connection = connection.into();
+    request.epoch = epoch.into();
+    request
+}
+
+fn with_mode(mut request: OpenRequest, mode: Mode) -> OpenRequest {
+    request.mode = mode.to_wire();
+    request
+}
+
+fn forced(mut request: OpenRequest) -> OpenRequest {
+    request.flags = OpenFlags::FORCE.0;
+    request
+}
+
+impl Door {
+    fn actions(&mut self) -> Vec<GateAction> {
+        self.gate.handle_timeout(self.now);
+        std::iter::from_fn(|| self.gate.poll_action(self.now)).collect()
+    }
+
+    fn introduce(&mut self, kind: IntroducedAs, request: &OpenRequest) -> (ConnectionId, Opening) {
+        let id = ConnectionId(self.next);
+        self.next += 1;
+        (id, self.gate.introduce(id, kind, request, self.now))
+    }
+
+    /// Introduces a connection; other actions than about itself are given back.
+    fn enter(
+        &mut self,
+        kind: IntroducedAs,
+        request: &OpenRequest,
+    ) -> (ConnectionId, Came, Vec<GateAction>) {
+        let (id, opening) = self.introduce(kind, request);
+        if let Opening::Refused(reason) = opening {
+            return (id, Came::Refused(reason.status), Vec::new());
+        }
+        let mut came = Came::Waits;
+        let mut others = Vec::new();
+        for action in self.actions() {
+            match action {
+                GateAction::Admit(which) if which == id => came = Came::In,
+                GateAction::Refuse(which, reason) if which == id => {
+                    came = Came::Refused(reason.status)
+                }
+                other => others.push(other),
+            }
+        }
+        (id, came, others)
+    }
+
+    /// An OPEN that must be let in at once without touching anybody.
+    fn opens(&mut self, request: &OpenRequest) -> ConnectionId {
+        let (id, came, others) = self.enter(IntroducedAs::Open, request);
+        assert_eq!((came, others), (Came::In, Vec::new()));
+        id
+    }
+
+    fn joins(&mut self, request: &OpenRequest) -> ConnectionId {
+        let (id, came, others) = self.enter(IntroducedAs::Join, request);
+        assert_eq!((came, others), (Came::In, Vec::new()));
+        id
+    }
+
+    fn open_refused(&mut self, request: &OpenRequest) -> RefuseReason {
+        match self.introduce(IntroducedAs::Open, request).1 {
+            Opening::Refused(reason) => reason,
+            Opening::Waiting => panic!("it was not refused"),
+        }
+    }
+
+    fn join_refused(&mut self, request: &OpenRequest) -> Status {
+        match self.introduce(IntroducedAs::Join, request).1 {
+            Opening::Refused(reason) => reason.status,
+            Opening::Waiting => panic!("it was not refused"),
+        }
+    }
+
+    fn drained(&mut self, id: ConnectionId) -> Vec<GateAction> {
+        self.gate.on_drained(id, self.now);
+        self.actions()
+    }
+}
+
+#[test]
+fn an_exclusive_volume_refuses_a_second_host_and_names_the_holder() {
+    let mut door = door();
+    door.opens(&open(1, 1));
+    let reason = door.open_refused(&open(2, 1));
+    assert_eq!(reason.status, Status::HeldByOther);
+    let holder = reason.holder.expect("named");
+    assert_eq!((holder.host_id, holder.connections), ([1; 16], 1));
+    assert_eq!(
+        (holder.since, holder.mode),
+        (Instant(1000), Mode::Exclusive)
+    );
+    // It keeps out everybody who could write, and nobody who only reads.
+    let shared = with_mode(open(3, 1), Mode::Shared);
+    assert_eq!(door.open_refused(&shared).status, Status::HeldByOther);
+    door.opens(&with_mode(open(4, 1), Mode::ReadOnly));
+    assert_eq!(door.gate.holders().count(), 2);
+}
+
+#[test]
+fn force_fences_the_holder_first() {
+    let mut door = door();
+    let first = door.opens(&open(1, 1));
+    let second = door.joins(&join(1, 1, 1, 1));
+    let (taker, came, others) = door.enter(IntroducedAs::Open, &forced(open(2, 1)));
+    assert_eq!(came, Came::Waits);
+    let revoked = |id| GateAction::Revoke(id, CloseCause::Fenced);
+    assert_eq!(others, vec![revoked(first), revoked(second)]);
+    assert_eq!(
+        door.drained(first),
+        vec![],
+        "one connection is not drained yet"
+    );
+    assert_eq!(door.drained(second), vec![GateAction::Admit(taker)]);
+    assert_eq!(
+        door.gate.holders().map(|h| h.host_id).collect::<Vec<_>>(),
+        vec![[2; 16]]
+    );
+}
+
+#[test]
+fn a_fenced_session_never_comes_back() {
+    let mut door = door();
+    let old = door.opens(&open(1, 1));
+    let (new, _, _) = door.enter(IntroducedAs::Open, &forced(open(2, 1)));
+    door.drained(old);
+    assert_eq!(door.join_refused(&join(1, 1, 0, 9)), Status::UnknownSession);
+    assert_eq!(door.open_refused(&open(1, 2)).status, Status::Fenced);
+    assert_eq!(
+        door.open_refused(&forced(open(1, 3))).status,
+        Status::Fenced
+    );
+    // Not even when the volume is free again: what it would resend is older than what is stored.
+    door.gate.on_release(new);
+    door.drained(new);
+    assert!(door.gate.is_unused());
+    assert_eq!(door.open_refused(&open(1, 4)).status, Status::Fenced);
+    // The host may begin a new session, of course.
+    let mut fresh = open(1, 1);
+    fresh.session_id = [9; 16];
+    door.opens(&fresh);
+}
+
+#[test]
+fn a_session_that_lingered_out_comes_back_only_if_nobody_had_the_volume() {
+    for somebody in [false, true] {
+        let mut door = door();
+        let old = door.opens(&open(1, 1));
+        door.drained(old);
+        door.now = door.now.after_ms(CONFIG.linger_ms);
+        door.actions();
+        assert!(door.gate.is_unused());
+        if somebody {
+            let other = door.opens(&open(2, 1));
+            door.gate.on_release(other);
+            door.drained(other);
+            assert_eq!(door.open_refused(&open(1, 2)).status, Status::Fenced);
+        } else {
+            door.opens(&open(1, 2));
+        }
+    }
+}
+
+#[test]
+fn readers_fence_nobody() {
+    let mut door = door();
+    let old = door.opens(&open(1, 1));
+    door.drained(old);
+    door.now = door.now.after_ms(CONFIG.linger_ms);
+    door.actions();
+    door.opens(&with_mode(open(2, 1), Mode::ReadOnly));
+    door.opens(&open(1, 2));
+}
+
+#[test]
+fn an_older_generation_is_refused() {
+    let mut door = door();
+    door.opens(&open(1, 5));
+    for generation in [1, 4, 5] {
+        let reason = door.open_refused(&open(1, generation));
+        assert_eq!(
+            (reason.status, reason.generation),
+            (Status::StaleGeneration, 5)
+        );
+    }
+    assert_eq!(
+        door.join_refused(&join(1, 4, 1, 1)),
+        Status::StaleGeneration
+    );
+    // A higher one in a JOIN is from before this node lost its memory.
+    assert_eq!(door.join_refused(&join(1, 6, 1, 1)), Status::UnknownSession);
+    assert_eq!(door.join_refused(&join(2, 1, 1, 1)), Status::UnknownSession);
+}
+
+#[test]
+fn an_older_epoch_is_refused() {
+    let mut door = door();
+    door.opens(&open(1, 1));
+    let (_, came, _) = door.enter(IntroducedAs::Join, &join(1, 1, 2, 7));
+    assert_eq!(came, Came::In);
+    for epoch in [1, 6, 7] {
+        assert_eq!(
+            door.join_refused(&join(1, 1, 2, epoch)),
+            Status::StaleGeneration
+        );
+    }
+    assert_eq!(
+        door.join_refused(&join(1, 1, 0, 1)),
+        Status::StaleGeneration
+    );
+}
+
+#[test]
+fn a_newer_generation_waits_for_every_older_connection() {
+    let mut door = door();
+    let old: Vec<ConnectionId> = std::iter::once(door.opens(&open(1, 1)))
+        .chain(
+            (1..4)
+                .map(|i| (i, 1))
+                .collect::<Vec<_>>()
+                .into_iter()
+                .map(|(i, e)| door.joins(&join(1, 1, i, e))),
+        )
+        .collect();
+    let (new, came, others) = door.enter(IntroducedAs::Open, &open(1, 2));
+    assert_eq!((came, others.len()), (Came::Waits, 4));
+    for id in &old[..3] {
+        assert_eq!(door.drained(*id), vec![]);
+    }
+    assert_eq!(door.drained(old[3]), vec![GateAction::Admit(new)]);
+}
+
+#[test]
+fn a_join_waits_for_the_older_connection_of_its_index_only() {
+    let mut door = door();
+    door.opens(&open(1, 1));
+    let old = door.joins(&join(1, 1, 1, 1));
+    let (new, came, others) = door.enter(IntroducedAs::Join, &join(1, 1, 1, 2));
+    assert_eq!(came, Came::Waits);
+    assert_eq!(others, vec![GateAction::Revoke(old, CloseCause::Replaced)]);
+    door.joins(&join(1, 1, 2, 1));
+    assert_eq!(door.drained(old), vec![GateAction::Admit(new)]);
+}
+
+#[test]
+fn a_join_waits_for_older_generations() {
+    let mut door = door();
+    let old = door.opens(&open(1, 1));
+    let (promoted, came, _) = door.enter(IntroducedAs::Open, &open(1, 2));
+    assert_eq!(came, Came::Waits);
+    // A client that does not wait for its OPEN_REPLY gains nothing.
+    let (early, came, _) = door.enter(IntroducedAs::Join, &join(1, 2, 1, 1));
+    assert_eq!(came, Came::Waits);
+    let admitted = door.drained(old);
+    assert_eq!(admitted.len(), 2);
+    assert!([promoted, early]
+        .iter()
+        .all(|id| admitted.contains(&GateAction::Admit(*id))));
+}
+
+#[test]
+fn of_two_joins_that_wait_the_newer_one_wins() {
+    let mut door = door();
+    door.opens(&open(1, 1));
+    let old = door.joins(&join(1, 1, 1, 1));
+    let (second, _, _) = door.enter(IntroducedAs::Join, &join(1, 1, 1, 2));
+    let (third, came, others) = door.enter(IntroducedAs::Join, &join(1, 1, 1, 3));
+    assert_eq!(came, Came::Waits);
+    assert!(matches!(others[..], [GateAction::Refuse(id, r)]
+        if id == second && r.status == Status::StaleGeneration));
+    assert_eq!(door.drained(old), vec![GateAction::Admit(third)]);
+}
+
+#[test]
+fn the_same_host_is_let_in_after_a_crash_without_force() {
+    let mut door = door();
+    let old = door.opens(&open(1, 1));
+    let mut after_crash = open(1, 1);
+    after_crash.session_id = [8; 16];
+    // Not while the old session is alive: that is two users of one disk.
+    assert_eq!(door.open_refused(&after_crash).status, Status::HeldByOther);
+    door.drained(old);
+    door.opens(&after_crash);
+    assert_eq!(door.open_refused(&open(1, 2)).status, Status::Fenced);
+}
+
+#[test]
+fn a_session_without_connections_keeps_its_volume_for_a_while() {
+    let mut door = door();
+    let only = door.opens(&open(1, 1));
+    door.drained(only);
+    door.now = door.now.after_ms(CONFIG.linger_ms - 1);
+    assert_eq!(door.open_refused(&open(2, 1)).status, Status::HeldByOther);
+    assert_eq!(door.gate.poll_timeout(), Some(door.now.after_ms(1)));
+    // Back in time, it goes on as if nothing had been.
+    let again = door.joins(&join(1, 1, 0, 2));
+    door.drained(again);
+    door.now = door.now.after_ms(CONFIG.linger_ms);
+    door.actions();
+    assert!(door.gate.is_unused());
+    door.opens(&open(2, 1));
+}
+
+#[test]
+fn a_drain_that_takes_too_long_is_told_and_nothing_is_let_in() {
+    let mut door = door();
+    let old = door.opens(&open(1, 1));
+    let (new, _, _) = door.enter(IntroducedAs::Open, &open(1, 2));
+    assert_eq!(
+        door.gate.poll_timeout(),
+        Some(door.now.after_ms(CONFIG.drain_timeout_ms))
+    );
+    door.now = door.now.after_ms(CONFIG.drain_timeout_ms);
+    let actions = door.actions();
+    assert!(matches!(actions[..], [GateAction::Refuse(id, r)]
+        if id == new && r.status == Status::Draining && r.retry_after_ms > 0));
+    // The next try waits for the same connection.
+    let (third, came, _) = door.enter(IntroducedAs::Open, &open(1, 3));
+    assert_eq!(came, Came::Waits);
+    assert_eq!(door.drained(old), vec![GateAction::Admit(third)]);
+}
+
+#[test]
+fn release_frees_the_volume_once_its_connections_are_drained() {
+    let mut door = door();
+    let first = door.opens(&open(1, 1));
+    let second = door.joins(&join(1, 1, 1, 1));
+    door.gate.on_release(first);
+    let actions = door.actions();
+    assert!(actions.contains(&GateAction::Revoke(second, CloseCause::Released)));
+    let (next, came, _) = door.enter(IntroducedAs::Open, &open(2, 1));
+    assert_eq!(
+        came,
+        Came::Waits,
+        "requests of the released session may still be under way"
+    );
+    door.drained(first);
+    assert_eq!(door.drained(second), vec![GateAction::Admit(next)]);
+}
+
+#[test]
+fn shared_sessions_share_and_exclusive_ones_stay_out() {
+    let mut door = door();
+    let one = with_mode(open(1, 1), Mode::Shared);
+    let two = with_mode(open(2, 1), Mode::Shared);
+    door.opens(&one);
+    door.opens(&two);
+    assert_eq!(door.open_refused(&open(3, 1)).status, Status::HeldByOther);
+    assert_eq!(door.gate.holders().count(), 2);
+}
+
+#[test]
+fn there_are_no_more_sessions_and_connections_than_allowed() {
+    let mut door = door();
+    for host in 1..=3 {
+        door.opens(&with_mode(open(host, 1), Mode::ReadOnly));
+    }
+    let fourth = with_mode(open(4, 1), Mode::ReadOnly);
+    assert_eq!(door.open_refused(&fourth).status, Status::TooManySessions);
+    let beyond = with_mode(join(1, 1, 4, 1), Mode::ReadOnly);
+    assert_eq!(door.join_refused(&beyond), Status::TooManyConnections);
+}
+
+#[test]
+fn requests_that_make_no_sense_are_refused() {
+    type Break = fn(&mut OpenRequest);
+    let cases: &[Break] = &[
+        |r| r.session_id = [0; 16],
+        |r| r.host_id = [0; 16],
+        |r| r.generation = 0.into(),
+        |r| r.epoch = 0.into(),
+        |r| r.connection = 1.into(),
+        |r| r.mode = 7,
+        |r| r.flags = 0x80,
+    ];
+    for break_it in cases {
+        let mut request = open(1, 1);
+        break_it(&mut request);
+        assert_eq!(door().open_refused(&request).status, Status::BadOpen);
+    }
+    let mut door = door();
+    door.opens(&open(1, 1));
+    assert_eq!(
+        door.join_refused(&forced(join(1, 1, 1, 1))),
+        Status::BadOpen
+    );
+    let other_mode = with_mode(join(1, 1, 1, 1), Mode::Shared);
+    assert_eq!(door.join_refused(&other_mode), Status::BadOpen);
+    let mut stolen = join(1, 1, 1, 1);
+    stolen.host_id = [7; 16];
+    assert_eq!(door.join_refused(&stolen), Status::BadOpen);
+}
+
+#[test]
+fn a_waiting_connection_is_told_why_it_is_turned_away() {
+    for (cause, status) in [
+        (CloseCause::Fenced, Status::Fenced),
+        (CloseCause::GoingAway, Status::GoingAway),
+    ] {
+        let mut door = door();
+        door.opens(&open(1, 1));
+        let (waiting, _, _) = door.enter(IntroducedAs::Open, &open(1, 2));
+        door.gate.revoke_all(cause);
+        let told = door.actions().into_iter().find_map(|a| match a {
+            GateAction::Refuse(id, reason) if id == waiting => Some(reason.status),
+            _ => None,
+        });
+        assert_eq!(told, Some(status));
+    }
+}
+
+#[test]
+fn a_connection_that_goes_while_it_waits_is_forgotten() {
+    let mut door = door();
+    let old = door.opens(&open(1, 1));
+    let (waiting, _, _) = door.enter(IntroducedAs::Open, &open(1, 2));
+    assert_eq!(door.drained(waiting), vec![]);
+    assert_eq!(door.drained(old), vec![]);
+    door.opens(&open(1, 3));
+}
+
+/// Random clients against an obvious rule: nobody is let in while a connection that it displaces
+/// is still there.
+#[test]
+fn nobody_is_let_in_before_what_it_displaces_is_drained() {
+    for seed in 0..400 {
+        let mut random = common::Random(seed);
+        let mut door = door();
+        // Of every connection that was let in and is not drained: what it asked.
+        let mut inside: Vec<(ConnectionId, OpenRequest)> = Vec::new();
+        let mut asked: Vec<(ConnectionId, OpenRequest, bool)> = Vec::new();
+        let mut generations = [1u64; 4];
+        let mut epochs = [1u64; 4];
+        for _ in 0..200 {
+            match random.below(6) {
+                0 | 1 => {
+                    let host = random.below(4);
+                    generations[host] += 1;
+                    epochs[host] += 1;
+                    let mut request = open(host as u8 + 1, generations[host]);
+                    request.epoch = epochs[host].into();
+                    if random.one_in(3) {
+                        request = forced(request);
+                    }
+                    let (id, _) = door.introduce(IntroducedAs::Open, &request);
+                    asked.push((id, request, true));
+                }
+                2 | 3 => {
+                    let host = random.below(4);
+                    epochs[host] += 1;
+                    let index = random.below(4) as u16;
+                    let request = join(host as u8 + 1, generations[host], index, epochs[host]);
+                    let (id, _) = door.introduce(IntroducedAs::Join, &request);
+                    asked.push((id, request, false));
+                }
+                4 if !inside.is_empty() => {
+                    let at = random.below(inside.len());
+                    let (id, _) = inside.swap_remove(at);
+                    door.gate.on_drained(id, door.now);
+                }
+                _ => door.now = door.now.after_ms(random.below(700) as u64),
+            }
+            for action in door.actions() {
+                let GateAction::Admit(id) = action else {
+                    continue;
+                };
+                let (_, request, _) = *asked.iter().find(|a| a.0 == id).expect("asked");
+                for (other, held) in &inside {
+                    let same = held.session_id == request.session_id;
+                    let fine = same
+                        && held.generation == request.generation
+                        && held.connection != request.connection;
+                    assert!(fine, "seed {seed}: {id:?} came in beside {other:?}");
+                }
+                inside.push((id, request));
+            }
+        }
+    }
+}
