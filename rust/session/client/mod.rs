@@ -2,11 +2,13 @@
 
 //! The client's half.
 
+mod durability;
 mod handshake;
 mod receiver;
 mod session;
 mod slots;
 
+pub use durability::{Durability, FlushMark, WritesLost};
 pub use handshake::{check_same_volume, Handshake, Identity, Opened, Progress, RefusedOpen};
 pub use receiver::{Received, Receiver, Want};
 pub use session::{

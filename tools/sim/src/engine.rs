@@ -1,0 +1,348 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+
+//! The storage of a node: blocks, a write cache that a loss of power may take, and operations that
+//! take their time and do not care whether anybody still waits for them.
+//!
+//! The engine also watches over fencing, without asking the gate: it is told who was let in, and
+//! from then on no operation of anybody displaced may touch a block.
+
+use crate::clock::{Core, Event};
+use crate::content::{Block, BLOCK_BYTES, ZEROES};
+use crate::net::ConnId;
+use neonsan_proto::{Kind, RequestFlags};
+use neonsan_session::server::Command;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Identity of a session, as far as this simulation goes.
+pub(crate) type SessionId = [u8; 16];
+
+/// On whose behalf an operation runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ticket {
+    pub(crate) node: usize,
+    pub(crate) conn: ConnId,
+    pub(crate) session: SessionId,
+    pub(crate) generation: u64,
+    pub(crate) index: u16,
+    pub(crate) epoch: u64,
+}
+
+/// An operation that has come to its end.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) ticket: Ticket,
+    pub(crate) command: Command,
+    /// What was read.
+    pub(crate) data: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Op {
+    ticket: Ticket,
+    command: Command,
+    data: Vec<u8>,
+    /// The blocks that come first: those below this one, or the others.
+    split: u64,
+    low_first: bool,
+    step: u8,
+}
+
+/// Properties of the engine of a run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct EngineSetup {
+    /// Shortest and longest usual time between two steps of an operation, in microseconds.
+    pub(crate) step_us: (u64, u64),
+    /// Writes are durable only after FLUSH or with FUA.
+    pub(crate) volatile_cache: bool,
+    /// FLUSH does nothing: a planted bug.
+    pub(crate) lying_flush: bool,
+}
+
+/// The storage of one volume.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    setup: EngineSetup,
+    durable: Vec<Block>,
+    /// What was written since it was made durable last.
+    cached: BTreeMap<u64, Block>,
+    ops: BTreeMap<u64, Op>,
+    next_op: u64,
+    hangs_until_us: u64,
+    /// The generation in force of each session.
+    generations: BTreeMap<SessionId, u64>,
+    /// The epoch in force of each connection of each session.
+    epochs: BTreeMap<(SessionId, u16), u64>,
+    owner: Option<SessionId>,
+    displaced: BTreeSet<SessionId>,
+}
+
+impl Engine {
+    /// An engine with a volume of zeroes.
+    pub(crate) fn new(setup: EngineSetup, blocks: u64) -> Self {
+        Engine {
+            setup,
+            durable: vec![ZEROES; blocks as usize],
+            cached: BTreeMap::new(),
+            ops: BTreeMap::new(),
+            next_op: 0,
+            hangs_until_us: 0,
+            generations: BTreeMap::new(),
+            epochs: BTreeMap::new(),
+            owner: None,
+            displaced: BTreeSet::new(),
+        }
+    }
+
+    /// Number of blocks.
+    pub(crate) fn blocks(&self) -> u64 {
+        self.durable.len() as u64
+    }
+
+    /// The volume grows.
+    pub(crate) fn grow(&mut self, blocks: u64) {
+        let blocks = (blocks as usize).max(self.durable.len());
+        self.durable.resize(blocks, ZEROES);
+    }
+
+    /// What a block holds for a reader.
+    pub(crate) fn block(&self, block: u64) -> Block {
+        match self.cached.get(&block) {
+            Some(bytes) => *bytes,
+            None => self.durable[block as usize],
+        }
+    }
+
+    /// No operation makes a step for a while.
+    pub(crate) fn hang(&mut self, core: &Core, for_us: u64) {
+        self.hangs_until_us = core.now_us + for_us;
+    }
+
+    /// A session's connection was let in: whatever it displaces must not touch a block any more.
+    /// Returns the session that lost the volume to it, if one did.
+    pub(crate) fn let_in(
+        &mut self,
+        core: &mut Core,
+        ticket: &Ticket,
+        opens: bool,
+    ) -> Option<SessionId> {
+        let session = ticket.session;
+        if self.displaced.contains(&session) {
+            core.fail(format!(
+                "session {} was let in again after another had the volume",
+                name(&session)
+            ));
+        }
+        let generation = self.generations.entry(session).or_insert(0);
+        if opens {
+            *generation = (*generation).max(ticket.generation);
+        } else if ticket.generation != *generation {
+            core.fail(format!(
+                "a connection joined generation {} while {} is in force",
+                ticket.generation, generation
+            ));
+        }
+        self.epochs.insert((session, ticket.index), ticket.epoch);
+        let lost = self.owner.filter(|owner| *owner != session);
+        if let Some(lost) = lost {
+            self.displaced.insert(lost);
+        }
+        self.owner = Some(session);
+        // Nothing displaced may even be there: it would touch blocks later.
+        for op in self.ops.values() {
+            if let Some(why) = self.displacement(&op.ticket) {
+                core.fail(format!(
+                    "{:?} of {} is in the engine while its successor is let in: {why}",
+                    op.command.kind,
+                    describe(&op.ticket)
+                ));
+            }
+        }
+        lost
+    }
+
+    /// The session that was let in last.
+    pub(crate) fn owner(&self) -> Option<SessionId> {
+        self.owner
+    }
+
+    /// Why an operation may not touch a block any more.
+    fn displacement(&self, ticket: &Ticket) -> Option<String> {
+        if self.owner != Some(ticket.session) {
+            return Some("another session has the volume".into());
+        }
+        let generation = self.generations.get(&ticket.session).copied().unwrap_or(0);
+        if ticket.generation < generation {
+            return Some(format!("generation {generation} is in force"));
+        }
+        let epoch = self
+            .epochs
+            .get(&(ticket.session, ticket.index))
+            .copied()
+            .unwrap_or(0);
+        (ticket.epoch < epoch).then(|| format!("epoch {epoch} of the connection is in force"))
+    }
+
+    /// Begins an operation.
+    pub(crate) fn begin(
+        &mut self,
+        core: &mut Core,
+        ticket: Ticket,
+        command: Command,
+        data: Vec<u8>,
+    ) {
+        let (first, count) = blocks_of(&command);
+        let data = if command.kind == Kind::Read {
+            vec![0; command.length as usize]
+        } else {
+            data
+        };
+        let op = Op {
+            ticket,
+            command,
+            data,
+            split: first + core.rng.below(count + 1),
+            low_first: core.rng.permille(500),
+            step: 0,
+        };
+        self.next_op += 1;
+        self.ops.insert(self.next_op, op);
+        let delay = core.rng.delay_us(self.setup.step_us);
+        core.after(delay, Event::Engine { op: self.next_op });
+    }
+
+    /// An operation makes its next step.
+    pub(crate) fn on_step(&mut self, core: &mut Core, id: u64) -> Option<Done> {
+        if self.hangs_until_us > core.now_us && self.ops.contains_key(&id) {
+            let delay = core.rng.delay_us(self.setup.step_us);
+            core.at(self.hangs_until_us + delay, Event::Engine { op: id });
+            return None;
+        }
+        let mut op = self.ops.remove(&id)?;
+        op.step += 1;
+        if op.step <= 2 {
+            self.touch(core, &mut op);
+            self.ops.insert(id, op);
+            let delay = core.rng.delay_us(self.setup.step_us);
+            core.after(delay, Event::Engine { op: id });
+            return None;
+        }
+        if op.command.flags.contains(RequestFlags::FUA) {
+            let (first, count) = blocks_of(&op.command);
+            for block in first..first + count {
+                self.make_durable(block);
+            }
+        }
+        Some(Done {
+            ticket: op.ticket,
+            command: op.command,
+            data: op.data,
+        })
+    }
+
+    /// Carries out one half of an operation.
+    fn touch(&mut self, core: &mut Core, op: &mut Op) {
+        if let Some(why) = self.displacement(&op.ticket) {
+            core.fail(format!(
+                "{:?} of {} touches the engine: {why}",
+                op.command.kind,
+                describe(&op.ticket)
+            ));
+        }
+        if op.command.kind == Kind::Flush {
+            if op.step == 2 && !self.setup.lying_flush {
+                let cached: Vec<u64> = self.cached.keys().copied().collect();
+                for block in cached {
+                    self.make_durable(block);
+                }
+            }
+            return;
+        }
+        let (first, count) = blocks_of(&op.command);
+        for at in 0..count {
+            let block = first + at;
+            let is_first = (block < op.split) == op.low_first;
+            if is_first != (op.step == 1) {
+                continue;
+            }
+            let from = at as usize * BLOCK_BYTES;
+            match op.command.kind {
+                Kind::Read => {
+                    let bytes = self.block(block);
+                    op.data[from..from + BLOCK_BYTES].copy_from_slice(&bytes);
+                }
+                Kind::Write => {
+                    let mut bytes = ZEROES;
+                    bytes.copy_from_slice(&op.data[from..from + BLOCK_BYTES]);
+                    self.put(block, bytes);
+                }
+                _ => self.put(block, ZEROES),
+            }
+        }
+    }
+
+    fn put(&mut self, block: u64, bytes: Block) {
+        if self.setup.volatile_cache {
+            self.cached.insert(block, bytes);
+        } else {
+            self.durable[block as usize] = bytes;
+        }
+    }
+
+    fn make_durable(&mut self, block: u64) {
+        if let Some(bytes) = self.cached.remove(&block) {
+            self.durable[block as usize] = bytes;
+        }
+    }
+
+    /// The node's process ended: each of its operations is carried out to some point, or not at
+    /// all, and none later.
+    pub(crate) fn on_node_gone(&mut self, core: &mut Core, node: usize) {
+        let ids: Vec<u64> = self
+            .ops
+            .iter()
+            .filter(|(_, op)| op.ticket.node == node)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in ids {
+            let Some(mut op) = self.ops.remove(&id) else {
+                continue;
+            };
+            while op.step < 2 && op.command.kind != Kind::Flush && core.rng.permille(500) {
+                op.step += 1;
+                self.touch(core, &mut op);
+            }
+        }
+    }
+
+    /// The power goes: some of the cache was written back in time, the rest is lost.
+    pub(crate) fn lose_cache(&mut self, core: &mut Core) {
+        let cached: Vec<u64> = self.cached.keys().copied().collect();
+        for block in cached {
+            if core.rng.permille(300) {
+                self.make_durable(block);
+            }
+        }
+        self.cached.clear();
+    }
+}
+
+/// The first block of a command and how many there are.
+pub(crate) fn blocks_of(command: &Command) -> (u64, u64) {
+    let block = BLOCK_BYTES as u64;
+    (command.offset / block, u64::from(command.length) / block)
+}
+
+/// A session's name for people.
+pub(crate) fn name(session: &SessionId) -> String {
+    format!("s{}", session[0])
+}
+
+fn describe(ticket: &Ticket) -> String {
+    format!(
+        "{} generation {} connection {} epoch {}",
+        name(&ticket.session),
+        ticket.generation,
+        ticket.index,
+        ticket.epoch
+    )
+}

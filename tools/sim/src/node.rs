@@ -1,0 +1,554 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+
+//! A storage node: accepts connections, asks the gate, feeds the engine, answers.
+//!
+//! All decisions are those of `neonsan_session::server`; what is here only carries bytes, as the
+//! daemon does.
+
+mod peer;
+
+use crate::clock::{Core, Event};
+use crate::engine::{name, Done, SessionId, Ticket};
+use crate::env::Env;
+use crate::net::{Closing, ConnId, Side};
+use crate::setup::Planted;
+use neonsan_proto::{EventKind, Header, OpenReply, Refusal, Status};
+use neonsan_session::server::{ConnectionId, Gate, GateAction, Opening, Receiver, RefuseReason};
+use neonsan_session::{CloseCause, Instant};
+use peer::{Peer, Phase, Pumped};
+use std::collections::BTreeMap;
+
+/// Whether the node's process is there, and awake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Life {
+    Running,
+    /// Stopped by a signal: sockets and engine go on without it.
+    Paused,
+    Gone,
+}
+
+/// One node.
+#[derive(Debug)]
+pub(crate) struct Node {
+    index: usize,
+    pub(crate) life: Life,
+    /// It has announced that it stops, and lets nobody in.
+    stopping: bool,
+    /// How often it was started.
+    pub(crate) boot: u64,
+    gate: Gate,
+    peers: BTreeMap<ConnId, Peer>,
+    /// What ended in the engine while the process was paused.
+    missed: Vec<Done>,
+    missed_wakes: Vec<ConnId>,
+    missed_accepts: Vec<ConnId>,
+    timer_at: Option<u64>,
+}
+
+fn id_of(conn: ConnId) -> ConnectionId {
+    ConnectionId(conn.0 as u64)
+}
+
+fn conn_of(id: ConnectionId) -> ConnId {
+    ConnId(id.0 as usize)
+}
+
+impl Node {
+    /// A node that was just started.
+    pub(crate) fn new(env: &mut Env, index: usize) -> Self {
+        let mut node = Node {
+            index,
+            life: Life::Running,
+            stopping: false,
+            boot: 1,
+            gate: Gate::new(env.setup.gate),
+            peers: BTreeMap::new(),
+            missed: Vec::new(),
+            missed_wakes: Vec::new(),
+            missed_accepts: Vec::new(),
+            timer_at: None,
+        };
+        node.set_timer(env);
+        node
+    }
+
+    /// The gate, for checks.
+    pub(crate) fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    fn boot_id(&self) -> [u8; 16] {
+        (u128::from(self.boot) | 1 << 127).to_le_bytes()
+    }
+
+    // ---- its life ----
+
+    /// The process ends; `closing` is what its peers hear of it.
+    pub(crate) fn kill(&mut self, env: &mut Env, closing: Closing) {
+        if self.life == Life::Gone {
+            return;
+        }
+        env.core
+            .trace(|| format!("node {} gone ({closing:?})", self.index));
+        self.life = Life::Gone;
+        self.stopping = false;
+        for conn in self.peers.keys() {
+            env.net.close(&mut env.core, *conn, Side::Node, closing);
+        }
+        for conn in self.missed_accepts.drain(..) {
+            env.net.close(&mut env.core, conn, Side::Node, closing);
+        }
+        self.peers.clear();
+        self.missed.clear();
+        self.missed_wakes.clear();
+        env.engine.on_node_gone(&mut env.core, self.index);
+    }
+
+    /// The process is started again.
+    pub(crate) fn start(&mut self, env: &mut Env) {
+        if self.life != Life::Gone {
+            return;
+        }
+        self.boot += 1;
+        self.life = Life::Running;
+        self.gate = Gate::new(env.setup.gate);
+        self.timer_at = None;
+        env.core
+            .trace(|| format!("node {} starts, boot {}", self.index, self.boot));
+        self.set_timer(env);
+    }
+
+    /// The process stands still.
+    pub(crate) fn pause(&mut self, env: &mut Env) {
+        if self.life == Life::Running {
+            env.core.trace(|| format!("node {} pauses", self.index));
+            self.life = Life::Paused;
+        }
+    }
+
+    /// The process goes on, and finds everything that it missed.
+    pub(crate) fn resume(&mut self, env: &mut Env) {
+        if self.life != Life::Paused {
+            return;
+        }
+        env.core.trace(|| format!("node {} goes on", self.index));
+        self.life = Life::Running;
+        // In any order: its threads wake as they like.
+        let mut steps: Vec<u64> = (0..3).collect();
+        while !steps.is_empty() {
+            let at = env.core.rng.index(steps.len());
+            match steps.swap_remove(at) {
+                0 => {
+                    for done in std::mem::take(&mut self.missed) {
+                        self.on_done(env, done);
+                    }
+                }
+                1 => {
+                    for conn in std::mem::take(&mut self.missed_wakes) {
+                        env.net.wake(&mut env.core, conn, Side::Node, 500);
+                    }
+                }
+                _ => {
+                    for conn in std::mem::take(&mut self.missed_accepts) {
+                        self.on_accept(env, conn);
+                    }
+                }
+            }
+        }
+        self.timer_at = None;
+        self.set_timer(env);
+    }
+
+    /// It does not stop after all.
+    pub(crate) fn stay(&mut self) {
+        self.stopping = false;
+    }
+
+    /// Announces that it will stop in so many milliseconds, and lets nobody in.
+    pub(crate) fn go_away(&mut self, env: &mut Env, grace_ms: u64) {
+        if self.life != Life::Running {
+            return;
+        }
+        env.core
+            .trace(|| format!("node {} will stop in {grace_ms} ms", self.index));
+        self.stopping = true;
+        self.tell_all(env, Header::event(EventKind::GoingAway, grace_ms, 0));
+    }
+
+    /// The volume has grown.
+    pub(crate) fn on_grown(&mut self, env: &mut Env) {
+        if self.life == Life::Gone {
+            return;
+        }
+        let geometry = env.geometry();
+        for peer in self.peers.values_mut() {
+            if let Some(receiver) = &mut peer.receiver {
+                receiver.set_geometry(geometry);
+            }
+        }
+        let event = Header::event(EventKind::Resized, geometry.size_bytes.get(), 0);
+        self.tell_all(env, event);
+    }
+
+    fn tell_all(&mut self, env: &mut Env, event: Header) {
+        for (conn, peer) in &mut self.peers {
+            if peer.phase == Phase::Active {
+                peer.push_header(event);
+                env.net.wake(&mut env.core, *conn, Side::Node, 100);
+            }
+        }
+    }
+
+    // ---- what happens to it ----
+
+    /// A new connection was made.
+    pub(crate) fn on_accept(&mut self, env: &mut Env, conn: ConnId) {
+        match self.life {
+            Life::Gone => env.net.close(&mut env.core, conn, Side::Node, Closing::Rst),
+            Life::Paused => self.missed_accepts.push(conn),
+            Life::Running => {
+                let peer = Peer::new(env.features(), env.core.now());
+                self.peers.insert(conn, peer);
+                env.net.wake(&mut env.core, conn, Side::Node, 100);
+            }
+        }
+    }
+
+    /// One of its sockets has something to read, or room to write.
+    pub(crate) fn on_wake(&mut self, env: &mut Env, conn: ConnId) {
+        match self.life {
+            Life::Gone => {}
+            Life::Paused => self.missed_wakes.push(conn),
+            Life::Running => {
+                self.pump(env, conn);
+                self.run_gate(env);
+                self.set_timer(env);
+            }
+        }
+    }
+
+    fn pump(&mut self, env: &mut Env, conn: ConnId) {
+        let Some(peer) = self.peers.get_mut(&conn) else {
+            return;
+        };
+        match peer.pump(env, self.index, conn) {
+            Ok(Pumped::Idle) => {}
+            Ok(Pumped::Introduced) => self.introduce(env, conn),
+            Ok(Pumped::Release) => {
+                self.gate.on_release(id_of(conn));
+                self.close(env, conn, CloseCause::Released);
+            }
+            Err(cause) => {
+                if cause.is_violation() && !env.setup.may_see_violations() {
+                    env.core
+                        .fail(format!("node finds host breaking the protocol: {cause}"));
+                }
+                self.close(env, conn, cause);
+            }
+        }
+    }
+
+    fn introduce(&mut self, env: &mut Env, conn: ConnId) {
+        let Some(peer) = self.peers.get_mut(&conn) else {
+            return;
+        };
+        let Some(introduced) = peer.shake.introduced() else {
+            return;
+        };
+        let request = introduced.request;
+        env.core.trace(|| {
+            format!(
+                "node {} {conn:?}: {:?} by {} host {} generation {} connection {} epoch {} flags {:#x}",
+                self.index,
+                introduced.kind,
+                name(&request.session_id),
+                request.host_id[0],
+                request.generation.get(),
+                request.connection.get(),
+                request.epoch.get(),
+                request.flags().0
+            )
+        });
+        peer.introduced = Some(introduced);
+        if self.stopping {
+            return self.refuse(
+                env,
+                conn,
+                RefuseReason {
+                    status: Status::GoingAway,
+                    holder: None,
+                    generation: 0,
+                    retry_after_ms: 0,
+                },
+            );
+        }
+        let now = env.core.now();
+        match self
+            .gate
+            .introduce(id_of(conn), introduced.kind, &request, now)
+        {
+            Opening::Waiting => peer.phase = Phase::Waiting,
+            Opening::Refused(reason) => self.refuse(env, conn, reason),
+        }
+    }
+
+    fn refuse(&mut self, env: &mut Env, conn: ConnId, reason: RefuseReason) {
+        env.core
+            .trace(|| format!("node {} {conn:?}: refused, {:?}", self.index, reason.status));
+        let Some(peer) = self.peers.get_mut(&conn) else {
+            return;
+        };
+        let mut refusal = Refusal {
+            generation: reason.generation.into(),
+            retry_after_ms: reason.retry_after_ms.into(),
+            ..Refusal::default()
+        };
+        if let Some(holder) = reason.holder {
+            refusal.holder = holder.host_id;
+        }
+        let mut bytes = Vec::new();
+        peer.shake
+            .encode_refusal(reason.status, refusal, "in the simulation", &mut bytes);
+        peer.out.extend(bytes);
+        peer.phase = Phase::Refused;
+        env.net.wake(&mut env.core, conn, Side::Node, 100);
+    }
+
+    /// Does what the gate says until it says no more.
+    fn run_gate(&mut self, env: &mut Env) {
+        let now = env.core.now();
+        while let Some(action) = self.gate.poll_action(now) {
+            match action {
+                GateAction::Admit(id) => self.admit(env, conn_of(id)),
+                GateAction::Refuse(id, reason) => self.refuse(env, conn_of(id), reason),
+                GateAction::Revoke(id, cause) => {
+                    let conn = conn_of(id);
+                    if let Some(peer) = self.peers.get_mut(&conn) {
+                        if cause == CloseCause::Fenced && peer.phase == Phase::Active {
+                            peer.push_header(Header::event(EventKind::Fenced, 0, 0));
+                            peer.transmit(env, conn);
+                        }
+                    }
+                    self.close(env, conn, cause);
+                }
+            }
+        }
+    }
+
+    fn admit(&mut self, env: &mut Env, conn: ConnId) {
+        let boot_id = self.boot_id();
+        let Some(peer) = self.peers.get_mut(&conn) else {
+            env.core
+                .fail(format!("the gate lets in {conn:?}, which is gone"));
+            return;
+        };
+        let Some(introduced) = peer.introduced else {
+            return;
+        };
+        let request = introduced.request;
+        let ticket = Ticket {
+            node: self.index,
+            conn,
+            session: request.session_id,
+            generation: request.generation.get(),
+            index: request.connection.get(),
+            epoch: request.epoch.get(),
+        };
+        let opens = introduced.kind == neonsan_session::server::IntroducedAs::Open;
+        env.core
+            .trace(|| format!("node {} {conn:?}: let in", self.index));
+        env.counts.admissions += 1;
+        let lost = env.engine.let_in(&mut env.core, &ticket, opens);
+        settle(env, &ticket, opens, lost);
+        let geometry = env.geometry();
+        let limits = peer::limits(env);
+        let reply = OpenReply {
+            geometry,
+            volume_id: [0x70; 16],
+            boot_id,
+            generation: ticket.generation.into(),
+            heartbeat_interval_ms: env.setup.node_heartbeat_ms.0.into(),
+            heartbeat_timeout_ms: env.setup.node_heartbeat_ms.1.into(),
+            max_connections: env.setup.connections.1.into(),
+            max_depth: limits.max_depth.into(),
+            max_inflight_bytes: limits.max_inflight_bytes.into(),
+            ..OpenReply::default()
+        };
+        let mut bytes = Vec::new();
+        peer.shake.encode_accept(reply, &[], &mut bytes);
+        peer.out.extend(bytes);
+        peer.phase = Phase::Active;
+        peer.ticket = Some(ticket);
+        peer.receiver = Some(Receiver::new(
+            geometry,
+            limits,
+            introduced.features,
+            crate::env::crc32c,
+        ));
+        env.net.wake(&mut env.core, conn, Side::Node, 100);
+    }
+
+    /// Ends a connection; its requests may be in the engine for a while.
+    fn close(&mut self, env: &mut Env, conn: ConnId, cause: CloseCause) {
+        let Some(peer) = self.peers.get_mut(&conn) else {
+            return;
+        };
+        if peer.phase != Phase::Closed {
+            env.core.trace(|| {
+                format!(
+                    "node {} {conn:?}: closed, {} ({} in the engine)",
+                    self.index,
+                    cause.name(),
+                    peer.in_engine
+                )
+            });
+            let how = if env.core.rng.permille(700) {
+                Closing::Fin
+            } else {
+                Closing::Rst
+            };
+            env.net.close(&mut env.core, conn, Side::Node, how);
+            peer.phase = Phase::Closed;
+        }
+        self.drop_if_drained(env, conn);
+    }
+
+    fn drop_if_drained(&mut self, env: &mut Env, conn: ConnId) {
+        let drained = self
+            .peers
+            .get(&conn)
+            .is_some_and(|p| p.phase == Phase::Closed && p.in_engine == 0);
+        if drained {
+            self.peers.remove(&conn);
+            self.gate.on_drained(id_of(conn), env.core.now());
+        }
+    }
+
+    /// An operation of the engine has come to its end.
+    pub(crate) fn on_done(&mut self, env: &mut Env, done: Done) {
+        match self.life {
+            Life::Gone => return,
+            Life::Paused => return self.missed.push(done),
+            Life::Running => {}
+        }
+        let conn = done.ticket.conn;
+        let Some(peer) = self.peers.get_mut(&conn) else {
+            env.core.fail(format!(
+                "{conn:?} was forgotten with requests in the engine"
+            ));
+            return;
+        };
+        peer.in_engine -= 1;
+        if peer.phase == Phase::Active {
+            peer.answer(&done.command, Status::Ok, &done.data);
+            if env.setup.planted == Planted::DoubleAnswer && env.core.rng.permille(5) {
+                peer.answer(&done.command, Status::Ok, &done.data);
+            }
+            env.net.wake(&mut env.core, conn, Side::Node, 100);
+        }
+        self.drop_if_drained(env, conn);
+        self.run_gate(env);
+        self.set_timer(env);
+    }
+
+    // ---- time ----
+
+    /// Does what is due.
+    pub(crate) fn on_timer(&mut self, env: &mut Env, boot: u64) {
+        if boot != self.boot || self.life != Life::Running {
+            return;
+        }
+        self.timer_at = None;
+        let now = env.core.now();
+        self.gate.handle_timeout(now);
+        let (interval_ms, timeout_ms) = env.setup.node_heartbeat_ms;
+        let mut silent = Vec::new();
+        for (conn, peer) in &mut self.peers {
+            if peer.phase == Phase::Closed || peer.phase == Phase::Waiting {
+                continue;
+            }
+            if now.since_ms(peer.heard_at) >= u64::from(timeout_ms) {
+                silent.push(*conn);
+            } else if peer.phase == Phase::Active
+                && now.since_ms(peer.heard_at.max(peer.pinged_at)) >= u64::from(interval_ms)
+            {
+                peer.pinged_at = now;
+                peer.push_header(Header::new(neonsan_proto::Kind::Ping));
+                env.net.wake(&mut env.core, *conn, Side::Node, 100);
+            }
+        }
+        for conn in silent {
+            self.close(env, conn, CloseCause::HeartbeatTimeout);
+        }
+        self.run_gate(env);
+        if let Some(at) = self.gate.poll_timeout().filter(|at| *at <= now) {
+            env.core.fail(format!(
+                "the gate wants to be woken at {} ms, and has nothing to do then",
+                at.0
+            ));
+        }
+        self.set_timer(env);
+    }
+
+    fn set_timer(&mut self, env: &mut Env) {
+        let (interval_ms, timeout_ms) = env.setup.node_heartbeat_ms;
+        let heartbeats = self.peers.values().filter_map(|peer| match peer.phase {
+            Phase::Closed | Phase::Waiting => None,
+            Phase::Active => Some(
+                peer.heard_at
+                    .max(peer.pinged_at)
+                    .after_ms(interval_ms.into())
+                    .min(peer.heard_at.after_ms(timeout_ms.into())),
+            ),
+            Phase::Shaking | Phase::Refused => Some(peer.heard_at.after_ms(timeout_ms.into())),
+        });
+        let next: Option<Instant> = heartbeats.chain(self.gate.poll_timeout()).min();
+        let Some(at) = next else { return };
+        arm(
+            &mut env.core,
+            &mut self.timer_at,
+            at,
+            Event::NodeTimer {
+                node: self.index,
+                boot: self.boot,
+            },
+        );
+    }
+}
+
+/// Schedules a timer unless one is already set that comes first.
+pub(crate) fn arm(core: &mut Core, armed_at: &mut Option<u64>, at: Instant, event: Event) {
+    let at_us = (at.0 * 1000).max(core.now_us);
+    if armed_at.is_none_or(|armed| armed > at_us) {
+        *armed_at = Some(at_us);
+        core.at(at_us, event);
+    }
+}
+
+/// Tells the model whose abandoned writes can take effect no more.
+fn settle(env: &mut Env, ticket: &Ticket, opens: bool, lost: Option<SessionId>) {
+    if let Some(lost) = lost {
+        env.model.settle_host(host_of(&lost));
+    }
+    let host = host_of(&ticket.session);
+    let link = ticket.index;
+    env.model
+        .settle(|issuer| issuer.host == host && (opens || issuer.link == link));
+}
+
+/// The host (in order of attaching) that a session belongs to.
+pub(crate) fn host_of(session: &SessionId) -> usize {
+    usize::from(session[0]) - 1
+}
+
+/// The session of a host (in order of attaching).
+pub(crate) fn session_of(host: usize) -> SessionId {
+    let mut id = [0x5e; 16];
+    id[0] = host as u8 + 1;
+    id
+}
+
+/// The boot that a boot id stands for.
+pub(crate) fn boot_of(boot_id: &[u8; 16]) -> u64 {
+    u128::from_le_bytes(*boot_id) as u64
+}

@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+
+//! One run's world, drawn from its seed: sizes, speeds, timeouts, who attaches when, what fails.
+
+use crate::engine::EngineSetup;
+use crate::net::NetSetup;
+use crate::rng::Rng;
+use neonsan_session::server::GateConfig;
+use neonsan_session::Timeouts;
+
+/// A fault put in on purpose, outside the machines, to prove that the checks notice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Planted {
+    /// None: every broken promise is a fault of ours.
+    #[default]
+    Nothing,
+    /// The gate lets connections in without waiting for the ones that they displace.
+    NoFencing,
+    /// A host resends requests while the receiving side of the old connection still runs.
+    EarlyResend,
+    /// The same, and requests keep their cookies for ever.
+    ReusedCookies,
+    /// A node answers some requests twice.
+    DoubleAnswer,
+    /// The engine acknowledges FLUSH and does nothing.
+    LyingFlush,
+    /// A host does not care that the node's volatile state is another.
+    IgnoredBootId,
+    /// A restarted node does not know who was displaced before.
+    ForgetfulNode,
+}
+
+impl Planted {
+    /// Every planted fault, by the name of its switch.
+    pub const ALL: [(&'static str, Planted); 7] = [
+        ("no-fencing", Planted::NoFencing),
+        ("early-resend", Planted::EarlyResend),
+        ("reused-cookies", Planted::ReusedCookies),
+        ("double-answer", Planted::DoubleAnswer),
+        ("lying-flush", Planted::LyingFlush),
+        ("ignored-boot-id", Planted::IgnoredBootId),
+        ("forgetful-node", Planted::ForgetfulNode),
+    ];
+}
+
+/// What goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// Both ends of a connection are reset.
+    Cut,
+    /// One end of a connection is reset; the other is told nothing, or late.
+    CutOneEnd,
+    /// A connection stands still, one way or both ways, and goes on.
+    Stall,
+    /// A connection falls silent for ever, one way or both ways.
+    BlackHole,
+    /// Nothing gets through on any connection for a while.
+    Part,
+    /// The node's process ends and comes back; its machine may lose power with it.
+    Restart {
+        /// The write cache is lost, and nobody is told.
+        power: bool,
+    },
+    /// The node's process stands still while its engine goes on.
+    Pause,
+    /// The node announces that it stops, stops, and comes back.
+    GoAway,
+    /// The node's machine refuses connections.
+    Refuse,
+    /// The engine stands still.
+    Hang,
+    /// The volume grows.
+    Grow,
+}
+
+/// A fault with its time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Timed {
+    pub(crate) at_us: u64,
+    pub(crate) for_us: u64,
+    pub(crate) fault: Fault,
+}
+
+/// A host that attaches the volume.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Attach {
+    pub(crate) at_us: u64,
+    pub(crate) host_id: u8,
+    pub(crate) force: bool,
+    /// It detaches in order once its workload is done.
+    pub(crate) detaches: bool,
+}
+
+/// Everything that a seed decides before time begins.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub(crate) seed: u64,
+    pub(crate) planted: Planted,
+    /// Connections that a host would like, and that the node allows.
+    pub(crate) connections: (u16, u16),
+    pub(crate) depth: u16,
+    pub(crate) blocks: u64,
+    pub(crate) checksums: bool,
+    pub(crate) net: NetSetup,
+    pub(crate) engine: EngineSetup,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) gate: GateConfig,
+    /// After how much silence the node sends PING, and gives a connection up.
+    pub(crate) node_heartbeat_ms: (u32, u32),
+    /// Which addresses lead to the node; the others lead nowhere.
+    pub(crate) addresses: Vec<bool>,
+    pub(crate) attaches: Vec<Attach>,
+    /// Requests of each host's workload, and how many of them at once.
+    pub(crate) requests: u32,
+    pub(crate) outstanding: u32,
+    pub(crate) think_us: u64,
+    /// In how many of a thousand cases the node answers Busy.
+    pub(crate) busy_permille: u64,
+    pub(crate) faults: Vec<Timed>,
+    pub(crate) calm_at_us: u64,
+}
+
+impl Setup {
+    /// The world of a seed.
+    pub fn new(seed: u64, planted: Planted) -> Self {
+        // Another sequence than that of the run itself.
+        let mut rng = Rng::new(seed ^ 0x7365_7475_7021);
+        let rng = &mut rng;
+        let calm_at_us = rng.range(5, 25) * 1_000_000;
+        let requests = rng.range(60, 240) as u32;
+        let volatile_cache = match planted {
+            Planted::LyingFlush | Planted::IgnoredBootId => true,
+            _ => rng.permille(500),
+        };
+        let timeouts = timeouts(rng);
+        let depth = rng.range(1, 8) as u16;
+        Setup {
+            seed,
+            planted,
+            connections: (rng.range(1, 4) as u16, rng.range(1, 4) as u16),
+            depth,
+            blocks: rng.pick(&[4, 8, 16, 40]),
+            checksums: rng.permille(500),
+            net: NetSetup {
+                delay_us: rng.pick(&[(20, 200), (100, 2_000), (1_000, 30_000)]),
+                window_bytes: rng.pick(&[64, 700, 4_096, 65_536]),
+                flips_ppm: 0,
+            },
+            engine: EngineSetup {
+                step_us: rng.pick(&[(5, 100), (50, 2_000), (500, 60_000)]),
+                volatile_cache,
+                lying_flush: planted == Planted::LyingFlush,
+            },
+            timeouts,
+            gate: GateConfig {
+                max_sessions: 8,
+                max_connections: 4,
+                drain_timeout_ms: rng.range(200, 4_000),
+                linger_ms: rng.range(500, 15_000),
+                without_fencing: planted == Planted::NoFencing,
+            },
+            node_heartbeat_ms: (rng.range(200, 1_500) as u32, rng.range(2_000, 5_000) as u32),
+            addresses: rng
+                .pick(&[&[true][..], &[true], &[true, true], &[false, true]])
+                .to_vec(),
+            attaches: attaches(rng, calm_at_us),
+            requests,
+            outstanding: rng.range(1, 24) as u32,
+            think_us: calm_at_us / u64::from(requests),
+            busy_permille: rng.pick(&[0, 0, 20]),
+            faults: faults(rng, calm_at_us),
+            calm_at_us,
+        }
+        .with_flips(rng)
+    }
+
+    /// Bits turn over only where checksums protect against it.
+    fn with_flips(mut self, rng: &mut Rng) -> Self {
+        if self.checksums && rng.permille(400) {
+            self.net.flips_ppm = rng.range(100, 3_000);
+        }
+        self
+    }
+
+    /// Whether anything of a run may look like a peer that breaks the protocol.
+    pub(crate) fn may_see_violations(&self) -> bool {
+        self.net.flips_ppm > 0
+    }
+
+    /// When everything must be done at the latest.
+    pub(crate) fn deadline_us(&self) -> u64 {
+        let t = &self.timeouts;
+        let round = u64::from(t.request_ms)
+            + u64::from(t.heartbeat_timeout_ms)
+            + u64::from(t.connect_ms)
+            + u64::from(t.reconnect_delay_max_ms)
+            + u64::from(self.node_heartbeat_ms.1)
+            + self.gate.drain_timeout_ms;
+        // What was begun in the last moment of faults may need one round to be noticed, one to be
+        // joined or opened again, and the workload its own time.
+        let work = u64::from(self.requests) * (self.think_us + 30 * self.engine.step_us.1 * 3);
+        let begin_us = self
+            .attaches
+            .iter()
+            .map(|attach| attach.at_us)
+            .fold(self.calm_at_us, u64::max);
+        begin_us + 4 * round * 1000 + 2 * work
+    }
+}
+
+fn timeouts(rng: &mut Rng) -> Timeouts {
+    let heartbeat_interval_ms = rng.range(200, 1_500) as u32;
+    let reconnect_delay_min_ms = rng.range(10, 200) as u32;
+    Timeouts {
+        request_ms: rng.range(3_000, 12_000) as u32,
+        connect_ms: rng.range(400, 3_000) as u32,
+        heartbeat_interval_ms,
+        heartbeat_timeout_ms: heartbeat_interval_ms * 2 + rng.range(100, 2_000) as u32,
+        reconnect_delay_min_ms,
+        reconnect_delay_max_ms: reconnect_delay_min_ms + rng.range(0, 1_000) as u32,
+        loss_ms: match rng.below(4) {
+            0 => rng.range(100, 4_000) as u32,
+            _ => 0,
+        },
+    }
+}
+
+fn attaches(rng: &mut Rng, calm_at_us: u64) -> Vec<Attach> {
+    let mut attaches = vec![Attach {
+        at_us: 0,
+        host_id: 1,
+        force: rng.permille(300),
+        detaches: rng.permille(300),
+    }];
+    let mut at_us = 0;
+    // Most runs have one host; the others have up to three that take turns.
+    while attaches.len() < 4 && rng.permille(350) {
+        at_us += rng.range(500_000, calm_at_us / 2);
+        attaches.push(Attach {
+            at_us,
+            host_id: rng.range(1, 3) as u8,
+            force: rng.permille(700),
+            detaches: rng.permille(500),
+        });
+    }
+    attaches
+}
+
+fn faults(rng: &mut Rng, calm_at_us: u64) -> Vec<Timed> {
+    const ALL: [Fault; 12] = [
+        Fault::Cut,
+        Fault::CutOneEnd,
+        Fault::Stall,
+        Fault::BlackHole,
+        Fault::Part,
+        Fault::Restart { power: false },
+        Fault::Restart { power: true },
+        Fault::Pause,
+        Fault::GoAway,
+        Fault::Refuse,
+        Fault::Hang,
+        Fault::Grow,
+    ];
+    // Each run has a liking for some of them.
+    let favourites = [rng.pick(&ALL), rng.pick(&ALL), rng.pick(&ALL)];
+    let count = rng.pick(&[0, 2, 6, 12, 25]);
+    let mut faults: Vec<Timed> = (0..count)
+        .map(|_| Timed {
+            at_us: rng.below(calm_at_us),
+            for_us: rng.pick(&[20_000, 300_000, 2_000_000, 9_000_000]) * rng.range(2, 12) / 10,
+            fault: if rng.permille(600) {
+                rng.pick(&favourites)
+            } else {
+                rng.pick(&ALL)
+            },
+        })
+        .collect();
+    faults.sort_by_key(|f| f.at_us);
+    faults
+}
