@@ -92,6 +92,10 @@ impl Engine for FaultEngine {
         self.inner.stat(name)
     }
 
+    fn limits(&self, stat: &VolumeStat) -> Limits {
+        self.inner.limits(stat)
+    }
+
     fn open(&self, name: &VolumeName) -> Result<Arc<dyn Volume>> {
         Ok(Arc::new(FaultVolume {
             inner: self.inner.open(name)?,

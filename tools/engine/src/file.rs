@@ -44,7 +44,8 @@ use rustix::io::Errno;
 
 use crate::identity::{random_id, unix_seconds};
 use crate::{
-    Engine, EngineStatus, Error, ErrorKind, Result, Volume, VolumeSpec, VolumeStat, BUFFER_ALIGN,
+    Engine, EngineStatus, Error, ErrorKind, Limits, Result, Volume, VolumeSpec, VolumeStat,
+    BUFFER_ALIGN,
 };
 use meta::Meta;
 use probe::Storage;
@@ -359,6 +360,10 @@ impl Engine for FileEngine {
             )
         })?;
         Ok(meta.stat(&data))
+    }
+
+    fn limits(&self, stat: &VolumeStat) -> Limits {
+        volume::limits(&self.storage, stat.logical_block_size)
     }
 
     fn open(&self, name: &VolumeName) -> Result<Arc<dyn Volume>> {

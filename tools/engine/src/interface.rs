@@ -288,6 +288,9 @@ pub trait Engine: Send + Sync {
     /// What is known of a volume.
     fn stat(&self, name: &VolumeName) -> Result<VolumeStat>;
 
+    /// What could be done with the volume if it were opened now.
+    fn limits(&self, stat: &VolumeStat) -> Limits;
+
     /// Opens a volume. Open it once and share it: a volume which is open,
     /// here or in another process, is [`ErrorKind::Busy`] (after the engine
     /// has waited for a process that is ending).

@@ -297,6 +297,10 @@ impl Engine for MemEngine {
             .stat())
     }
 
+    fn limits(&self, stat: &VolumeStat) -> Limits {
+        limits(stat, self.options.volatile_cache)
+    }
+
     fn open(&self, name: &VolumeName) -> Result<Arc<dyn Volume>> {
         let mut volumes = self.volumes();
         let entry = volumes.get_mut(name).ok_or_else(|| not_found(name))?;
@@ -329,6 +333,22 @@ impl Engine for MemEngine {
     }
 }
 
+fn limits(stat: &VolumeStat, volatile_cache: bool) -> Limits {
+    Limits {
+        volatile_cache,
+        fua: true,
+        max_io_bytes: MAX_IO_BYTES,
+        io_min_bytes: stat.physical_block_size,
+        io_opt_bytes: CHUNK_BYTES,
+        discard_granularity: CHUNK_BYTES,
+        max_discard_bytes: MAX_UNMAP_BYTES,
+        max_write_zeroes_bytes: MAX_UNMAP_BYTES,
+        atomic_min_bytes: stat.logical_block_size,
+        atomic_max_bytes: CHUNK_BYTES,
+        rotational: false,
+    }
+}
+
 #[derive(Debug)]
 struct MemVolume {
     store: Arc<Store>,
@@ -342,19 +362,7 @@ impl Volume for MemVolume {
     }
 
     fn limits(&self) -> Limits {
-        Limits {
-            volatile_cache: self.volatile_cache,
-            fua: true,
-            max_io_bytes: MAX_IO_BYTES,
-            io_min_bytes: self.store.physical_block_size,
-            io_opt_bytes: CHUNK_BYTES,
-            discard_granularity: CHUNK_BYTES,
-            max_discard_bytes: MAX_UNMAP_BYTES,
-            max_write_zeroes_bytes: MAX_UNMAP_BYTES,
-            atomic_min_bytes: self.store.logical_block_size,
-            atomic_max_bytes: CHUNK_BYTES,
-            rotational: false,
-        }
+        limits(&self.store.stat(), self.volatile_cache)
     }
 
     fn resize(&self, size_bytes: u64) -> Result<()> {

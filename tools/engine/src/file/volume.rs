@@ -147,6 +147,47 @@ impl FileVolume {
     }
 }
 
+/// What can be done with a volume of this logical block size.
+pub(super) fn limits(storage: &Storage, logical: u32) -> Limits {
+    let fallocated_zeroes = storage.punch_hole || storage.zero_range;
+    let (atomic_min, atomic_max) = storage.atomic_bytes;
+    // A write which is changed to whole blocks of the storage is not atomic.
+    let atomic_max = if storage.block_bytes <= logical && atomic_max >= logical {
+        atomic_max.min(MAX_IO_BYTES)
+    } else {
+        0
+    };
+    Limits {
+        volatile_cache: true,
+        fua: true,
+        max_io_bytes: MAX_IO_BYTES,
+        io_min_bytes: storage.block_bytes.max(logical),
+        io_opt_bytes: storage.fs_block_bytes.max(64 * 1024),
+        discard_granularity: if storage.punch_hole {
+            storage.fs_block_bytes.next_power_of_two().max(logical)
+        } else {
+            0
+        },
+        max_discard_bytes: if storage.punch_hole {
+            MAX_FALLOCATE_BYTES
+        } else {
+            0
+        },
+        max_write_zeroes_bytes: if fallocated_zeroes {
+            MAX_FALLOCATE_BYTES
+        } else {
+            MAX_WRITTEN_ZEROES_BYTES
+        },
+        atomic_min_bytes: if atomic_max > 0 {
+            atomic_min.max(logical)
+        } else {
+            0
+        },
+        atomic_max_bytes: atomic_max,
+        rotational: storage.rotational,
+    }
+}
+
 impl Volume for FileVolume {
     fn stat(&self) -> VolumeStat {
         let meta = *self.meta.lock().unwrap_or_else(PoisonError::into_inner);
@@ -168,44 +209,7 @@ impl Volume for FileVolume {
     }
 
     fn limits(&self) -> Limits {
-        let storage = &self.storage;
-        let logical = self.logical_block_size;
-        let fallocated_zeroes = storage.punch_hole || storage.zero_range;
-        let (atomic_min, atomic_max) = storage.atomic_bytes;
-        let atomic_max = if self.locks.is_none() && atomic_max >= logical {
-            atomic_max.min(MAX_IO_BYTES)
-        } else {
-            0
-        };
-        Limits {
-            volatile_cache: true,
-            fua: true,
-            max_io_bytes: MAX_IO_BYTES,
-            io_min_bytes: storage.block_bytes.max(logical),
-            io_opt_bytes: storage.fs_block_bytes.max(64 * 1024),
-            discard_granularity: if storage.punch_hole {
-                storage.fs_block_bytes.next_power_of_two().max(logical)
-            } else {
-                0
-            },
-            max_discard_bytes: if storage.punch_hole {
-                MAX_FALLOCATE_BYTES
-            } else {
-                0
-            },
-            max_write_zeroes_bytes: if fallocated_zeroes {
-                MAX_FALLOCATE_BYTES
-            } else {
-                MAX_WRITTEN_ZEROES_BYTES
-            },
-            atomic_min_bytes: if atomic_max > 0 {
-                atomic_min.max(logical)
-            } else {
-                0
-            },
-            atomic_max_bytes: atomic_max,
-            rotational: storage.rotational,
-        }
+        limits(&self.storage, self.logical_block_size)
     }
 
     fn resize(&self, size_bytes: u64) -> Result<()> {

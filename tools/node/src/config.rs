@@ -1,0 +1,437 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+//! The configuration file: one TOML file, described in `neonsan-node.toml`.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use neonsan_api::VolumeName;
+use serde::Deserialize;
+
+/// Everything that can be configured. What is absent has the value given by
+/// `Default` of its section.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Engine of volumes that are created without naming one. Absent: the
+    /// only engine there is.
+    pub default_engine: Option<String>,
+    /// The engines by name.
+    #[serde(rename = "engine")]
+    pub engines: BTreeMap<String, EngineConfig>,
+    /// The data port.
+    #[serde(default)]
+    pub data: DataConfig,
+    /// The control API.
+    #[serde(default)]
+    pub control: ControlConfig,
+    /// Bounds.
+    #[serde(default)]
+    pub limits: LimitsConfig,
+    /// Times.
+    #[serde(default)]
+    pub timeouts: TimeoutsConfig,
+    /// Logs.
+    #[serde(default)]
+    pub log: LogConfig,
+    /// Volumes to create at start if they are absent; for engines whose
+    /// volumes do not outlive the node.
+    #[serde(default, rename = "volume")]
+    pub volumes: Vec<VolumeConfig>,
+}
+
+/// One engine.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+pub enum EngineConfig {
+    /// Volumes in files.
+    File {
+        /// The directory.
+        path: PathBuf,
+        /// Use the page cache though direct I/O works.
+        #[serde(default)]
+        buffered: bool,
+        /// Treat the storage as if its blocks had at least this many bytes.
+        #[serde(default = "default_min_block_bytes")]
+        min_block_bytes: u32,
+    },
+    /// Volumes in memory.
+    Mem {
+        /// Bytes that all volumes together may use.
+        capacity_bytes: u64,
+        /// Volumes say that they have a volatile write cache.
+        #[serde(default = "default_true")]
+        volatile_cache: bool,
+    },
+}
+
+fn default_min_block_bytes() -> u32 {
+    512
+}
+
+fn default_true() -> bool {
+    true
+}
+
+/// The data port.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DataConfig {
+    /// Addresses to listen on.
+    pub listen: Vec<SocketAddr>,
+    /// Threads that serve connections; 0: one for each CPU.
+    pub workers: usize,
+    /// Addresses of the nodes that serve the same volumes, told to clients.
+    pub nodes: Vec<SocketAddr>,
+    /// Agree to checksums of headers and payloads when a client offers them.
+    pub checksums: bool,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self {
+            listen: vec![SocketAddr::from((
+                [127, 0, 0, 1],
+                neonsan_api::DEFAULT_DATA_PORT,
+            ))],
+            workers: 0,
+            nodes: Vec::new(),
+            checksums: true,
+        }
+    }
+}
+
+/// The control API.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ControlConfig {
+    /// Where to listen: `host:port` (numeric) or `unix:/path`.
+    pub listen: Vec<String>,
+    /// Permissions of Unix sockets, as an octal string.
+    pub socket_mode: String,
+}
+
+impl Default for ControlConfig {
+    fn default() -> Self {
+        Self {
+            listen: vec![format!("127.0.0.1:{}", neonsan_api::DEFAULT_CONTROL_PORT)],
+            socket_mode: "0660".to_owned(),
+        }
+    }
+}
+
+/// Bounds, so that a slow or hostile client costs itself and not others.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LimitsConfig {
+    /// Sessions at a time, over all volumes.
+    pub max_sessions: u32,
+    /// Data connections at a time.
+    pub max_connections: u32,
+    /// Connections of one session.
+    pub max_session_connections: u16,
+    /// Requests in flight on one connection.
+    pub max_depth: u16,
+    /// Bytes of requests in flight per session.
+    pub max_session_in_flight_bytes: u64,
+    /// Bytes of requests in flight in all.
+    pub max_in_flight_bytes: u64,
+    /// Control connections at a time.
+    pub max_control_connections: u32,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self {
+            max_sessions: 1024,
+            max_connections: 4096,
+            max_session_connections: 16,
+            max_depth: 128,
+            max_session_in_flight_bytes: 64 << 20,
+            max_in_flight_bytes: 512 << 20,
+            max_control_connections: 64,
+        }
+    }
+}
+
+/// Times in milliseconds.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TimeoutsConfig {
+    /// From accepting a connection to its OPEN or JOIN.
+    pub handshake_ms: u32,
+    /// Silence after which the node sends a PING.
+    pub heartbeat_interval_ms: u32,
+    /// Silence after which a connection is closed.
+    pub heartbeat_timeout_ms: u32,
+    /// How long a new connection waits for the requests of one it displaces.
+    pub drain_ms: u32,
+    /// How long a session without connections keeps its volume.
+    pub session_linger_ms: u32,
+    /// On shutdown: time for clients to move away by themselves.
+    pub shutdown_grace_ms: u32,
+    /// On shutdown: time for requests in the engines to end after that.
+    pub shutdown_drain_ms: u32,
+    /// How long to wait for the locks of a node that is ending.
+    pub lock_wait_ms: u32,
+}
+
+impl Default for TimeoutsConfig {
+    fn default() -> Self {
+        Self {
+            handshake_ms: 10_000,
+            heartbeat_interval_ms: 3_000,
+            heartbeat_timeout_ms: 9_000,
+            drain_ms: 10_000,
+            session_linger_ms: 30_000,
+            shutdown_grace_ms: 2_000,
+            shutdown_drain_ms: 30_000,
+            lock_wait_ms: 30_000,
+        }
+    }
+}
+
+/// Logs.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    /// A level, or a filter as `tracing-subscriber` describes it.
+    pub filter: String,
+    /// Text or JSON.
+    pub format: LogFormat,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self {
+            filter: "info".to_owned(),
+            format: LogFormat::Text,
+        }
+    }
+}
+
+/// Form of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// A volume to be created at start.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeConfig {
+    /// `pool/volume`.
+    pub name: VolumeName,
+    /// Size.
+    pub size_bytes: u64,
+    /// Unit of addressing.
+    #[serde(default = "default_min_block_bytes")]
+    pub logical_block_size_bytes: u32,
+    /// What the volume says it does not tear.
+    pub physical_block_size_bytes: Option<u32>,
+    /// Its engine; absent: the default one.
+    pub engine: Option<String>,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {path}: {source}")]
+    Read {
+        /// Its name.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is not as described.
+    #[error("the configuration {path} is wrong: {reason}")]
+    Wrong {
+        /// Its name.
+        path: PathBuf,
+        /// What is wrong, and where.
+        reason: String,
+    },
+}
+
+/// Longest read or write of any engine: what in-flight limits must hold.
+const MAX_IO_BYTES: u64 = 1 << 20;
+
+impl Config {
+    /// Reads and checks the file.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(&text).map_err(|reason| ConfigError::Wrong {
+            path: path.to_owned(),
+            reason,
+        })
+    }
+
+    /// Reads and checks the text of a configuration.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let config: Self = toml::from_str(text).map_err(|e| e.to_string())?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let ensure = |ok: bool, text: &str| if ok { Ok(()) } else { Err(text.to_owned()) };
+        ensure(
+            !self.engines.is_empty(),
+            "there is no engine: add a section like [engine.main] with kind and path",
+        )?;
+        for name in self.engines.keys() {
+            ensure(
+                VolumeName::new("x", name).is_ok(),
+                &format!(
+                    "the engine name {name:?} may have letters, digits, '.', '_' and '-' only"
+                ),
+            )?;
+        }
+        let default = self.default_engine_name()?;
+        let known = |name: &str| {
+            ensure(
+                self.engines.contains_key(name),
+                &format!("there is no engine {name:?}: add a section [engine.{name}]"),
+            )
+        };
+        known(default)?;
+        for volume in &self.volumes {
+            known(volume.engine.as_deref().unwrap_or(default))?;
+        }
+        ensure(
+            !self.data.listen.is_empty(),
+            "data.listen is empty: the node would serve nobody",
+        )?;
+        ensure(
+            self.data.nodes.len() <= neonsan_proto::MAX_NODES,
+            "data.nodes has more than 16 addresses",
+        )?;
+        ensure(
+            self.control.mode().is_some(),
+            "control.socket_mode is not an octal number such as \"0660\"",
+        )?;
+        let limits = &self.limits;
+        ensure(
+            limits.max_sessions > 0 && limits.max_connections > 0,
+            "limits.max_sessions and limits.max_connections must be more than 0",
+        )?;
+        ensure(
+            (1..=neonsan_proto::MAX_CONNECTIONS).contains(&limits.max_session_connections),
+            "limits.max_session_connections must be from 1 to 64",
+        )?;
+        ensure(
+            (1..=1024).contains(&limits.max_depth),
+            "limits.max_depth must be from 1 to 1024",
+        )?;
+        ensure(
+            limits.max_session_in_flight_bytes >= MAX_IO_BYTES
+                && limits.max_in_flight_bytes >= limits.max_session_in_flight_bytes,
+            "limits.max_session_in_flight_bytes must be at least 1048576, \
+             and limits.max_in_flight_bytes at least as much as that",
+        )?;
+        let timeouts = &self.timeouts;
+        ensure(
+            timeouts.handshake_ms >= 100 && timeouts.heartbeat_interval_ms >= 100,
+            "timeouts.handshake_ms and timeouts.heartbeat_interval_ms must be at least 100",
+        )?;
+        ensure(
+            timeouts.heartbeat_timeout_ms > timeouts.heartbeat_interval_ms,
+            "timeouts.heartbeat_timeout_ms must be more than timeouts.heartbeat_interval_ms",
+        )
+    }
+
+    /// The engine of volumes that are created without naming one.
+    pub fn default_engine_name(&self) -> Result<&str, String> {
+        match (&self.default_engine, self.engines.keys().next()) {
+            (Some(name), _) => Ok(name),
+            (None, Some(only)) if self.engines.len() == 1 => Ok(only),
+            (None, _) => Err("there are several engines: say which is default_engine".to_owned()),
+        }
+    }
+}
+
+impl ControlConfig {
+    /// Permissions of Unix sockets.
+    pub fn mode(&self) -> Option<u32> {
+        u32::from_str_radix(&self.socket_mode, 8)
+            .ok()
+            .filter(|mode| *mode <= 0o777)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const ENGINE: &str = "[engine.main]\nkind = \"file\"\npath = \"/x\"\n";
+
+    #[test]
+    fn the_smallest_configuration_is_an_engine() {
+        let config = Config::parse(ENGINE).unwrap();
+        assert_eq!(config.default_engine_name().unwrap(), "main");
+        assert!(config.data.listen[0].ip().is_loopback());
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_and_named() {
+        for (text, key) in [
+            ("liten = 1\n", "liten"),
+            ("[data]\nlissen = []\n", "lissen"),
+            ("[limits]\nmax_sesions = 1\n", "max_sesions"),
+            ("[control]\nport = 1\n", "port"),
+        ] {
+            let error = Config::parse(&format!("{text}{ENGINE}")).unwrap_err();
+            assert!(error.contains(key), "{error}");
+        }
+        let error =
+            Config::parse("[engine.a]\nkind = \"mem\"\ncapacity_bytes = 1\npath = \"/x\"\n")
+                .unwrap_err();
+        assert!(error.contains("path"), "{error}");
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_with_the_key() {
+        for (text, key) in [
+            ("default_engine = \"b\"\n", "[engine.b]"),
+            ("[data]\nlisten = []\n", "data.listen"),
+            ("[data]\nlisten = [\"somewhere\"]\n", "somewhere"),
+            ("[limits]\nmax_depth = 0\n", "limits.max_depth"),
+            ("[limits]\nmax_in_flight_bytes = 1\n", "max_in_flight_bytes"),
+            (
+                "[timeouts]\nheartbeat_timeout_ms = 5\n",
+                "heartbeat_timeout_ms",
+            ),
+            ("[control]\nsocket_mode = \"9\"\n", "socket_mode"),
+        ] {
+            let error = Config::parse(&format!("{text}{ENGINE}")).unwrap_err();
+            assert!(error.contains(key), "{text}: {error}");
+        }
+        assert!(Config::parse("").is_err());
+    }
+
+    #[test]
+    fn the_example_is_valid_and_shows_the_defaults() {
+        let example = include_str!("../neonsan-node.toml");
+        let shown = Config::parse(example).unwrap();
+        // Every commented-out setting is the default: with the comment signs
+        // of settings taken away it says the same.
+        let uncommented: String = example
+            .lines()
+            .map(|line| match line.strip_prefix("#= ") {
+                Some(setting) => format!("{setting}\n"),
+                None => format!("{line}\n"),
+            })
+            .collect();
+        let all = Config::parse(&uncommented).unwrap();
+        assert_eq!(format!("{shown:?}"), format!("{all:?}"));
+    }
+}

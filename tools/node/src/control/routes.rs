@@ -1,0 +1,294 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+//! Which request is answered by what.
+
+use std::convert::Infallible;
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use hyper::{header, Method, Request, Response, StatusCode};
+use neonsan_api::{
+    ApiError, EngineInfo, ErrorCode, Health, HealthStatus, NodeInfo, NodeLimits, VolumeName,
+    API_PREFIX,
+};
+use serde::de::DeserializeOwned;
+use serde::Serialize;
+
+use super::volumes;
+use crate::metrics;
+use crate::shared::{hex, Shared};
+
+/// Longest body of a request.
+const MAX_BODY_BYTES: usize = 64 * 1024;
+
+/// The API's description, as documented.
+const OPENAPI: &str = include_str!("../../../../Documentation/node-api/openapi.yaml");
+
+type Answer = Response<Full<Bytes>>;
+type Result<T> = std::result::Result<T, ApiError>;
+
+fn with_body(status: StatusCode, content_type: &str, body: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(Full::new(body.into()));
+    *answer.status_mut() = status;
+    if let Ok(value) = header::HeaderValue::from_str(content_type) {
+        answer.headers_mut().insert(header::CONTENT_TYPE, value);
+    }
+    answer
+}
+
+fn json<T: Serialize>(status: StatusCode, value: &T) -> Answer {
+    match serde_json::to_vec(value) {
+        Ok(body) => with_body(status, "application/json", body),
+        Err(error) => failure(&ApiError::new(
+            ErrorCode::Internal,
+            format!("the answer cannot be written: {error}"),
+        )),
+    }
+}
+
+fn failure(error: &ApiError) -> Answer {
+    let status =
+        StatusCode::from_u16(error.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    // Strings only: this cannot fail.
+    let body = serde_json::to_vec(error).unwrap_or_default();
+    with_body(status, "application/json", body)
+}
+
+/// Answers one request, whatever it is.
+pub(super) async fn answer(
+    shared: Arc<Shared>,
+    request: Request<Incoming>,
+) -> std::result::Result<Answer, Infallible> {
+    let method = request.method().clone();
+    let path = request.uri().path().to_owned();
+    let answer = match route(shared, request).await {
+        Ok(answer) => answer,
+        Err(error) => failure(&error),
+    };
+    let status = answer.status().as_u16();
+    if method == Method::GET {
+        tracing::debug!(%method, path, status, "control request");
+    } else {
+        tracing::info!(%method, path, status, "control request");
+    }
+    Ok(answer)
+}
+
+fn bad_request(text: impl Into<String>) -> ApiError {
+    ApiError::new(ErrorCode::BadRequest, text)
+}
+
+fn check_origin(request: &Request<Incoming>) -> Result<()> {
+    if request.headers().contains_key(header::ORIGIN) {
+        return Err(ApiError::new(
+            ErrorCode::NotPermitted,
+            "requests from web pages are refused",
+        ));
+    }
+    let is_change = !matches!(*request.method(), Method::GET | Method::HEAD);
+    let content_type = request
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    if is_change && !content_type.starts_with("application/json") {
+        return Err(bad_request(
+            "a change must be sent with Content-Type: application/json",
+        ));
+    }
+    Ok(())
+}
+
+async fn read_json<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T> {
+    let body = Limited::new(request.into_body(), MAX_BODY_BYTES)
+        .collect()
+        .await
+        .map_err(|e| bad_request(format!("the body cannot be read: {e}")))?
+        .to_bytes();
+    serde_json::from_slice(&body).map_err(|e| bad_request(format!("the body is wrong: {e}")))
+}
+
+fn name_of(pool: &str, volume: &str) -> Result<VolumeName> {
+    VolumeName::new(pool, volume).map_err(|e| ApiError::new(ErrorCode::BadName, e.to_string()))
+}
+
+/// The value of `pool` in the query; names need no unescaping, since good
+/// ones have no character that would be escaped.
+fn pool_of(query: Option<&str>) -> Result<Option<String>> {
+    let mut pool = None;
+    for pair in query
+        .unwrap_or_default()
+        .split('&')
+        .filter(|p| !p.is_empty())
+    {
+        match pair.split_once('=') {
+            Some(("pool", value)) => {
+                name_of(value, "x")?;
+                pool = Some(value.to_owned());
+            }
+            _ => return Err(bad_request(format!("the query {pair:?} is not known"))),
+        }
+    }
+    Ok(pool)
+}
+
+async fn route(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Answer> {
+    check_origin(&request)?;
+    let method = request.method().clone();
+    let path = request.uri().path().to_owned();
+    if method == Method::GET && path == "/metrics" {
+        let page = volumes::blocking(move || Ok(metrics::exposition(&shared))).await?;
+        let content_type = "text/plain; version=0.0.4; charset=utf-8";
+        return Ok(with_body(StatusCode::OK, content_type, page));
+    }
+    let not_found = || {
+        ApiError::new(
+            ErrorCode::NotFound,
+            format!("there is no {method} {path} here"),
+        )
+        .with_hint(format!("{API_PREFIX}/openapi.yaml describes what there is"))
+    };
+    let rest = path.strip_prefix(API_PREFIX).ok_or_else(not_found)?;
+    let parts: Vec<&str> = rest.split('/').skip(1).collect();
+    let ok = StatusCode::OK;
+    match (&method, parts.as_slice()) {
+        (&Method::GET, ["openapi.yaml"]) => {
+            Ok(with_body(ok, "application/yaml; charset=utf-8", OPENAPI))
+        }
+        (&Method::GET, ["node"]) => Ok(json(ok, &node_info(shared).await?)),
+        (&Method::GET, ["health"]) => {
+            let health = health(shared).await?;
+            let status = match health.status {
+                HealthStatus::Ok => ok,
+                _ => StatusCode::SERVICE_UNAVAILABLE,
+            };
+            Ok(json(status, &health))
+        }
+        (&Method::GET, ["sessions"]) => Ok(json(ok, &volumes::sessions(&shared, None).await?)),
+        (&Method::GET, ["volumes"]) => {
+            let pool = pool_of(request.uri().query())?;
+            Ok(json(ok, &volumes::list(shared, pool).await?))
+        }
+        (&Method::POST, ["volumes"]) => {
+            let create = read_json(request).await?;
+            let info = volumes::create(shared, create).await?;
+            Ok(json(StatusCode::CREATED, &info))
+        }
+        (&Method::GET, ["volumes", pool, volume]) => {
+            let name = name_of(pool, volume)?;
+            Ok(json(ok, &volumes::info(shared, name).await?))
+        }
+        (&Method::DELETE, ["volumes", pool, volume]) => {
+            let name = name_of(pool, volume)?;
+            volumes::delete(shared, name).await?;
+            let mut answer = Response::new(Full::default());
+            *answer.status_mut() = StatusCode::NO_CONTENT;
+            Ok(answer)
+        }
+        (&Method::POST, ["volumes", pool, volume, "resize"]) => {
+            let name = name_of(pool, volume)?;
+            let resize = read_json(request).await?;
+            Ok(json(ok, &volumes::resize(shared, name, resize).await?))
+        }
+        #[cfg(feature = "test-faults")]
+        (&Method::PUT, ["test-faults"]) => {
+            let faults = read_json::<super::faults::FaultsBody>(request).await?;
+            shared.faults.set(faults.into_faults()?);
+            Ok(json(ok, &serde_json::json!({})))
+        }
+        _ => Err(not_found()),
+    }
+}
+
+async fn node_info(shared: Arc<Shared>) -> Result<NodeInfo> {
+    volumes::blocking(move || {
+        let limits = &shared.config.limits;
+        let timeouts = &shared.config.timeouts;
+        let count = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+        Ok(NodeInfo {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            boot_id: hex(&shared.boot_id),
+            uptime_s: shared.clock.now().0 / 1000,
+            protocol_versions: [neonsan_proto::MIN_VERSION, neonsan_proto::MAX_VERSION],
+            data_addresses: shared
+                .data_addresses
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
+            engines: engine_infos(&shared),
+            limits: NodeLimits {
+                max_sessions: limits.max_sessions,
+                max_connections: limits.max_connections,
+                max_session_in_flight_bytes: limits.max_session_in_flight_bytes,
+                max_in_flight_bytes: limits.max_in_flight_bytes,
+                handshake_timeout_ms: timeouts.handshake_ms,
+                idle_timeout_ms: timeouts.heartbeat_timeout_ms,
+            },
+            sessions: count(shared.metrics.sessions()),
+            connections: count(shared.metrics.connections.load(Ordering::Relaxed)),
+        })
+    })
+    .await
+}
+
+/// The engines; one that fails is listed with the reason in its notes.
+fn engine_infos(shared: &Shared) -> Vec<EngineInfo> {
+    shared
+        .engines
+        .iter()
+        .map(|named| {
+            let status = named
+                .status()
+                .unwrap_or_else(|error| neonsan_engine::EngineStatus {
+                    notes: vec![format!("failing: {error}")],
+                    ..Default::default()
+                });
+            EngineInfo {
+                name: named.name.clone(),
+                kind: named.engine.kind().to_owned(),
+                persistent: named.engine.is_persistent(),
+                capacity_bytes: status.capacity_bytes,
+                available_bytes: status.available_bytes,
+                untorn_write_bytes: status.untorn_bytes,
+                notes: status.notes,
+            }
+        })
+        .collect()
+}
+
+/// Below this share of its space an engine is a problem: one in 20.
+const LOW_SPACE_SHARE: u64 = 20;
+
+async fn health(shared: Arc<Shared>) -> Result<Health> {
+    volumes::blocking(move || {
+        let mut problems = Vec::new();
+        for named in &shared.engines {
+            match named.status() {
+                Ok(status) => {
+                    if let (Some(capacity), Some(available)) =
+                        (status.capacity_bytes, status.available_bytes)
+                    {
+                        if available < capacity / LOW_SPACE_SHARE {
+                            problems.push(format!(
+                                "the engine {} has {available} of {capacity} bytes left",
+                                named.name
+                            ));
+                        }
+                    }
+                }
+                Err(error) => problems.push(format!("the engine {}: {error}", named.name)),
+            }
+        }
+        let status = if shared.is_going_away() {
+            HealthStatus::ShuttingDown
+        } else if problems.is_empty() {
+            HealthStatus::Ok
+        } else {
+            HealthStatus::Degraded
+        };
+        Ok(Health { status, problems })
+    })
+    .await
+}

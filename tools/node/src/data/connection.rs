@@ -1,0 +1,445 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+//! One data connection.
+//!
+//! ```text
+//!   1 Handshake ──▶ 2 Waiting ──▶ 3 Active ──▶ 4 Draining ──▶ 5 Ended
+//!        │              │ refused     │ (the socket is gone,      ▲
+//!        │              ▼             │  the engine still works)  │
+//!        │          2a Refusing ──────┼───────────────────────────┤
+//!        └────────────────────────────┴───────────────────────────┘
+//! ```
+//!
+//! From 2 on the hub knows the connection, and is told when nothing of it can
+//! reach the engine any more: at the end of 2, 3 or 4.
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use neonsan_proto::{EventKind, Features, Refusal, Status};
+use neonsan_session::server::{ConnectionId, Handshake, Limits, Receiver};
+use neonsan_session::{CloseCause, Instant};
+use rustix::event::epoll::EventFlags;
+use rustix::io::Errno;
+
+use super::active::{Active, Pause};
+use super::output::Output;
+use super::worker::Context;
+use super::ToWorker;
+use crate::hub::{Introduction, ToHub};
+
+/// Time for a refusal to be sent.
+const REFUSAL_MS: u64 = 2000;
+
+/// What a node says it is in its hello.
+const PRODUCT: &str = concat!("neonsan-node ", env!("CARGO_PKG_VERSION"));
+
+enum Phase {
+    Handshake(Box<Handshake>),
+    Waiting(Box<Handshake>),
+    Refusing { deadline: Instant },
+    Active(Box<Active>),
+    Draining(Box<Active>),
+    Ended,
+}
+
+/// One data connection. Owned by its worker.
+pub(super) struct Connection {
+    pub(super) id: ConnectionId,
+    peer: SocketAddr,
+    /// Gone from `Draining` on.
+    socket: Option<OwnedFd>,
+    phase: Phase,
+    output: Output,
+    /// Events for which the socket is registered.
+    pub(super) interest: EventFlags,
+    since: Instant,
+    heard_at: Instant,
+    /// When something was last sent, or there was nothing to send.
+    sent_at: Instant,
+    /// Takes no more requests, and closes when all is answered.
+    finishing: Option<CloseCause>,
+}
+
+impl Connection {
+    pub(super) fn new(
+        id: ConnectionId,
+        socket: OwnedFd,
+        peer: SocketAddr,
+        context: &Context<'_>,
+    ) -> Self {
+        let features = if context.shared.config.data.checksums {
+            Features::KNOWN
+        } else {
+            Features::NONE
+        };
+        Self {
+            id,
+            peer,
+            socket: Some(socket),
+            phase: Phase::Handshake(Box::new(Handshake::new(features, PRODUCT, crc32c::crc32c))),
+            output: Output::default(),
+            interest: EventFlags::empty(),
+            since: context.now,
+            heard_at: context.now,
+            sent_at: context.now,
+            finishing: None,
+        }
+    }
+
+    pub(super) fn socket(&self) -> Option<BorrowedFd<'_>> {
+        self.socket.as_ref().map(AsFd::as_fd)
+    }
+
+    pub(super) fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        match &self.phase {
+            Phase::Active(active) | Phase::Draining(active) => active.event_fd(),
+            Phase::Handshake(_) | Phase::Waiting(_) | Phase::Refusing { .. } | Phase::Ended => None,
+        }
+    }
+
+    pub(super) fn is_ended(&self) -> bool {
+        matches!(self.phase, Phase::Ended)
+    }
+
+    /// A budget had too little for it: it is to be tried again soon.
+    pub(super) fn is_stalled(&self) -> bool {
+        matches!(&self.phase, Phase::Active(active) if active.is_stalled())
+    }
+
+    /// Events that the socket is to be watched for. Errors always are.
+    pub(super) fn wanted_events(&self) -> EventFlags {
+        let mut events = match &self.phase {
+            Phase::Handshake(_) => EventFlags::IN,
+            // A client that waits says nothing, but may go away.
+            Phase::Waiting(_) => EventFlags::RDHUP,
+            Phase::Active(active) if self.finishing.is_none() && !active.is_stalled() => {
+                EventFlags::IN
+            }
+            Phase::Active(_) | Phase::Refusing { .. } | Phase::Draining(_) | Phase::Ended => {
+                EventFlags::empty()
+            }
+        };
+        if !self.output.is_empty() {
+            events |= EventFlags::OUT;
+        }
+        if let Phase::Handshake(machine) = &self.phase {
+            if !machine.poll_transmit().is_empty() {
+                events |= EventFlags::OUT;
+            }
+        }
+        events
+    }
+
+    /// Does what can be done now; `events` are the socket's.
+    pub(super) fn turn(&mut self, events: EventFlags, context: &mut Context<'_>) {
+        if let Err(cause) = self.advance(events, context) {
+            self.close(cause, context);
+        }
+        if let Phase::Draining(active) = &mut self.phase {
+            active.run_engine(None, context);
+            if !active.is_busy() {
+                self.end(context);
+            }
+        }
+    }
+
+    fn advance(&mut self, events: EventFlags, context: &mut Context<'_>) -> Result<(), CloseCause> {
+        let Some(socket) = self.socket.as_ref().map(AsFd::as_fd) else {
+            return Ok(());
+        };
+        if events.contains(EventFlags::ERR) {
+            let error = rustix::net::sockopt::socket_error(socket);
+            if let Ok(Err(error)) = error {
+                return Err(CloseCause::SocketError(error.raw_os_error()));
+            }
+        }
+        if events.intersects(EventFlags::HUP | EventFlags::RDHUP) {
+            return Err(CloseCause::PeerClosed);
+        }
+        match &mut self.phase {
+            Phase::Handshake(machine) => {
+                drive_handshake(machine, socket)?;
+                self.heard_at = context.now;
+                self.introduce(context);
+                Ok(())
+            }
+            Phase::Active(active) => {
+                if self.finishing.is_none() {
+                    let (pause, heard) = active.receive(socket, &mut self.output, context)?;
+                    // While it stalls it is not listened to.
+                    if heard || pause == Pause::Stalled {
+                        self.heard_at = context.now;
+                    }
+                    if let Pause::Closed { release } = pause {
+                        active.stop_receiving(context);
+                        self.finishing = Some(if release {
+                            context.shared.tell_hub(ToHub::Release(self.id));
+                            CloseCause::Released
+                        } else {
+                            CloseCause::PeerClosed
+                        });
+                    }
+                }
+                active.run_engine(Some(&mut self.output), context);
+                self.flush(context)
+            }
+            Phase::Refusing { .. } => self.flush(context),
+            Phase::Waiting(_) | Phase::Draining(_) | Phase::Ended => Ok(()),
+        }
+    }
+
+    /// Sends what waits; an error ends the connection, also when it is done.
+    fn flush(&mut self, context: &mut Context<'_>) -> Result<(), CloseCause> {
+        let Some(socket) = self.socket.as_ref().map(AsFd::as_fd) else {
+            return Ok(());
+        };
+        let flushed = self.output.flush(socket, context.pool);
+        if flushed.progress || self.output.is_empty() {
+            self.sent_at = context.now;
+        }
+        let mut busy = false;
+        if let Phase::Active(active) = &self.phase {
+            active.give_back(flushed.freed_bytes, context);
+            busy = active.is_busy();
+        }
+        flushed
+            .result
+            .map_err(|error| CloseCause::SocketError(error.raw_os_error()))?;
+        match self.finishing {
+            Some(cause) if !busy && self.output.is_empty() => Err(cause),
+            _ => Ok(()),
+        }
+    }
+
+    /// Passes the client on to the hub once it has introduced itself.
+    fn introduce(&mut self, context: &mut Context<'_>) {
+        let Phase::Handshake(machine) = &self.phase else {
+            return;
+        };
+        let Some(introduced) = machine.introduced() else {
+            return;
+        };
+        if let Phase::Handshake(machine) = std::mem::replace(&mut self.phase, Phase::Ended) {
+            self.phase = Phase::Waiting(machine);
+        }
+        context
+            .shared
+            .tell_hub(ToHub::Introduce(Box::new(Introduction {
+                id: self.id,
+                introduced,
+                peer: self.peer,
+            })));
+    }
+
+    /// Handles a message to this connection, but for `Accept`.
+    pub(super) fn on_message(&mut self, message: ToWorker, context: &mut Context<'_>) {
+        match message {
+            ToWorker::Admit { .. } => self.admit(message, context),
+            ToWorker::Refuse {
+                status,
+                refusal,
+                text,
+                ..
+            } => self.refuse(status, refusal, &text, context),
+            ToWorker::Revoke { cause, .. } => self.revoke(cause, context),
+            ToWorker::Resized {
+                geometry,
+                size_bytes,
+                ..
+            } => {
+                if let Phase::Active(active) = &mut self.phase {
+                    active.set_geometry(geometry);
+                    active.send_event(EventKind::Resized, size_bytes, &mut self.output);
+                }
+            }
+            ToWorker::GoingAway(left_ms) => {
+                if let Phase::Active(active) = &mut self.phase {
+                    active.send_event(EventKind::GoingAway, u64::from(left_ms), &mut self.output);
+                }
+            }
+            ToWorker::Accept { .. } | ToWorker::Stop => {}
+        }
+        self.turn(EventFlags::empty(), context);
+    }
+
+    fn admit(&mut self, message: ToWorker, context: &mut Context<'_>) {
+        let ToWorker::Admit {
+            volume,
+            name,
+            reply,
+            geometry,
+            read_only,
+            budget,
+            ..
+        } = message
+        else {
+            return;
+        };
+        let Phase::Waiting(machine) = &self.phase else {
+            return;
+        };
+        let depth = reply.max_depth.get();
+        let queue = match volume.queue(u32::from(depth)) {
+            Ok(queue) => queue,
+            Err(error) => {
+                tracing::error!(volume = %name, %error, "cannot serve a connection");
+                context.shared.tell_hub(ToHub::Drained(self.id));
+                let text = format!("the node cannot serve another connection: {error}");
+                return self.refuse(Status::Busy, Refusal::default(), &text, context);
+            }
+        };
+        let limits = Limits {
+            max_depth: depth,
+            max_inflight_bytes: reply.max_inflight_bytes.get(),
+            read_only,
+        };
+        let features = machine.features();
+        let mut answer = Vec::new();
+        machine.encode_accept(*reply, &context.shared.nodes, &mut answer);
+        self.output.push_bytes(answer);
+        tracing::info!(
+            volume = %name, connection = self.id.0, peer = %self.peer,
+            generation = reply.generation.get(), read_only, "connection admitted"
+        );
+        let receiver = Receiver::new(geometry, limits, features, crc32c::crc32c);
+        self.phase = Phase::Active(Box::new(Active::new(
+            name, queue, receiver, features, budget,
+        )));
+        self.heard_at = context.now;
+        self.sent_at = context.now;
+    }
+
+    fn refuse(&mut self, status: Status, refusal: Refusal, text: &str, context: &mut Context<'_>) {
+        let Phase::Waiting(machine) = &self.phase else {
+            return;
+        };
+        let mut answer = Vec::new();
+        machine.encode_refusal(status, refusal, text, &mut answer);
+        self.output.push_bytes(answer);
+        self.phase = Phase::Refusing {
+            deadline: context.now.after_ms(REFUSAL_MS),
+        };
+        self.finishing = Some(CloseCause::Refused(status));
+    }
+
+    fn revoke(&mut self, cause: CloseCause, context: &mut Context<'_>) {
+        let Phase::Active(active) = &mut self.phase else {
+            return;
+        };
+        active.stop_receiving(context);
+        match cause {
+            // Everybody agrees that it ends: what was begun is answered.
+            CloseCause::GoingAway | CloseCause::Released => {
+                self.finishing.get_or_insert(cause);
+            }
+            CloseCause::Fenced => {
+                active.send_event(EventKind::Fenced, 0, &mut self.output);
+                // As far as the socket takes it; nobody waits for a fenced host.
+                let _ = self.flush(context);
+                self.close(cause, context);
+            }
+            _ => self.close(cause, context),
+        }
+    }
+
+    /// Looks at the time.
+    pub(super) fn handle_timeout(&mut self, context: &mut Context<'_>) {
+        let now = context.now;
+        let timeouts = &context.shared.config.timeouts;
+        match &mut self.phase {
+            Phase::Handshake(_) => {
+                if now.since_ms(self.since) >= u64::from(timeouts.handshake_ms) {
+                    self.close(CloseCause::ConnectTimeout, context);
+                }
+            }
+            Phase::Refusing { deadline } => {
+                if now >= *deadline {
+                    self.close(CloseCause::ConnectTimeout, context);
+                }
+            }
+            Phase::Active(active) => {
+                let limit = u64::from(timeouts.heartbeat_timeout_ms);
+                if active.is_stalled() || self.finishing.is_some() {
+                    self.heard_at = now;
+                }
+                let deaf = !self.output.is_empty() && now.since_ms(self.sent_at) >= limit;
+                if deaf || now.since_ms(self.heard_at) >= limit {
+                    return self.close(CloseCause::HeartbeatTimeout, context);
+                }
+                let quiet = u64::from(timeouts.heartbeat_interval_ms);
+                if self.output.is_empty()
+                    && self.finishing.is_none()
+                    && now.since_ms(self.sent_at).min(now.since_ms(self.heard_at)) >= quiet
+                {
+                    active.send_ping(now, &mut self.output);
+                    self.turn(EventFlags::empty(), context);
+                }
+            }
+            // The gate and the engine have the say there.
+            Phase::Waiting(_) | Phase::Draining(_) | Phase::Ended => {}
+        }
+    }
+
+    /// Closes the socket. What the engine still has is drained.
+    fn close(&mut self, cause: CloseCause, context: &mut Context<'_>) {
+        if self.socket.take().is_none() {
+            return;
+        }
+        context.metrics.closed(&cause);
+        let id = self.id.0;
+        let peer = self.peer;
+        if cause.is_violation() {
+            tracing::warn!(connection = id, %peer, cause = cause.name(), "connection closed: {cause}");
+        } else {
+            tracing::info!(connection = id, %peer, cause = cause.name(), "connection closed: {cause}");
+        }
+        let freed = self.output.clear(context.pool);
+        match std::mem::replace(&mut self.phase, Phase::Ended) {
+            Phase::Active(mut active) => {
+                active.give_back(freed, context);
+                active.stop_receiving(context);
+                self.phase = Phase::Draining(active);
+                // `turn` ends it, at once if the engine has nothing of it.
+                self.turn(EventFlags::empty(), context);
+            }
+            Phase::Waiting(_) => context.shared.tell_hub(ToHub::Drained(self.id)),
+            Phase::Handshake(_) | Phase::Refusing { .. } | Phase::Ended => {}
+            Phase::Draining(active) => self.phase = Phase::Draining(active),
+        }
+    }
+
+    /// The engine has nothing of it any more.
+    fn end(&mut self, context: &mut Context<'_>) {
+        // The queue goes first: it keeps the volume open.
+        self.phase = Phase::Ended;
+        context.shared.tell_hub(ToHub::Drained(self.id));
+    }
+}
+
+/// Moves the handshake on as far as the socket allows.
+fn drive_handshake(machine: &mut Handshake, socket: BorrowedFd<'_>) -> Result<(), CloseCause> {
+    loop {
+        let to_send = machine.poll_transmit();
+        if !to_send.is_empty() {
+            use rustix::net::SendFlags;
+            match rustix::net::send(socket, to_send, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+                Ok(len) => machine.transmitted(len)?,
+                Err(Errno::INTR) => {}
+                Err(Errno::WOULDBLOCK) => return Ok(()),
+                Err(error) => return Err(CloseCause::SocketError(error.raw_os_error())),
+            }
+            continue;
+        }
+        let place = machine.want();
+        if place.is_empty() {
+            return Ok(());
+        }
+        match rustix::io::read(socket, place) {
+            Ok(0) => return Err(CloseCause::PeerClosed),
+            Ok(len) => machine.received(len)?,
+            Err(Errno::INTR) => {}
+            Err(Errno::WOULDBLOCK) => return Ok(()),
+            Err(error) => return Err(CloseCause::SocketError(error.raw_os_error())),
+        }
+    }
+}

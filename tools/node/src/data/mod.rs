@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+//! The data port: worker threads, each with its connections and nothing
+//! shared with the others on the I/O path but counters.
+//!
+//! * [`worker`]: the event loop of a thread, accepting, time.
+//! * [`connection`]: one connection from accepting to its end.
+//! * [`active`]: requests of an admitted connection: socket to engine and back.
+//! * [`output`]: what waits to be sent.
+
+mod active;
+mod connection;
+mod output;
+mod status;
+mod worker;
+
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use neonsan_api::VolumeName;
+use neonsan_engine::Volume;
+use neonsan_proto::{Geometry, OpenReply, Refusal, Status};
+use neonsan_session::server::ConnectionId;
+use neonsan_session::CloseCause;
+use rustix::event::{eventfd, EventfdFlags};
+
+use crate::shared::Budget;
+
+pub use worker::Worker;
+
+/// What a worker is told.
+pub enum ToWorker {
+    /// A new connection is yours.
+    Accept {
+        /// Its name from now on.
+        id: ConnectionId,
+        /// Its socket.
+        socket: OwnedFd,
+        /// Where it comes from.
+        peer: SocketAddr,
+    },
+    /// The connection is let in: answer, and take its requests.
+    Admit {
+        /// The connection.
+        id: ConnectionId,
+        /// Its volume.
+        volume: Arc<dyn Volume>,
+        /// The volume's name.
+        name: VolumeName,
+        /// The answer.
+        reply: Box<OpenReply>,
+        /// What requests are checked against.
+        geometry: Geometry,
+        /// Nothing may be changed.
+        read_only: bool,
+        /// Bytes in flight of the session.
+        budget: Arc<Budget>,
+    },
+    /// Answer so, and close it.
+    Refuse {
+        /// The connection.
+        id: ConnectionId,
+        /// The status.
+        status: Status,
+        /// Particulars.
+        refusal: Refusal,
+        /// For people.
+        text: String,
+    },
+    /// Take no new request, close it, tell when it is drained.
+    Revoke {
+        /// The connection.
+        id: ConnectionId,
+        /// Why.
+        cause: CloseCause,
+    },
+    /// Its volume has another size.
+    Resized {
+        /// The connection.
+        id: ConnectionId,
+        /// What requests are checked against.
+        geometry: Geometry,
+        /// The size.
+        size_bytes: u64,
+    },
+    /// Tell all clients that the node stops in so many milliseconds, and
+    /// accept no more.
+    GoingAway(u32),
+    /// End the thread.
+    Stop,
+}
+
+/// Where a worker gets its messages.
+#[derive(Default)]
+struct Letters(Vec<ToWorker>);
+
+/// The mailbox of a worker. Its lock is held to push or to take all.
+pub struct Mailbox {
+    letters: Mutex<Letters>,
+    signal: OwnedFd,
+}
+
+impl Mailbox {
+    /// An empty mailbox.
+    pub fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            letters: Mutex::default(),
+            signal: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+        })
+    }
+
+    /// Leaves a message.
+    pub fn post(&self, letter: ToWorker) {
+        self.letters
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
+            .push(letter);
+        // Fails only when the counter is at its end, where it is readable.
+        let _ = rustix::io::write(&self.signal, &1u64.to_ne_bytes());
+    }
+
+    /// Takes all messages, and resets the signal.
+    fn take(&self) -> Vec<ToWorker> {
+        // First, so that what is posted from here on signals again.
+        let _ = rustix::io::read(&self.signal, &mut [0; 8]);
+        let mut letters = self.letters.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut letters.0)
+    }
+
+    fn signal(&self) -> BorrowedFd<'_> {
+        self.signal.as_fd()
+    }
+}

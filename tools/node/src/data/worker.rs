@@ -1,0 +1,369 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+//! The event loop of a worker thread.
+//!
+//! A worker owns its connections, with their engine queues, and its pool of
+//! buffers. It waits with epoll for sockets, engines and its mailbox, gives
+//! each connection that has an event one turn, and looks at the time ten
+//! times a second. The first worker also accepts connections, and hands them
+//! out in turn.
+
+use std::collections::HashMap;
+use std::mem::MaybeUninit;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::time::Duration;
+
+use neonsan_engine::BufferPool;
+use neonsan_session::server::ConnectionId;
+use neonsan_session::Instant;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::event::Timespec;
+use rustix::io::Errno;
+
+use super::connection::Connection;
+use super::{Mailbox, ToWorker};
+use crate::metrics::WorkerMetrics;
+use crate::shared::Shared;
+
+/// How often the time is looked at.
+const TICK_MS: u64 = 100;
+
+/// How soon a connection that stalled is tried again, when nothing else
+/// happens on this worker.
+const STALL_RETRY: Duration = Duration::from_millis(2);
+
+/// Spare buffers kept by a worker.
+const POOL_BYTES: usize = 32 << 20;
+
+/// Marks in epoll: the mailbox, the listeners, and for the connection in a
+/// slot its socket and its engine.
+const MAILBOX_MARK: u64 = u64::MAX;
+const LISTENER_MARK: u64 = 1 << 62;
+const ENGINE_BIT: u64 = 1 << 61;
+
+/// What a connection may use during its turn.
+pub(super) struct Context<'a> {
+    pub(super) shared: &'a Shared,
+    pub(super) metrics: &'a WorkerMetrics,
+    pub(super) pool: &'a mut BufferPool,
+    pub(super) now: Instant,
+}
+
+/// A worker thread's state.
+pub struct Worker {
+    index: usize,
+    shared: Arc<Shared>,
+    mailbox: Arc<Mailbox>,
+    metrics: Arc<WorkerMetrics>,
+    epoll: OwnedFd,
+    /// Only the first worker has any.
+    listeners: Vec<TcpListener>,
+    /// Listeners are watched; not so after the process ran out of files, for
+    /// one tick.
+    listening: bool,
+    next_connection: u64,
+    /// Connections by slot, which is their mark in epoll.
+    slots: Vec<Option<Connection>>,
+    free: Vec<usize>,
+    by_id: HashMap<ConnectionId, usize>,
+    pool: BufferPool,
+    stopping: bool,
+    going_away: bool,
+}
+
+impl Worker {
+    /// A worker without connections. `listeners` are not blocking.
+    pub fn new(
+        index: usize,
+        shared: Arc<Shared>,
+        listeners: Vec<TcpListener>,
+    ) -> std::io::Result<Self> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        let mailbox = Arc::clone(&shared.mailboxes[index]);
+        epoll::add(
+            &epoll,
+            mailbox.signal(),
+            EventData::new_u64(MAILBOX_MARK),
+            EventFlags::IN,
+        )?;
+        let metrics = shared.metrics.worker(index);
+        let mut worker = Self {
+            index,
+            shared,
+            mailbox,
+            metrics,
+            epoll,
+            listeners,
+            listening: false,
+            next_connection: 0,
+            slots: Vec::new(),
+            free: Vec::new(),
+            by_id: HashMap::new(),
+            pool: BufferPool::new(POOL_BYTES),
+            stopping: false,
+            going_away: false,
+        };
+        worker.listen()?;
+        Ok(worker)
+    }
+
+    fn listen(&mut self) -> std::io::Result<()> {
+        if !self.listening && !self.going_away {
+            for (i, listener) in self.listeners.iter().enumerate() {
+                let mark = EventData::new_u64(LISTENER_MARK | i as u64);
+                epoll::add(&self.epoll, listener, mark, EventFlags::IN)?;
+            }
+            self.listening = true;
+        }
+        Ok(())
+    }
+
+    fn stop_listening(&mut self) {
+        if self.listening {
+            self.listening = false;
+            for listener in &self.listeners {
+                if let Err(error) = epoll::delete(&self.epoll, listener) {
+                    tracing::error!(%error, "cannot stop listening");
+                }
+            }
+        }
+    }
+
+    /// Works until [`ToWorker::Stop`] comes.
+    pub fn run(mut self) {
+        let mut events = [MaybeUninit::<Event>::uninit(); 256];
+        let mut next_tick = self.shared.clock.now().after_ms(TICK_MS);
+        while !self.stopping {
+            let now = self.shared.clock.now();
+            let stalled = self.slots.iter().flatten().any(Connection::is_stalled);
+            let wait = if stalled {
+                STALL_RETRY
+            } else {
+                Duration::from_millis(next_tick.since_ms(now).max(1))
+            };
+            let timeout = Timespec::try_from(wait).unwrap_or(Timespec {
+                tv_sec: 0,
+                tv_nsec: 1_000_000,
+            });
+            let ready = match epoll::wait(&self.epoll, &mut events[..], Some(&timeout)) {
+                Ok((ready, _)) => &*ready,
+                Err(Errno::INTR) => continue,
+                Err(error) => {
+                    tracing::error!(%error, "epoll failed: a worker ends");
+                    return;
+                }
+            };
+            let mut has_mail = false;
+            let mut to_accept = Vec::new();
+            // Connections first: a slot that becomes free is given to another
+            // connection only after all events of this round.
+            for event in ready {
+                let mark = event.data.u64();
+                if mark == MAILBOX_MARK {
+                    has_mail = true;
+                } else if mark & LISTENER_MARK != 0 {
+                    to_accept.push((mark & !LISTENER_MARK) as usize);
+                } else {
+                    let flags = if mark & ENGINE_BIT != 0 {
+                        EventFlags::empty()
+                    } else {
+                        event.flags
+                    };
+                    self.turn((mark & !ENGINE_BIT) as usize, |c, cx| c.turn(flags, cx));
+                }
+            }
+            if stalled {
+                for slot in 0..self.slots.len() {
+                    if self.slots[slot]
+                        .as_ref()
+                        .is_some_and(Connection::is_stalled)
+                    {
+                        self.turn(slot, |c, cx| c.turn(EventFlags::empty(), cx));
+                    }
+                }
+            }
+            if has_mail {
+                for message in self.mailbox.take() {
+                    self.on_message(message);
+                }
+            }
+            for listener in to_accept {
+                self.accept(listener);
+            }
+            let now = self.shared.clock.now();
+            if now >= next_tick {
+                next_tick = now.after_ms(TICK_MS);
+                for slot in 0..self.slots.len() {
+                    self.turn(slot, Connection::handle_timeout);
+                }
+                if let Err(error) = self.listen() {
+                    tracing::error!(%error, "cannot listen");
+                }
+            }
+        }
+    }
+
+    /// Lets the connection in `slot` act, and does what follows from it.
+    fn turn(&mut self, slot: usize, act: impl FnOnce(&mut Connection, &mut Context<'_>)) {
+        let Some(connection) = self.slots.get_mut(slot).and_then(Option::as_mut) else {
+            return;
+        };
+        let mut context = Context {
+            shared: &self.shared,
+            metrics: &self.metrics,
+            pool: &mut self.pool,
+            now: self.shared.clock.now(),
+        };
+        let had_engine = connection.event_fd().is_some();
+        act(connection, &mut context);
+        if connection.is_ended() {
+            let id = connection.id;
+            self.slots[slot] = None;
+            self.free.push(slot);
+            self.by_id.remove(&id);
+            self.shared
+                .metrics
+                .connections
+                .fetch_sub(1, Ordering::Relaxed);
+            return;
+        }
+        let wanted = connection.wanted_events();
+        let mut result = Ok(());
+        if let Some(socket) = connection.socket() {
+            if wanted != connection.interest {
+                let mark = EventData::new_u64(slot as u64);
+                result = epoll::modify(&self.epoll, socket, mark, wanted);
+            }
+        }
+        connection.interest = wanted;
+        if let (false, Some(fd)) = (had_engine, connection.event_fd()) {
+            let mark = EventData::new_u64(slot as u64 | ENGINE_BIT);
+            result = result.and(epoll::add(&self.epoll, fd, mark, EventFlags::IN));
+        }
+        if let Err(error) = result {
+            tracing::error!(%error, "epoll does not take a connection");
+        }
+    }
+
+    fn on_message(&mut self, message: ToWorker) {
+        let id = match &message {
+            ToWorker::Accept { .. } => return self.adopt(message),
+            ToWorker::Admit { id, .. }
+            | ToWorker::Refuse { id, .. }
+            | ToWorker::Revoke { id, .. }
+            | ToWorker::Resized { id, .. } => *id,
+            ToWorker::GoingAway(left_ms) => {
+                let left_ms = *left_ms;
+                self.going_away = true;
+                self.stop_listening();
+                self.listeners.clear();
+                for slot in 0..self.slots.len() {
+                    self.turn(slot, |c, cx| c.on_message(ToWorker::GoingAway(left_ms), cx));
+                }
+                return;
+            }
+            ToWorker::Stop => {
+                self.stopping = true;
+                return;
+            }
+        };
+        // It may be gone, and the hub will hear so, or has.
+        if let Some(slot) = self.by_id.get(&id).copied() {
+            self.turn(slot, |c, cx| c.on_message(message, cx));
+        }
+    }
+
+    /// Accepts what waits on a listener, and hands it out.
+    fn accept(&mut self, listener: usize) {
+        let workers = self.shared.mailboxes.len() as u64;
+        loop {
+            let Some(socket) = self.listeners.get(listener) else {
+                return;
+            };
+            let (stream, peer) = match socket.accept() {
+                Ok(accepted) => accepted,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => continue,
+                Err(error) => {
+                    tracing::error!(%error, "cannot accept connections for a moment");
+                    self.stop_listening();
+                    return;
+                }
+            };
+            let open = self.shared.metrics.connections.load(Ordering::Relaxed);
+            if open >= u64::from(self.shared.config.limits.max_connections) {
+                tracing::warn!(%peer, open, "refused a connection: limits.max_connections is reached");
+                self.metrics.over_limit.fetch_add(1, Ordering::Relaxed);
+                continue;
+            }
+            self.shared
+                .metrics
+                .connections
+                .fetch_add(1, Ordering::Relaxed);
+            let id = ConnectionId(self.next_connection);
+            self.next_connection += 1;
+            let message = ToWorker::Accept {
+                id,
+                socket: stream.into(),
+                peer,
+            };
+            let worker = (id.0 % workers) as usize;
+            if worker == self.index {
+                self.adopt(message);
+            } else {
+                self.shared.mailboxes[worker].post(message);
+            }
+        }
+    }
+
+    /// Makes an accepted socket a connection of this worker.
+    fn adopt(&mut self, message: ToWorker) {
+        let ToWorker::Accept { id, socket, peer } = message else {
+            return;
+        };
+        if let Err(error) = self.try_adopt(id, socket, peer) {
+            tracing::error!(%peer, %error, "cannot serve a connection");
+            self.shared
+                .metrics
+                .connections
+                .fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    fn try_adopt(
+        &mut self,
+        id: ConnectionId,
+        socket: OwnedFd,
+        peer: SocketAddr,
+    ) -> Result<(), Errno> {
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        // Replies are sent when they are ready, whole.
+        rustix::net::sockopt::set_tcp_nodelay(&socket, true)?;
+        let context = Context {
+            shared: &self.shared,
+            metrics: &self.metrics,
+            pool: &mut self.pool,
+            now: self.shared.clock.now(),
+        };
+        let mut connection = Connection::new(id, socket, peer, &context);
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() - 1
+        });
+        connection.interest = connection.wanted_events();
+        if let Some(socket) = connection.socket() {
+            let mark = EventData::new_u64(slot as u64);
+            if let Err(error) = epoll::add(&self.epoll, socket.as_fd(), mark, connection.interest) {
+                self.free.push(slot);
+                return Err(error);
+            }
+        }
+        self.metrics.accepted.fetch_add(1, Ordering::Relaxed);
+        self.slots[slot] = Some(connection);
+        self.by_id.insert(id, slot);
+        Ok(())
+    }
+}

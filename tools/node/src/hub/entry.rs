@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+//! What the hub knows of one volume.
+//!
+//! ```text
+//!            first OPEN               opened
+//!   Closed ─────────────▶ Busy ─────────────────▶ Open
+//!     ▲  ▲      claim       │ cannot be opened,     │
+//!     │  └──────────────────┘ end of the claim      │
+//!     └─────────────────────────────────────────────┘
+//!                    nobody holds it any more
+//! ```
+//!
+//! The gate outlives the states: it remembers who was fenced.
+
+use std::collections::HashMap;
+use std::mem;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use neonsan_api::{OpenMode, SessionInfo, VolumeName};
+use neonsan_engine::{Limits, Volume, VolumeStat};
+use neonsan_proto::Mode;
+use neonsan_session::server::{ConnectionId, Gate, GateConfig};
+use neonsan_session::Instant;
+
+use super::Introduction;
+use crate::config::Config;
+use crate::shared::{hex, Budget};
+
+/// An open volume and what is told of it.
+pub struct OpenVolume {
+    /// The volume.
+    pub volume: Arc<dyn Volume>,
+    /// Its engine's name.
+    pub engine: String,
+    /// Size and block sizes.
+    pub stat: VolumeStat,
+    /// Abilities.
+    pub limits: Limits,
+}
+
+/// Whether the volume is open.
+pub(super) enum State {
+    /// It is not.
+    Closed,
+    /// It is being opened, or is claimed by the control API; these wait.
+    Busy { waiting: Vec<Introduction> },
+    /// It is.
+    Open(OpenVolume),
+}
+
+/// A connection which knocked at the gate.
+pub(super) struct ConnectionNote {
+    pub(super) session_id: [u8; 16],
+    pub(super) peer: SocketAddr,
+    pub(super) mode: Mode,
+    pub(super) generation: u64,
+}
+
+/// What the gate does not know of a session.
+pub(super) struct SessionNote {
+    /// The name of its host, for people.
+    pub(super) host_name: String,
+    /// Its bytes in flight; shared with the workers of its connections.
+    pub(super) budget: Arc<Budget>,
+}
+
+/// One volume, open or not.
+pub(super) struct Entry {
+    pub(super) gate: Gate,
+    pub(super) state: State,
+    /// It was open once, so the gate may have something to remember.
+    pub(super) was_open: bool,
+    pub(super) connections: HashMap<ConnectionId, ConnectionNote>,
+    pub(super) session_notes: HashMap<[u8; 16], SessionNote>,
+}
+
+impl Entry {
+    pub(super) fn new(config: &Config, without_fencing: bool) -> Self {
+        Self {
+            gate: Gate::new(GateConfig {
+                max_sessions: config.limits.max_sessions as usize,
+                max_connections: config.limits.max_session_connections,
+                drain_timeout_ms: u64::from(config.timeouts.drain_ms),
+                linger_ms: u64::from(config.timeouts.session_linger_ms),
+                without_fencing,
+            }),
+            state: State::Closed,
+            was_open: false,
+            connections: HashMap::new(),
+            session_notes: HashMap::new(),
+        }
+    }
+
+    fn change_state(&mut self, state: State) -> Vec<Introduction> {
+        match mem::replace(&mut self.state, state) {
+            State::Busy { waiting } => waiting,
+            State::Closed | State::Open(_) => Vec::new(),
+        }
+    }
+
+    /// The volume was opened; gives those who waited for it.
+    pub(super) fn become_open(&mut self, volume: OpenVolume) -> Vec<Introduction> {
+        self.was_open = true;
+        self.change_state(State::Open(volume))
+    }
+
+    /// The volume is closed, or could not be opened; gives those who waited.
+    pub(super) fn become_closed(&mut self) -> Vec<Introduction> {
+        self.change_state(State::Closed)
+    }
+
+    /// The connection was closed before its volume was open.
+    pub(super) fn stop_waiting(&mut self, id: ConnectionId) {
+        if let State::Busy { waiting } = &mut self.state {
+            waiting.retain(|introduction| introduction.id != id);
+        }
+    }
+
+    pub(super) fn volume(&self) -> Option<Arc<dyn Volume>> {
+        match &self.state {
+            State::Open(open) => Some(Arc::clone(&open.volume)),
+            State::Closed | State::Busy { .. } => None,
+        }
+    }
+
+    /// Remembers what the gate does not.
+    pub(super) fn note(&mut self, introduction: &Introduction, config: &Config) {
+        let request = &introduction.introduced.request;
+        self.connections.insert(
+            introduction.id,
+            ConnectionNote {
+                session_id: request.session_id,
+                peer: introduction.peer,
+                mode: request.mode(),
+                generation: request.generation.get(),
+            },
+        );
+        self.session_notes
+            .entry(request.session_id)
+            .or_insert_with(|| SessionNote {
+                host_name: request.host_name().to_owned(),
+                budget: Arc::new(Budget::new(config.limits.max_session_in_flight_bytes)),
+            });
+    }
+
+    pub(super) fn forget_ended_sessions(&mut self) {
+        let connections = &self.connections;
+        let gate = &self.gate;
+        self.session_notes.retain(|id, _| {
+            gate.holders().any(|h| h.session_id == *id)
+                || connections.values().any(|c| c.session_id == *id)
+        });
+    }
+
+    /// The name of a session's host: what it calls itself, and its identity.
+    pub(super) fn host(&self, session_id: &[u8; 16], host_id: &[u8; 16]) -> String {
+        match self.session_notes.get(session_id) {
+            Some(note) if !note.host_name.is_empty() => {
+                format!("{} ({})", note.host_name, hex(host_id))
+            }
+            _ => hex(host_id),
+        }
+    }
+
+    /// Who holds the volume.
+    pub(super) fn sessions(&self, name: &VolumeName, now: Instant) -> Vec<SessionInfo> {
+        self.gate
+            .holders()
+            .map(|holder| SessionInfo {
+                volume: name.clone(),
+                id: hex(&holder.session_id),
+                host: self.host(&holder.session_id, &holder.host_id),
+                mode: match holder.mode {
+                    Mode::Exclusive => OpenMode::Exclusive,
+                    Mode::Shared => OpenMode::Shared,
+                    Mode::ReadOnly => OpenMode::ReadOnly,
+                    Mode::Unknown(_) => OpenMode::Other,
+                },
+                generation: holder.generation,
+                connections: self
+                    .connections
+                    .values()
+                    .filter(|c| c.session_id == holder.session_id)
+                    .map(|c| c.peer.to_string())
+                    .collect(),
+                age_s: now.since_ms(holder.since) / 1000,
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,576 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+//! The hub: one thread which owns who holds which volume.
+//!
+//! It owns the gates and the open volumes outright, so there is no lock to
+//! order. Everybody else sends it messages: workers tell of connections that
+//! introduce themselves, are drained or release their session; the control API
+//! claims volumes for creating, resizing and deleting them. It answers workers
+//! through their mailboxes. It is not on the I/O path, and it never blocks:
+//! opening a volume, which may wait for a lock, happens on a helper thread.
+
+mod answers;
+mod entry;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use neonsan_api::{ApiError, ErrorCode, SessionInfo, VolumeName};
+use neonsan_engine::{Error, ErrorKind, Volume};
+use neonsan_proto::Status;
+use neonsan_session::server::{
+    ConnectionId, GateAction, Introduced, IntroducedAs, Opening, RefuseReason,
+};
+use neonsan_session::CloseCause;
+use tokio::sync::oneshot;
+
+use crate::data::ToWorker;
+use crate::shared::Shared;
+pub(crate) use answers::node_address;
+use answers::{refusal_for_open_error, refusal_text, OpenParameters};
+use entry::{Entry, OpenVolume, State};
+
+/// How often timeouts of the gates are looked at.
+const TICK: Duration = Duration::from_millis(100);
+
+/// A connection that wants to be let in.
+pub struct Introduction {
+    /// The connection.
+    pub id: ConnectionId,
+    /// What it asks.
+    pub introduced: Introduced,
+    /// Where it comes from.
+    pub peer: SocketAddr,
+}
+
+/// What the hub is told.
+pub enum ToHub {
+    /// A connection has introduced itself.
+    Introduce(Box<Introduction>),
+    /// None of its requests is in an engine any more, and none can begin.
+    Drained(ConnectionId),
+    /// Its client ended the session in order; [`ToHub::Drained`] follows.
+    Release(ConnectionId),
+    /// A helper thread has tried to open a volume.
+    Opened {
+        /// Its name.
+        name: VolumeName,
+        /// How it went.
+        result: neonsan_engine::Result<OpenVolume>,
+    },
+    /// Keep everybody away from a volume that nobody holds.
+    Claim {
+        /// Its name.
+        name: VolumeName,
+        /// Whether that is so now.
+        reply: oneshot::Sender<Result<(), ApiError>>,
+    },
+    /// End of a claim.
+    Unclaim {
+        /// Its name.
+        name: VolumeName,
+        /// The volume is gone: forget who had it.
+        forget: bool,
+    },
+    /// The volume if it is open, to make it larger.
+    OpenVolume {
+        /// Its name.
+        name: VolumeName,
+        /// The volume.
+        reply: oneshot::Sender<Option<Arc<dyn Volume>>>,
+    },
+    /// An open volume has another size: tell its sessions.
+    Resized(VolumeName),
+    /// Who holds what.
+    Sessions {
+        /// One volume, or all.
+        name: Option<VolumeName>,
+        /// The sessions.
+        reply: oneshot::Sender<Vec<SessionInfo>>,
+    },
+    /// The node will stop in so many milliseconds: let nobody in, tell
+    /// everybody.
+    GoingAway(u32),
+    /// The time is up: end all sessions.
+    RevokeAll,
+    /// End the thread.
+    Stop,
+}
+
+/// The hub. Owned by its thread.
+pub struct Hub {
+    shared: Arc<Shared>,
+    entries: HashMap<VolumeName, Entry>,
+    /// Which volume a connection was let to.
+    volumes: HashMap<ConnectionId, VolumeName>,
+}
+
+impl Hub {
+    /// A hub without volumes.
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            entries: HashMap::new(),
+            volumes: HashMap::new(),
+        }
+    }
+
+    /// Works until [`ToHub::Stop`] comes.
+    pub fn run(mut self, messages: &Receiver<ToHub>) {
+        let mut next_tick = self.shared.clock.now().after_ms(TICK.as_millis() as u64);
+        loop {
+            match messages.recv_timeout(TICK) {
+                Ok(ToHub::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(message) => self.handle(message),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            let now = self.shared.clock.now();
+            if now >= next_tick {
+                next_tick = now.after_ms(TICK.as_millis() as u64);
+                self.tick();
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        let now = self.shared.clock.now();
+        let due: Vec<VolumeName> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.gate.poll_timeout().is_some_and(|at| at <= now))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in due {
+            if let Some(entry) = self.entries.get_mut(&name) {
+                entry.gate.handle_timeout(now);
+            }
+            self.pump(&name);
+        }
+        let sessions = self
+            .entries
+            .values()
+            .map(|e| e.gate.holders().count())
+            .sum();
+        self.shared.metrics.set_sessions(sessions);
+    }
+
+    fn handle(&mut self, message: ToHub) {
+        let now = self.shared.clock.now();
+        match message {
+            ToHub::Introduce(introduction) => self.introduce(*introduction),
+            ToHub::Drained(id) => self.drained(id),
+            ToHub::Release(id) => {
+                if let Some(name) = self.volumes.get(&id).cloned() {
+                    if let Some(entry) = self.entries.get_mut(&name) {
+                        entry.gate.on_release(id);
+                    }
+                    self.pump(&name);
+                }
+            }
+            ToHub::Opened { name, result } => self.opened(&name, result),
+            ToHub::Claim { name, reply } => {
+                let result = self.claim(name.clone());
+                // The one who asked may be gone, and cannot unclaim then.
+                if let Err(Ok(())) = reply.send(result) {
+                    self.unclaim(&name, false);
+                }
+            }
+            ToHub::Unclaim { name, forget } => self.unclaim(&name, forget),
+            ToHub::OpenVolume { name, reply } => {
+                let volume = self.entries.get(&name).and_then(Entry::volume);
+                let _ = reply.send(volume);
+            }
+            ToHub::Resized(name) => self.resized(&name),
+            ToHub::Sessions { name, reply } => {
+                let sessions = self
+                    .entries
+                    .iter()
+                    .filter(|(n, _)| name.as_ref().is_none_or(|name| name == *n))
+                    .flat_map(|(n, entry)| entry.sessions(n, now))
+                    .collect();
+                let _ = reply.send(sessions);
+            }
+            ToHub::GoingAway(left_ms) => {
+                self.shared.going_away.store(true, Ordering::Relaxed);
+                for mailbox in &self.shared.mailboxes {
+                    mailbox.post(ToWorker::GoingAway(left_ms));
+                }
+            }
+            ToHub::RevokeAll => {
+                let names: Vec<VolumeName> = self.entries.keys().cloned().collect();
+                for name in names {
+                    if let Some(entry) = self.entries.get_mut(&name) {
+                        entry.gate.revoke_all(CloseCause::GoingAway);
+                    }
+                    self.pump(&name);
+                }
+            }
+            // Handled by `run`.
+            ToHub::Stop => {}
+        }
+    }
+
+    fn tell_worker(&self, id: ConnectionId, message: ToWorker) {
+        // Ids are given out so that this finds the connection's worker.
+        let count = self.shared.mailboxes.len() as u64;
+        if let Some(mailbox) = self.shared.mailboxes.get((id.0 % count) as usize) {
+            mailbox.post(message);
+        }
+    }
+
+    fn refuse(&self, id: ConnectionId, status: Status, text: impl Into<String>) {
+        self.tell_worker(
+            id,
+            ToWorker::Refuse {
+                id,
+                status,
+                refusal: neonsan_proto::Refusal::default(),
+                text: text.into(),
+            },
+        );
+    }
+
+    fn introduce(&mut self, introduction: Introduction) {
+        let id = introduction.id;
+        let request = &introduction.introduced.request;
+        let asked = match request.volume() {
+            Ok(name) => name,
+            Err(error) => return self.refuse(id, Status::BadName, error.to_string()),
+        };
+        if asked.snapshot().is_some() {
+            let text = format!("{} has no such snapshot", asked.as_str());
+            return self.refuse(id, Status::NoSuchSnapshot, text);
+        }
+        let name: VolumeName = match asked.as_str().parse() {
+            Ok(name) => name,
+            Err(error) => return self.refuse(id, Status::BadName, format!("{error}")),
+        };
+        if self.shared.is_going_away() {
+            return self.refuse(
+                id,
+                Status::GoingAway,
+                "the node is stopping: use another, or wait until it is back",
+            );
+        }
+        let is_open = introduction.introduced.kind == IntroducedAs::Open;
+        match self.entries.get_mut(&name).map(|entry| &mut entry.state) {
+            Some(State::Busy { waiting }) => waiting.push(introduction),
+            Some(State::Open(_)) => self.knock(&name, introduction),
+            Some(State::Closed) if !is_open => self.knock(&name, introduction),
+            None if !is_open => self.refuse(
+                id,
+                Status::UnknownSession,
+                "the node does not know the session (was it restarted?): open it again",
+            ),
+            Some(State::Closed) | None => {
+                let config = &self.shared.config;
+                let entry = self
+                    .entries
+                    .entry(name.clone())
+                    .or_insert_with(|| Entry::new(config, Self::without_fencing(config)));
+                entry.state = State::Busy {
+                    waiting: vec![introduction],
+                };
+                self.begin_opening(name);
+            }
+        }
+    }
+
+    /// Whether the lab asked for a node which does not fence, to see that its
+    /// checkers notice.
+    fn without_fencing(_config: &crate::config::Config) -> bool {
+        #[cfg(feature = "test-faults")]
+        if std::env::var_os("NEONSAN_TEST_WITHOUT_FENCING").is_some() {
+            return true;
+        }
+        false
+    }
+
+    /// Opens the volume on a helper thread, which answers with
+    /// [`ToHub::Opened`].
+    fn begin_opening(&mut self, name: VolumeName) {
+        let shared = Arc::clone(&self.shared);
+        let for_thread = name.clone();
+        let spawned = thread::Builder::new()
+            .name("open-volume".to_owned())
+            .spawn(move || {
+                let result = open_volume(&shared, &for_thread);
+                shared.tell_hub(ToHub::Opened {
+                    name: for_thread,
+                    result,
+                });
+            });
+        if let Err(error) = spawned {
+            let result = Err(Error::os(error, "cannot start a thread"));
+            self.opened(&name, result);
+        }
+    }
+
+    fn opened(&mut self, name: &VolumeName, result: neonsan_engine::Result<OpenVolume>) {
+        let Some(entry) = self.entries.get_mut(name) else {
+            return;
+        };
+        match result {
+            Ok(volume) => {
+                tracing::info!(volume = %name, engine = volume.engine, "volume opened");
+                let waiting = entry.become_open(volume);
+                for introduction in waiting {
+                    self.introduce(introduction);
+                }
+                // Whoever waited may be gone.
+                self.pump(name);
+            }
+            Err(error) => {
+                if error.kind() == ErrorKind::NotFound {
+                    tracing::info!(volume = %name, "no such volume");
+                } else {
+                    tracing::warn!(volume = %name, %error, "cannot open the volume");
+                }
+                let waiting = entry.become_closed();
+                if !entry.was_open {
+                    self.entries.remove(name);
+                }
+                let (status, text) = refusal_for_open_error(name, &error);
+                for introduction in waiting {
+                    self.refuse(introduction.id, status, text.clone());
+                }
+            }
+        }
+    }
+
+    /// Passes an introduction to the gate of its volume, which is open, or
+    /// which nobody holds.
+    fn knock(&mut self, name: &VolumeName, introduction: Introduction) {
+        let now = self.shared.clock.now();
+        let id = introduction.id;
+        let Introduced { kind, request, .. } = introduction.introduced;
+        let total: usize = self
+            .entries
+            .values()
+            .map(|e| e.gate.holders().count())
+            .sum();
+        let Some(entry) = self.entries.get_mut(name) else {
+            return;
+        };
+        let is_new = kind == IntroducedAs::Open
+            && !entry
+                .gate
+                .holders()
+                .any(|h| h.session_id == request.session_id);
+        if is_new && total >= self.shared.config.limits.max_sessions as usize {
+            let text = format!("the node has {total} sessions, as many as it may have");
+            return self.refuse(id, Status::TooManySessions, text);
+        }
+        match entry.gate.introduce(id, kind, &request, now) {
+            Opening::Waiting => {
+                entry.note(&introduction, &self.shared.config);
+                self.volumes.insert(id, name.clone());
+                self.pump(name);
+            }
+            Opening::Refused(reason) => {
+                self.refuse_by_gate(name, id, &reason);
+                // A refused open may have opened a volume that nobody holds.
+                self.pump(name);
+            }
+        }
+    }
+
+    fn refuse_by_gate(&self, name: &VolumeName, id: ConnectionId, reason: &RefuseReason) {
+        let Some(entry) = self.entries.get(name) else {
+            return;
+        };
+        let (refusal, text) = refusal_text(name, reason, entry, &self.shared.clock);
+        tracing::info!(volume = %name, connection = id.0, status = reason.status.name(), %text, "refused");
+        self.tell_worker(
+            id,
+            ToWorker::Refuse {
+                id,
+                status: reason.status,
+                refusal,
+                text,
+            },
+        );
+    }
+
+    fn drained(&mut self, id: ConnectionId) {
+        let now = self.shared.clock.now();
+        match self.volumes.remove(&id) {
+            Some(name) => {
+                if let Some(entry) = self.entries.get_mut(&name) {
+                    entry.connections.remove(&id);
+                    entry.gate.on_drained(id, now);
+                }
+                self.pump(&name);
+            }
+            // It may still wait for its volume to be opened.
+            None => {
+                for entry in self.entries.values_mut() {
+                    entry.stop_waiting(id);
+                }
+            }
+        }
+    }
+
+    /// Carries out what the gate of a volume has decided, and closes the
+    /// volume when nobody is left.
+    fn pump(&mut self, name: &VolumeName) {
+        let now = self.shared.clock.now();
+        loop {
+            let Some(entry) = self.entries.get_mut(name) else {
+                return;
+            };
+            let Some(action) = entry.gate.poll_action(now) else {
+                break;
+            };
+            match action {
+                GateAction::Admit(id) => self.admit(name, id),
+                GateAction::Refuse(id, reason) => {
+                    self.volumes.remove(&id);
+                    entry.connections.remove(&id);
+                    self.refuse_by_gate(name, id, &reason);
+                }
+                GateAction::Revoke(id, cause) => {
+                    self.tell_worker(id, ToWorker::Revoke { id, cause });
+                }
+            }
+        }
+        if let Some(entry) = self.entries.get_mut(name) {
+            entry.forget_ended_sessions();
+            if entry.gate.is_unused() && matches!(entry.state, State::Open(_)) {
+                tracing::info!(volume = %name, "volume closed");
+                entry.become_closed();
+            }
+        }
+    }
+
+    fn admit(&self, name: &VolumeName, id: ConnectionId) {
+        let Some((entry, note)) = self
+            .entries
+            .get(name)
+            .and_then(|entry| Some((entry, entry.connections.get(&id)?)))
+        else {
+            return;
+        };
+        let (State::Open(open), Some(session)) =
+            (&entry.state, entry.session_notes.get(&note.session_id))
+        else {
+            // Sessions exist only while their volume is open.
+            tracing::error!(volume = %name, "a connection was admitted to a closed volume");
+            return self.refuse(id, Status::Internal, "the volume is not open");
+        };
+        let parameters = OpenParameters {
+            open,
+            mode: note.mode,
+            generation: note.generation,
+        };
+        let (reply, geometry) = parameters.reply(&self.shared);
+        self.tell_worker(
+            id,
+            ToWorker::Admit {
+                id,
+                volume: Arc::clone(&open.volume),
+                name: name.clone(),
+                reply: Box::new(reply),
+                geometry,
+                read_only: parameters.is_read_only(),
+                budget: Arc::clone(&session.budget),
+            },
+        );
+    }
+
+    fn claim(&mut self, name: VolumeName) -> Result<(), ApiError> {
+        let now = self.shared.clock.now();
+        let config = &self.shared.config;
+        let entry = self
+            .entries
+            .entry(name.clone())
+            .or_insert_with(|| Entry::new(config, Self::without_fencing(config)));
+        match &entry.state {
+            State::Closed => {
+                entry.state = State::Busy {
+                    waiting: Vec::new(),
+                };
+                Ok(())
+            }
+            State::Busy { .. } => Err(ApiError::new(
+                ErrorCode::Busy,
+                format!("the volume {name} is being opened or changed right now"),
+            )
+            .with_hint("try again in a moment")),
+            State::Open(_) => Err(answers::held_error(&name, &entry.sessions(&name, now))),
+        }
+    }
+
+    fn unclaim(&mut self, name: &VolumeName, forget: bool) {
+        let Some(entry) = self.entries.get_mut(name) else {
+            return;
+        };
+        let waiting = entry.become_closed();
+        if forget || !entry.was_open {
+            self.entries.remove(name);
+        }
+        for introduction in waiting {
+            self.introduce(introduction);
+        }
+    }
+
+    fn resized(&mut self, name: &VolumeName) {
+        if let Some(State::Open(open)) = self.entries.get_mut(name).map(|e| &mut e.state) {
+            open.stat = open.volume.stat();
+        }
+        let Some(entry) = self.entries.get(name) else {
+            return;
+        };
+        let State::Open(open) = &entry.state else {
+            return;
+        };
+        let size_bytes = open.stat.size_bytes;
+        tracing::info!(volume = %name, size_bytes, "volume resized");
+        for (id, note) in &entry.connections {
+            let parameters = OpenParameters {
+                open,
+                mode: note.mode,
+                generation: note.generation,
+            };
+            let (_, geometry) = parameters.reply(&self.shared);
+            self.tell_worker(
+                *id,
+                ToWorker::Resized {
+                    id: *id,
+                    geometry,
+                    size_bytes,
+                },
+            );
+        }
+    }
+}
+
+/// Finds the engine which has the volume, and opens it. Blocks.
+fn open_volume(shared: &Shared, name: &VolumeName) -> neonsan_engine::Result<OpenVolume> {
+    let engine = find_engine(shared, name)?;
+    let volume = shared.engines[engine].engine.open(name)?;
+    Ok(OpenVolume {
+        stat: volume.stat(),
+        limits: volume.limits(),
+        volume,
+        engine: shared.engines[engine].name.clone(),
+    })
+}
+
+/// The index of the engine which has the volume, damaged or not. Blocks.
+pub fn find_engine(shared: &Shared, name: &VolumeName) -> neonsan_engine::Result<usize> {
+    for (index, engine) in shared.engines.iter().enumerate() {
+        match engine.engine.stat(name) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Ok(_) | Err(_) => return Ok(index),
+        }
+    }
+    Err(Error::new(
+        ErrorKind::NotFound,
+        format!("there is no volume {name} on this node"),
+    ))
+}

@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+//! The NeonSAN storage node.
+//!
+//! Threads, and who owns what:
+//!
+//! * *workers* ([`data`]): connections, their engine queues, buffers;
+//! * *hub* ([`hub`]): the gates, which say who holds a volume, and the open
+//!   volumes;
+//! * *control* ([`control`]): a small tokio runtime for HTTP and signals, with
+//!   threads for engine calls that block;
+//! * helper threads of the hub, one while a volume is being opened.
+//!
+//! Workers and hub talk by messages. Nothing on the I/O path takes a lock that
+//! another connection takes.
+
+pub mod config;
+mod control;
+mod data;
+mod hub;
+mod metrics;
+mod node;
+mod sd_notify;
+mod shared;
+
+pub use node::{run, StartError};

@@ -1,0 +1,332 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+//! Start and end of a node.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use neonsan_engine::file::{FileEngine, FileOptions};
+use neonsan_engine::mem::{MemEngine, MemOptions};
+use neonsan_engine::{Engine, ErrorKind, VolumeSpec};
+use rustix::rand::{getrandom, GetRandomFlags};
+use tokio::signal::unix::{signal, SignalKind};
+
+use crate::config::{Config, EngineConfig};
+use crate::control;
+use crate::data::{Mailbox, ToWorker, Worker};
+use crate::hub::{node_address, Hub, ToHub};
+use crate::metrics::Metrics;
+use crate::sd_notify::notify;
+use crate::shared::{hex, Budget, Clock, NamedEngine, Shared};
+
+/// Why a node could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration.
+    #[error("{0}")]
+    Config(String),
+    /// An engine.
+    #[error("the engine {name} cannot start: {source}")]
+    Engine {
+        /// Its name.
+        name: String,
+        /// What it says.
+        source: neonsan_engine::Error,
+    },
+    /// A volume of the configuration.
+    #[error("the volume {name} cannot be created: {source}")]
+    Volume {
+        /// Its name.
+        name: String,
+        /// What the engine says.
+        source: neonsan_engine::Error,
+    },
+    /// An address.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Which.
+        address: String,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Threads, random numbers, signals.
+    #[error("the system refuses what a node needs: {0}")]
+    System(#[from] io::Error),
+}
+
+fn open_engine(
+    config: &Config,
+    engine: &EngineConfig,
+) -> Result<Arc<dyn Engine>, neonsan_engine::Error> {
+    Ok(match engine {
+        EngineConfig::File {
+            path,
+            buffered,
+            min_block_bytes,
+        } => Arc::new(FileEngine::open(FileOptions {
+            root: path.clone(),
+            buffered: *buffered,
+            min_block_bytes: *min_block_bytes,
+            lock_wait: Duration::from_millis(u64::from(config.timeouts.lock_wait_ms)),
+        })?),
+        EngineConfig::Mem {
+            capacity_bytes,
+            volatile_cache,
+        } => Arc::new(MemEngine::new(MemOptions {
+            capacity_bytes: *capacity_bytes,
+            volatile_cache: *volatile_cache,
+        })),
+    })
+}
+
+/// Opens the engines, the default one first.
+fn open_engines(config: &Config) -> Result<Vec<NamedEngine>, StartError> {
+    let default = config
+        .default_engine_name()
+        .map_err(StartError::Config)?
+        .to_owned();
+    let mut engines = Vec::new();
+    for (name, engine_config) in &config.engines {
+        let failed = |source| StartError::Engine {
+            name: name.clone(),
+            source,
+        };
+        let engine = open_engine(config, engine_config).map_err(failed)?;
+        let status = engine.status().map_err(failed)?;
+        tracing::info!(engine = %name, kind = engine.kind(), notes = %status.notes.join("; "), "engine ready");
+        engines.push(NamedEngine {
+            name: name.clone(),
+            engine,
+        });
+    }
+    engines.sort_by_key(|engine| engine.name != default);
+    Ok(engines)
+}
+
+fn create_volumes(config: &Config, engines: &[NamedEngine]) -> Result<(), StartError> {
+    for volume in &config.volumes {
+        let wanted = volume.engine.as_deref();
+        let engine = engines
+            .iter()
+            .find(|e| wanted.is_none_or(|wanted| wanted == e.name));
+        let Some(engine) = engine else { continue };
+        let spec = VolumeSpec {
+            size_bytes: volume.size_bytes,
+            logical_block_size: volume.logical_block_size_bytes,
+            physical_block_size: volume.physical_block_size_bytes,
+        };
+        match engine.engine.create(&volume.name, &spec) {
+            Ok(_) => tracing::info!(volume = %volume.name, engine = %engine.name, "volume created"),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            Err(source) => {
+                return Err(StartError::Volume {
+                    name: volume.name.to_string(),
+                    source,
+                })
+            }
+        }
+    }
+    Ok(())
+}
+
+fn listen(addresses: &[SocketAddr]) -> Result<(Vec<TcpListener>, Vec<SocketAddr>), StartError> {
+    let mut listeners = Vec::new();
+    let mut bound = Vec::new();
+    for address in addresses {
+        let failed = |source| StartError::Listen {
+            address: address.to_string(),
+            source,
+        };
+        // The standard library sets SO_REUSEADDR, so that a restart does not
+        // wait for old connections to be forgotten.
+        let listener = TcpListener::bind(address).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        let local = listener.local_addr().map_err(failed)?;
+        tracing::info!(address = %local, "data port open");
+        if !local.ip().is_loopback() {
+            tracing::warn!(
+                address = %local,
+                "the data port is not on loopback: nothing authenticates clients yet, so every \
+                 host that reaches it can read and write every volume"
+            );
+        }
+        bound.push(local);
+        listeners.push(listener);
+    }
+    Ok((listeners, bound))
+}
+
+fn random_boot_id() -> io::Result<[u8; 16]> {
+    let mut id = [0; 16];
+    let len = getrandom(&mut id, GetRandomFlags::empty())?;
+    if len == id.len() {
+        Ok(id)
+    } else {
+        Err(io::Error::other("too few random bytes"))
+    }
+}
+
+/// The threads of the data path.
+struct Threads {
+    workers: Vec<JoinHandle<()>>,
+    hub: JoinHandle<()>,
+}
+
+fn start_threads(
+    shared: &Arc<Shared>,
+    listeners: Vec<TcpListener>,
+    hub_messages: Receiver<ToHub>,
+) -> io::Result<Threads> {
+    let hub = Hub::new(Arc::clone(shared));
+    let hub = thread::Builder::new()
+        .name("hub".to_owned())
+        .spawn(move || hub.run(&hub_messages))?;
+    let mut listeners = Some(listeners);
+    let mut workers = Vec::new();
+    for index in 0..shared.mailboxes.len() {
+        let worker = Worker::new(
+            index,
+            Arc::clone(shared),
+            listeners.take().unwrap_or_default(),
+        )?;
+        let thread = thread::Builder::new()
+            .name(format!("data-{index}"))
+            .spawn(move || worker.run())?;
+        workers.push(thread);
+    }
+    Ok(Threads { workers, hub })
+}
+
+/// Runs a node until it is told to stop by SIGTERM or SIGINT.
+pub fn run(config: Config) -> Result<(), StartError> {
+    let engines = open_engines(&config)?;
+    create_volumes(&config, &engines)?;
+    #[cfg(feature = "test-faults")]
+    let (engines, faults) = with_faults(engines);
+    let (listeners, data_addresses) = listen(&config.data.listen)?;
+    let workers = match config.data.workers {
+        0 => thread::available_parallelism().map_or(1, usize::from),
+        n => n,
+    };
+    let mailboxes = (0..workers)
+        .map(|_| Mailbox::new().map(Arc::new))
+        .collect::<io::Result<Vec<_>>>()?;
+    let (hub, hub_messages) = mpsc::channel();
+    let shared = Arc::new(Shared {
+        boot_id: random_boot_id()?,
+        clock: Clock::start(),
+        in_flight: Budget::new(config.limits.max_in_flight_bytes),
+        metrics: Metrics::new(workers),
+        going_away: AtomicBool::new(false),
+        nodes: config
+            .data
+            .nodes
+            .iter()
+            .zip(0..)
+            .map(|(address, priority)| node_address(*address, priority))
+            .collect(),
+        mailboxes,
+        engines,
+        hub,
+        data_addresses,
+        config,
+        #[cfg(feature = "test-faults")]
+        faults,
+    });
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("control")
+        .enable_all()
+        .build()?;
+    let control = runtime.block_on(control::bind(&shared.config.control))?;
+    let threads = start_threads(&shared, listeners, hub_messages)?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        tokio::spawn(control::serve(control, Arc::clone(&shared)));
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            boot_id = %hex(&shared.boot_id),
+            workers,
+            "node ready"
+        );
+        notify("READY=1");
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        notify("STOPPING=1");
+        shut_down(&shared).await;
+        io::Result::Ok(())
+    })?;
+    shared.tell_hub(ToHub::Stop);
+    for mailbox in &shared.mailboxes {
+        mailbox.post(ToWorker::Stop);
+    }
+    for thread in threads.workers.into_iter().chain([threads.hub]) {
+        if thread.join().is_err() {
+            tracing::error!("a thread had panicked");
+        }
+    }
+    // Calls of the control API that still block do not hold up the end.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    tracing::info!("node stopped");
+    Ok(())
+}
+
+/// Tells clients to go, waits for them, then ends their sessions in order:
+/// everything that was begun is answered.
+async fn shut_down(shared: &Shared) {
+    let timeouts = &shared.config.timeouts;
+    tracing::info!(
+        grace_ms = timeouts.shutdown_grace_ms,
+        "stopping: telling clients to use another node"
+    );
+    shared.tell_hub(ToHub::GoingAway(timeouts.shutdown_grace_ms));
+    if wait_for_connections(shared, timeouts.shutdown_grace_ms).await {
+        return;
+    }
+    shared.tell_hub(ToHub::RevokeAll);
+    if !wait_for_connections(shared, timeouts.shutdown_drain_ms).await {
+        tracing::error!(
+            connections = shared.metrics.connections.load(Ordering::Relaxed),
+            "requests did not end in time; their volumes stay locked until they do"
+        );
+    }
+}
+
+/// Waits until no data connection is left; `false` after `ms` milliseconds.
+async fn wait_for_connections(shared: &Shared, ms: u32) -> bool {
+    let deadline = shared.clock.now().after_ms(u64::from(ms));
+    loop {
+        if shared.metrics.connections.load(Ordering::Relaxed) == 0 {
+            return true;
+        }
+        if shared.clock.now() >= deadline {
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Puts faults in front of all engines.
+#[cfg(feature = "test-faults")]
+fn with_faults(
+    engines: Vec<NamedEngine>,
+) -> (Vec<NamedEngine>, Arc<neonsan_engine::fault::FaultPlan>) {
+    use neonsan_engine::fault::{FaultEngine, FaultPlan};
+    tracing::warn!("this build can inject faults: not for data that matters");
+    let plan = Arc::new(FaultPlan::default());
+    let engines = engines
+        .into_iter()
+        .map(|named| NamedEngine {
+            name: named.name,
+            engine: Arc::new(FaultEngine::new(named.engine, Arc::clone(&plan))),
+        })
+        .collect();
+    (engines, plan)
+}

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+//! What all threads of a node share, and nothing that the I/O path locks.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
+use std::sync::Arc;
+use std::time::{Instant as StdInstant, SystemTime, UNIX_EPOCH};
+
+use neonsan_engine::{Engine, EngineStatus};
+use neonsan_proto::NodeAddress;
+use neonsan_session::Instant;
+
+use crate::config::Config;
+use crate::data::Mailbox;
+use crate::hub::ToHub;
+use crate::metrics::Metrics;
+
+/// One clock for all machines: milliseconds since the node started.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    started: StdInstant,
+}
+
+impl Clock {
+    /// A clock that begins now.
+    pub fn start() -> Self {
+        Self {
+            started: StdInstant::now(),
+        }
+    }
+
+    /// Now.
+    pub fn now(&self) -> Instant {
+        Instant(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// The Unix time of `at`, in seconds, as of the wall clock now.
+    pub fn unix_s(&self, at: Instant) -> u64 {
+        let unix = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| d.as_secs());
+        unix.saturating_sub(self.now().since_ms(at) / 1000)
+    }
+}
+
+/// A bound on bytes of requests in flight, which several threads draw on.
+#[derive(Debug)]
+pub struct Budget {
+    used: AtomicU64,
+    max: u64,
+}
+
+impl Budget {
+    /// A budget of which nothing is used.
+    pub fn new(max: u64) -> Self {
+        Self {
+            used: AtomicU64::new(0),
+            max,
+        }
+    }
+
+    /// Takes `bytes` if they are there.
+    pub fn take(&self, bytes: u64) -> bool {
+        self.used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+                used.checked_add(bytes).filter(|&total| total <= self.max)
+            })
+            .is_ok()
+    }
+
+    /// Gives back what was taken.
+    pub fn give(&self, bytes: u64) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// What is taken now.
+    pub fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+}
+
+/// An engine with its name in the configuration.
+pub struct NamedEngine {
+    /// The name.
+    pub name: String,
+    /// The engine.
+    pub engine: Arc<dyn Engine>,
+}
+
+impl NamedEngine {
+    /// The state, or why there is none.
+    pub fn status(&self) -> neonsan_engine::Result<EngineStatus> {
+        self.engine.status()
+    }
+}
+
+/// What all threads share. Constant after the start, but for counters.
+pub struct Shared {
+    /// The configuration.
+    pub config: Config,
+    /// Identity of the node's volatile state.
+    pub boot_id: [u8; 16],
+    /// Time.
+    pub clock: Clock,
+    /// The engines; the default one first.
+    pub engines: Vec<NamedEngine>,
+    /// Bytes of requests in flight in all.
+    pub in_flight: Budget,
+    /// One for each worker.
+    pub mailboxes: Vec<Arc<Mailbox>>,
+    /// The hub's.
+    pub hub: Sender<ToHub>,
+    /// The node is stopping. Set once, by the hub.
+    pub going_away: AtomicBool,
+    /// Counters.
+    pub metrics: Metrics,
+    /// The nodes that clients are told of.
+    pub nodes: Vec<NodeAddress>,
+    /// Where the data port really is.
+    pub data_addresses: Vec<SocketAddr>,
+    /// Faults to be injected.
+    #[cfg(feature = "test-faults")]
+    pub faults: Arc<neonsan_engine::fault::FaultPlan>,
+}
+
+impl Shared {
+    /// Whether the node is stopping.
+    pub fn is_going_away(&self) -> bool {
+        self.going_away.load(Ordering::Relaxed)
+    }
+
+    /// Tells the hub something. It lives longer than all who call this, so a
+    /// failure means that the process ends anyway.
+    pub fn tell_hub(&self, message: ToHub) {
+        if self.hub.send(message).is_err() {
+            tracing::debug!("the hub has ended");
+        }
+    }
+}
+
+/// 32 hexadecimal digits.
+pub fn hex(id: &[u8; 16]) -> String {
+    format!("{:032x}", u128::from_be_bytes(*id))
+}

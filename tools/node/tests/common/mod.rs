@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+//! A node process under test, and a client which is nothing but messages.
+#![allow(clippy::unwrap_used, dead_code)]
+
+pub mod wire;
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver};
+use std::time::{Duration, Instant};
+
+use neonsan_api::Client;
+use rustix::process::{kill_process, Pid, Signal};
+
+/// How long anything may take before a test fails instead of hanging.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A running node. Killed when it goes out of scope.
+pub struct Node {
+    child: Child,
+    lines: Receiver<String>,
+    /// The log so far.
+    pub log: Vec<String>,
+    pub data: SocketAddr,
+    pub control: SocketAddr,
+}
+
+/// A directory for a node's files.
+pub fn directory() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+}
+
+/// Configuration of a node with a file engine `main` and a mem engine `mem`,
+/// with `more` before the sections of the engines.
+pub fn config(dir: &Path, more: &str) -> String {
+    let mut config = String::from("default_engine = \"main\"\n");
+    config.push_str(more);
+    for (section, setting) in [
+        ("data", "listen = [\"127.0.0.1:0\"]"),
+        ("control", "listen = [\"127.0.0.1:0\"]"),
+    ] {
+        let header = format!("[{section}]");
+        if !config.contains(&header) {
+            config.push_str(&format!("{header}\n{setting}\n"));
+        }
+    }
+    config.push_str(&format!(
+        "[engine.main]\nkind = \"file\"\npath = {:?}\n\
+         [engine.mem]\nkind = \"mem\"\ncapacity_bytes = 268435456\n",
+        dir.join("volumes")
+    ));
+    config
+}
+
+impl Node {
+    /// Starts a node with the usual configuration.
+    pub fn start(dir: &Path) -> Self {
+        Self::start_with(dir, "")
+    }
+
+    /// Starts a node with more configuration.
+    pub fn start_with(dir: &Path, more: &str) -> Self {
+        let path = dir.join("node.toml");
+        fs::write(&path, config(dir, more)).unwrap();
+        Self::start_from(&path)
+    }
+
+    /// Starts a node and waits until it is ready.
+    pub fn start_from(config: &Path) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_neonsan-node"))
+            .arg("--config")
+            .arg(config)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stderr = child.stderr.take().unwrap();
+        let (send, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                if send.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+        let mut node = Self {
+            child,
+            lines,
+            log: Vec::new(),
+            data: nowhere,
+            control: nowhere,
+        };
+        let address = |line: &str| -> SocketAddr {
+            let (_, address) = line.split_once("address=").unwrap();
+            address.trim().parse().unwrap()
+        };
+        node.data = address(&node.wait_for("data port open"));
+        node.control = address(&node.wait_for("control API open"));
+        node.wait_for("node ready");
+        node
+    }
+
+    /// Waits for a line of the log which has `text`.
+    pub fn wait_for(&mut self, text: &str) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        if let Some(line) = self.log.iter().find(|line| line.contains(text)) {
+            return line.clone();
+        }
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(line) => {
+                    self.log.push(line.clone());
+                    if line.contains(text) {
+                        return line;
+                    }
+                }
+                Err(_) => panic!("no {text:?} in the log:\n{}", self.log.join("\n")),
+            }
+        }
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    /// Asks it to stop.
+    pub fn terminate(&self) {
+        kill_process(self.pid(), Signal::TERM).unwrap();
+    }
+
+    /// Waits until it has stopped; its exit status.
+    pub fn wait(&mut self) -> i32 {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code().unwrap_or(-1);
+            }
+            assert!(Instant::now() < deadline, "the node does not stop");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Kills it as a crash would.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// A client of the control API.
+    pub fn api(&self) -> Client {
+        Client::new(self.control.to_string().parse().unwrap())
+    }
+
+    /// The metrics page.
+    pub fn metrics(&self) -> String {
+        let (head, body) =
+            self.http("GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        body
+    }
+
+    /// The value of one sample of the metrics page; 0 if it is not there.
+    pub fn metric(&self, sample: &str) -> f64 {
+        self.metrics()
+            .lines()
+            .find_map(|line| line.strip_prefix(sample)?.trim().parse().ok())
+            .unwrap_or(0.0)
+    }
+
+    /// Sends a raw request to the control API: head and body of the answer.
+    pub fn http(&self, request: &str) -> (String, String) {
+        let mut stream = TcpStream::connect(self.control).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.to_owned(), body.to_owned())
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+        if std::thread::panicking() {
+            self.log.extend(self.lines.try_iter());
+            eprintln!("the node's log:\n{}", self.log.join("\n"));
+        }
+    }
+}
+
+/// Runs something of the async client.
+pub fn block_on<T>(future: impl std::future::Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(future)
+}
+
+/// Creates a volume through the API.
+pub fn create(node: &Node, name: &str, size_bytes: u64, logical: u32, engine: &str) {
+    block_on(node.api().create_volume(&neonsan_api::VolumeCreate {
+        name: name.parse().unwrap(),
+        size_bytes,
+        logical_block_size_bytes: logical,
+        physical_block_size_bytes: None,
+        engine: Some(engine.to_owned()),
+    }))
+    .unwrap();
+}
+
+/// The path of the data of a volume of the file engine.
+pub fn data_path(dir: &Path, name: &str) -> PathBuf {
+    dir.join("volumes").join(name).join("data")
+}
