@@ -96,7 +96,6 @@ pub enum Command {
     /// Print what happens to devices, as it happens
     Watch(Watch),
     /// Create, list, change, delete, import and export volumes on a node
-    #[command(subcommand)]
     Volume(Volume),
 }
 
@@ -270,18 +269,22 @@ pub struct Watch {
     pub count: Option<u64>,
 }
 
-/// Where the control API of a node is.
+/// Commands on volumes, and where the node is asked about them.
 #[derive(Args, Debug)]
-pub struct Api {
+pub struct Volume {
     /// Control API of the node: http://host[:port] or unix:/path [default: port 9667 of the
     /// target's host, or that of the config file, or 127.0.0.1:9667]
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, global = true, value_name = "ADDRESS")]
     pub api: Option<String>,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub command: VolumeCommand,
 }
 
 /// Commands on volumes.
 #[derive(Subcommand, Debug)]
-pub enum Volume {
+pub enum VolumeCommand {
     /// Create a volume
     Create(VolumeCreate),
     /// List the volumes of a node
@@ -292,6 +295,62 @@ pub enum Volume {
     Resize(VolumeResize),
     /// Delete a volume and its data
     Delete(VolumeDelete),
+    /// Write a file, such as a disk image, into a volume
+    Import(VolumeImport),
+    /// Write the contents of a volume or snapshot into a file
+    Export(VolumeExport),
+}
+
+/// How the nodes are reached that hold a volume's data.
+#[derive(Args, Debug)]
+pub struct Transfer {
+    /// A node that serves the volume; may be given several times, the preferred one first
+    #[arg(long = "node", value_name = "HOST[:PORT]")]
+    pub nodes: Vec<String>,
+
+    /// Number of connections
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub connections: u16,
+}
+
+/// Options of volume import.
+#[derive(Args, Debug)]
+pub struct VolumeImport {
+    /// neonsan://host/pool/volume, or pool/volume
+    pub target: String,
+
+    /// The file: a raw disk image. Behind its end the volume stays as it is
+    pub file: PathBuf,
+
+    /// Create the volume first, as large as the file
+    #[arg(long)]
+    pub create: bool,
+
+    /// Logical block size for --create: 512, 1024, 2048 or 4096
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "512", requires = "create")]
+    pub block_size: u64,
+
+    /// The nodes.
+    #[command(flatten)]
+    pub transfer: Transfer,
+}
+
+/// Options of volume export.
+#[derive(Args, Debug)]
+pub struct VolumeExport {
+    /// neonsan://host/pool/volume[@snapshot], or pool/volume[@snapshot]
+    pub target: String,
+
+    /// The file to write, a raw disk image. Zeroes become holes
+    pub file: PathBuf,
+
+    /// Overwrite the file if it exists
+    #[arg(long, short)]
+    pub force: bool,
+
+    /// The nodes.
+    #[command(flatten)]
+    pub transfer: Transfer,
 }
 
 /// Options of volume create.
@@ -315,10 +374,6 @@ pub struct VolumeCreate {
     /// Engine of the node that stores it [default: the node's default]
     #[arg(long)]
     pub engine: Option<String>,
-
-    /// The node.
-    #[command(flatten)]
-    pub api: Api,
 }
 
 /// Options of volume list.
@@ -326,10 +381,6 @@ pub struct VolumeCreate {
 pub struct VolumeList {
     /// Only the volumes of this pool
     pub pool: Option<String>,
-
-    /// The node.
-    #[command(flatten)]
-    pub api: Api,
 }
 
 /// Options of volume info.
@@ -337,10 +388,6 @@ pub struct VolumeList {
 pub struct VolumeInfo {
     /// neonsan://host/pool/volume, or pool/volume
     pub target: String,
-
-    /// The node.
-    #[command(flatten)]
-    pub api: Api,
 }
 
 /// Options of volume resize.
@@ -356,10 +403,6 @@ pub struct VolumeResize {
     /// Allow a smaller size, which destroys what lies behind it
     #[arg(long)]
     pub allow_shrink: bool,
-
-    /// The node.
-    #[command(flatten)]
-    pub api: Api,
 }
 
 /// Options of volume delete.
@@ -371,10 +414,6 @@ pub struct VolumeDelete {
     /// Do not ask
     #[arg(long, short)]
     pub yes: bool,
-
-    /// The node.
-    #[command(flatten)]
-    pub api: Api,
 }
 
 #[cfg(test)]

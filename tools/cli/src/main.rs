@@ -12,6 +12,7 @@ mod host;
 mod netlink;
 mod output;
 mod qemu;
+mod sparse;
 mod target;
 mod units;
 

@@ -45,7 +45,7 @@ fn help_of(words: &[&str]) -> String {
 
 #[test]
 fn help_of_every_command_is_stable() {
-    let commands: [&[&str]; 13] = [
+    let commands: [&[&str]; 15] = [
         &[],
         &["attach"],
         &["detach"],
@@ -59,6 +59,8 @@ fn help_of_every_command_is_stable() {
         &["volume", "info"],
         &["volume", "resize"],
         &["volume", "delete"],
+        &["volume", "import"],
+        &["volume", "export"],
     ];
     let mut all = String::new();
     for words in commands {

@@ -168,7 +168,7 @@ impl Request {
 }
 
 /// The nodes as numbers: of the target, then of --node, else of the config file.
-fn resolve(target: &Target, options: &[String], config: &Config) -> Result<Vec<ResolvedNode>> {
+pub fn resolve(target: &Target, options: &[String], config: &Config) -> Result<Vec<ResolvedNode>> {
     let mut addresses = target.nodes.clone();
     for node in options {
         addresses.push(node.parse()?);

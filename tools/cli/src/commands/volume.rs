@@ -2,37 +2,45 @@
 
 //! `neonsan volume`: volumes on a node, by its control API.
 
+use super::transfer;
 use crate::cli::{
-    Common, Volume, VolumeCreate, VolumeDelete, VolumeInfo, VolumeList, VolumeResize,
+    Common, Volume, VolumeCommand, VolumeCreate, VolumeDelete, VolumeInfo, VolumeList, VolumeResize,
 };
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::output::{fields, print, print_json, table};
 use crate::target::Target;
-use crate::units::show_size;
+use crate::units::{show_size, show_time};
 use neonsan_api::{ApiError, Client, ClientError, Endpoint, ErrorCode, VolumeName};
 use serde_json::json;
 use std::future::Future;
 use std::io::{BufRead as _, IsTerminal as _};
 
 /// Runs one of the commands.
-pub fn run(common: &Common, config: &Config, command: &Volume) -> Result<()> {
-    match command {
-        Volume::Create(args) => create(common, config, args),
-        Volume::List(args) => list(common, config, args),
-        Volume::Info(args) => info(common, config, args),
-        Volume::Resize(args) => resize(common, config, args),
-        Volume::Delete(args) => delete(common, config, args),
+pub fn run(common: &Common, config: &Config, volume: &Volume) -> Result<()> {
+    let api = volume.api.as_deref();
+    match &volume.command {
+        VolumeCommand::Create(args) => create(common, config, api, args),
+        VolumeCommand::List(args) => list(common, config, api, args),
+        VolumeCommand::Info(args) => info(common, config, api, args),
+        VolumeCommand::Resize(args) => resize(common, config, api, args),
+        VolumeCommand::Delete(args) => delete(common, config, api, args),
+        VolumeCommand::Import(args) => transfer::import(common, config, args, api),
+        VolumeCommand::Export(args) => transfer::export(common, config, args),
     }
 }
 
-/// Runs one call of the API to its end.
-pub fn block_on<T>(call: impl Future<Output = std::result::Result<T, ClientError>>) -> Result<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
+/// What runs the calls of the API and transfers: one thread.
+pub fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| Error::new(Kind::Other, format!("the program cannot start: {error}")))?;
-    runtime.block_on(call).map_err(explain)
+        .map_err(|error| Error::new(Kind::Other, format!("the program cannot start: {error}")))
+}
+
+/// Runs one call of the API to its end.
+fn block_on<T>(call: impl Future<Output = std::result::Result<T, ClientError>>) -> Result<T> {
+    runtime()?.block_on(call).map_err(explain)
 }
 
 /// The control API to ask: --api, else that of the target's host, else the config file's, else the
@@ -104,22 +112,46 @@ fn explain_refusal(error: ApiError) -> Error {
     }
 }
 
-fn create(common: &Common, config: &Config, args: &VolumeCreate) -> Result<()> {
-    let (target, name) = parse_target(&args.target)?;
-    let block_size = |bytes: u64| {
-        u32::try_from(bytes).map_err(|_| {
-            Error::new(Kind::Usage, "a block size is at most 64K")
-                .with_hint("disks have a logical block size of 512 or 4096")
-        })
+/// Creates the volume that an import fills.
+pub fn create_for_import(
+    config: &Config,
+    api: Option<&str>,
+    target: &Target,
+    size_bytes: u64,
+    block_size: u64,
+) -> Result<()> {
+    let create = neonsan_api::VolumeCreate {
+        name: target
+            .volume
+            .parse()
+            .map_err(|error| Error::new(Kind::Usage, format!("'{}': {error}", target.volume)))?,
+        size_bytes,
+        logical_block_size_bytes: parse_block_size(block_size)?,
+        physical_block_size_bytes: None,
+        engine: None,
     };
+    let client = client(api, config, Some(target))?;
+    warn(&block_on(client.create_volume(&create))?);
+    Ok(())
+}
+
+fn parse_block_size(bytes: u64) -> Result<u32> {
+    u32::try_from(bytes).map_err(|_| {
+        Error::new(Kind::Usage, "a block size is at most 64K")
+            .with_hint("disks have a logical block size of 512 or 4096")
+    })
+}
+
+fn create(common: &Common, config: &Config, api: Option<&str>, args: &VolumeCreate) -> Result<()> {
+    let (target, name) = parse_target(&args.target)?;
     let create = neonsan_api::VolumeCreate {
         name,
         size_bytes: args.size,
-        logical_block_size_bytes: block_size(args.block_size)?,
-        physical_block_size_bytes: args.physical_block_size.map(block_size).transpose()?,
+        logical_block_size_bytes: parse_block_size(args.block_size)?,
+        physical_block_size_bytes: args.physical_block_size.map(parse_block_size).transpose()?,
         engine: args.engine.clone(),
     };
-    let client = client(args.api.api.as_deref(), config, Some(&target))?;
+    let client = client(api, config, Some(&target))?;
     let volume = block_on(client.create_volume(&create))?;
     warn(&volume);
     if common.json {
@@ -129,8 +161,8 @@ fn create(common: &Common, config: &Config, args: &VolumeCreate) -> Result<()> {
     }
 }
 
-fn list(common: &Common, config: &Config, args: &VolumeList) -> Result<()> {
-    let client = client(args.api.api.as_deref(), config, None)?;
+fn list(common: &Common, config: &Config, api: Option<&str>, args: &VolumeList) -> Result<()> {
+    let client = client(api, config, None)?;
     let list = block_on(client.list_volumes(args.pool.as_deref()))?;
     if common.json {
         return print_json(&list);
@@ -159,9 +191,9 @@ fn list(common: &Common, config: &Config, args: &VolumeList) -> Result<()> {
     ))
 }
 
-fn info(common: &Common, config: &Config, args: &VolumeInfo) -> Result<()> {
+fn info(common: &Common, config: &Config, api: Option<&str>, args: &VolumeInfo) -> Result<()> {
     let (target, name) = parse_target(&args.target)?;
-    let client = client(args.api.api.as_deref(), config, Some(&target))?;
+    let client = client(api, config, Some(&target))?;
     let volume = block_on(client.volume(&name))?;
     if common.json {
         return print_json(&volume);
@@ -195,7 +227,7 @@ fn show(volume: &neonsan_api::VolumeInfo) -> String {
             "physical block size",
             volume.physical_block_size_bytes.to_string(),
         ),
-        ("created", format!("{} s after 1970", volume.created_unix_s)),
+        ("created", show_time(volume.created_unix_s)),
     ];
     if let Some(limits) = &volume.limits {
         let none_or = |bytes: u64| {
@@ -249,9 +281,9 @@ fn show(volume: &neonsan_api::VolumeInfo) -> String {
     out
 }
 
-fn resize(common: &Common, config: &Config, args: &VolumeResize) -> Result<()> {
+fn resize(common: &Common, config: &Config, api: Option<&str>, args: &VolumeResize) -> Result<()> {
     let (target, name) = parse_target(&args.target)?;
-    let client = client(args.api.api.as_deref(), config, Some(&target))?;
+    let client = client(api, config, Some(&target))?;
     let resize = neonsan_api::VolumeResize {
         size_bytes: args.size,
         allow_shrink: args.allow_shrink,
@@ -264,9 +296,9 @@ fn resize(common: &Common, config: &Config, args: &VolumeResize) -> Result<()> {
     Ok(())
 }
 
-fn delete(common: &Common, config: &Config, args: &VolumeDelete) -> Result<()> {
+fn delete(common: &Common, config: &Config, api: Option<&str>, args: &VolumeDelete) -> Result<()> {
     let (target, name) = parse_target(&args.target)?;
-    let client = client(args.api.api.as_deref(), config, Some(&target))?;
+    let client = client(api, config, Some(&target))?;
     if !args.yes {
         confirm(&name)?;
     }

@@ -9,7 +9,7 @@ use crate::error::{Error, Kind, Result};
 use crate::netlink::{Client, Event};
 use crate::output::{print, print_json_line};
 use crate::uapi::{attr, cmd};
-use crate::units::show_size;
+use crate::units::{show_size, show_time};
 use serde::Serialize;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -103,15 +103,8 @@ impl Happened {
     }
 
     fn show(&self) -> String {
-        let seconds = self.time_unix_ms / 1000 % 86_400;
-        let mut line = format!(
-            "{:02}:{:02}:{:02}.{:03}Z  {}",
-            seconds / 3600,
-            seconds / 60 % 60,
-            seconds % 60,
-            self.time_unix_ms % 1000,
-            self.event
-        );
+        let time = show_time(self.time_unix_ms / 1000);
+        let mut line = format!("{time}  {}", self.event);
         for (before, part) in [
             ("  ", self.device.clone()),
             ("  ", self.volume.clone()),
@@ -150,7 +143,7 @@ mod tests {
         };
         assert_eq!(
             lost.show(),
-            "01:02:03.004Z  connection-lost  /dev/neonsan0  p/v  connection 2  reset by the node\n"
+            "1970-01-02 01:02:03 UTC  connection-lost  /dev/neonsan0  p/v  connection 2  reset by the node\n"
         );
     }
 }
