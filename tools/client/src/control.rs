@@ -6,9 +6,9 @@ use crate::config::random_id;
 use crate::lane::Lane;
 use crate::link::{self, ConnectError, Connected, Link};
 use crate::{Config, Error};
-use neonsan_proto::{Geometry, Kind, OpenReply, RequestFlags};
+use neonsan_proto::{Capabilities, Geometry, Kind, OpenReply, RequestFlags};
 use neonsan_session::client::{
-    self, check_same_volume, Action, ConnectKind, Notice, Session, SessionState,
+    self, check_same_volume, Action, ConnectKind, Durability, Notice, Session, SessionState,
 };
 use neonsan_session::{CloseCause, Instant, Timeouts};
 use std::net::SocketAddr;
@@ -27,6 +27,8 @@ pub enum Event {
         /// How long there was none, in milliseconds.
         lost_for_ms: u64,
     },
+    /// The node restarted: answered writes that were not flushed may be gone.
+    DataAtRisk,
     /// The volume has a new size in bytes.
     Resized(u64),
     /// The node will stop in so many milliseconds.
@@ -65,6 +67,8 @@ pub(crate) struct Shared {
     /// One per connection; set when the session is open for the first time.
     pub(crate) lanes: OnceLock<Vec<Arc<Lane>>>,
     pub(crate) opened: RwLock<OpenReply>,
+    /// What the node's power could take.
+    pub(crate) durability: Arc<Durability>,
     pub(crate) events: broadcast::Sender<Event>,
 }
 
@@ -300,11 +304,22 @@ impl Control {
             }
         }
         self.session.set_nodes(self.nodes.len() as u16);
+        let boot_changed = !first && self.shared.opened().boot_id != reply.boot_id;
+        if boot_changed && self.shared.durability.on_boot_changed() {
+            let _ = self.shared.events.send(Event::DataAtRisk);
+        }
         self.shared.update(|shared| *shared = reply);
         if first {
             let depth = self.config.depth.min(reply.max_depth.get());
+            let caps = reply.geometry.capabilities();
+            let durability = caps
+                .contains(Capabilities::VOLATILE_CACHE)
+                .then(|| Arc::clone(&self.shared.durability));
             let lanes = (0..self.session.connection_count())
-                .map(|c| Arc::new(Lane::new(c, depth, reply.max_inflight_bytes.get())))
+                .map(|c| {
+                    let window = reply.max_inflight_bytes.get();
+                    Arc::new(Lane::new(c, depth, window, durability.clone()))
+                })
                 .collect();
             let _ = self.shared.lanes.set(lanes);
         }

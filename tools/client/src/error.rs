@@ -42,6 +42,9 @@ pub enum Error {
         /// The answer.
         status: Status,
     },
+    /// The node restarted, and writes that it had answered but not made durable may be gone.
+    #[error("the node restarted: writes since the last flush may be gone")]
+    WritesLost,
     /// The volume is lost for longer than the loss timeout, or for good.
     #[error("the volume is lost: {0}")]
     Lost(CloseCause),

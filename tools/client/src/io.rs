@@ -6,7 +6,7 @@ use crate::control::{now, Control, Message, Shared};
 use crate::{Config, Error, Event};
 use bytes::Bytes;
 use neonsan_proto::{Geometry, Kind, OpenReply, RequestFlags};
-use neonsan_session::client::Request;
+use neonsan_session::client::{Durability, Request};
 use neonsan_session::Timeouts;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, RwLock};
@@ -55,6 +55,7 @@ impl Client {
         let shared = Arc::new(Shared {
             lanes: OnceLock::new(),
             opened: RwLock::new(OpenReply::default()),
+            durability: Arc::new(Durability::new()),
             events: broadcast::channel(64).0,
         });
         let (sender, messages) = mpsc::unbounded_channel();

@@ -7,11 +7,11 @@
 use crate::Error;
 use bytes::Bytes;
 use neonsan_proto::{Header, Kind, RequestFlags, Status};
-use neonsan_session::client::{Request, Slot, SlotState, SlotTable};
+use neonsan_session::client::{Durability, FlushMark, Request, Slot, SlotState, SlotTable};
 use neonsan_session::{CloseCause, Cookie, Instant, Tag};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{oneshot, Notify, Semaphore};
 
 /// How a request ended, with the bytes that a READ brought.
@@ -22,6 +22,8 @@ pub(crate) struct Pending {
     pub(crate) request: Request,
     pub(crate) cookie: Cookie,
     pub(crate) payload: Bytes,
+    /// For a FLUSH of a volume with a write cache.
+    mark: Option<FlushMark>,
     done: oneshot::Sender<Outcome>,
 }
 
@@ -51,6 +53,8 @@ pub(crate) struct Lane {
     tags: Semaphore,
     /// One permit per byte of WRITE payload that may be unanswered.
     write_bytes: Semaphore,
+    /// What the node's power could take; `None` without a write cache.
+    durability: Option<Arc<Durability>>,
     /// When something was received last.
     heard_ms: AtomicU64,
 }
@@ -62,7 +66,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Lane {
-    pub(crate) fn new(connection: u16, depth: u16, write_bytes: u32) -> Self {
+    pub(crate) fn new(
+        connection: u16,
+        depth: u16,
+        write_bytes: u32,
+        durability: Option<Arc<Durability>>,
+    ) -> Self {
         let slots: Vec<Slot> = (0..depth).map(|_| Slot::new()).collect();
         Lane {
             slots: SlotTable::new(connection, slots),
@@ -75,6 +84,7 @@ impl Lane {
             free: Mutex::new((0..depth).rev().collect()),
             tags: Semaphore::new(usize::from(depth)),
             write_bytes: Semaphore::new(write_bytes as usize),
+            durability,
             heard_ms: AtomicU64::new(0),
         }
     }
@@ -116,11 +126,16 @@ impl Lane {
                 return Err(Error::Misuse("a free tag with a taken slot".into()));
             };
             let (done, answer) = oneshot::channel();
+            let mark = match &self.durability {
+                Some(durability) if request.kind == Kind::Flush => Some(durability.begin_flush()),
+                _ => None,
+            };
             if let Some(place) = requests.by_tag.get_mut(usize::from(tag)) {
                 *place = Some(Pending {
                     request,
                     cookie,
                     payload,
+                    mark,
                     done,
                 });
             }
@@ -139,6 +154,7 @@ impl Lane {
             .and_then(Option::take);
         let Some(pending) = taken else { return };
         let request = pending.request;
+        let outcome = outcome.and_then(|bytes| self.check_durable(&pending).map(|()| bytes));
         let outcome = outcome.map_err(|ended| match ended {
             EndedWith::Status(status) => Error::Io {
                 kind: request.kind,
@@ -154,6 +170,26 @@ impl Lane {
         self.write_bytes.add_permits(write_len);
         // The asker may have gone away.
         let _ = pending.done.send(outcome);
+    }
+
+    /// Keeps count of what a lost node may take with it. Before a request is completed.
+    fn check_durable(&self, pending: &Pending) -> Result<(), EndedWith> {
+        let Some(durability) = &self.durability else {
+            return Ok(());
+        };
+        if let Some(mark) = pending.mark {
+            return durability
+                .end_flush(mark)
+                .map_err(|_| EndedWith::Error(Error::WritesLost));
+        }
+        let writes = matches!(
+            pending.request.kind,
+            Kind::Write | Kind::Discard | Kind::WriteZeroes
+        );
+        if writes && !pending.request.flags.contains(RequestFlags::FUA) {
+            durability.on_answered();
+        }
+        Ok(())
     }
 
     /// Queues a message without payload.
