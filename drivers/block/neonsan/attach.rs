@@ -26,7 +26,7 @@ const RELEASE_MS: u32 = 1000;
 impl Device {
     /// Attaches a volume. Returns when the disk can be used. Sleeps; a signal interrupts it, and
     /// nothing is left behind.
-    pub fn attach(params: KBox<AttachParams>) -> Result<Arc<Device>, DeviceError> {
+    pub(crate) fn attach(params: KBox<AttachParams>) -> Result<Arc<Device>, DeviceError> {
         check(&params)?;
         let mut params = Some(params);
         let device = registry::add(params.as_ref().and_then(|p| p.index), |index| {
@@ -121,7 +121,7 @@ impl Device {
     /// Detaches a device. Without `force` it must not be open, and what it has is given to the
     /// node first. With `force` nothing is waited for: what is in flight fails, and no network is
     /// needed. Sleeps.
-    pub fn detach(this: &Arc<Device>, force: bool) -> Result<(), DeviceError> {
+    pub(crate) fn detach(this: &Arc<Device>, force: bool) -> Result<(), DeviceError> {
         let index = this.index();
         {
             let mut lifecycle = this.lifecycle().lock();
@@ -193,7 +193,12 @@ impl Device {
                 break;
             }
             let jiffies = msecs_to_jiffies(left) + 1;
-            changed.wait_interruptible_timeout(&mut progress, jiffies);
+            // A signal only makes this shorter.
+            if let kernel::sync::CondVarTimeoutResult::Signal { .. } =
+                changed.wait_interruptible_timeout(&mut progress, jiffies)
+            {
+                break;
+            }
         }
     }
 

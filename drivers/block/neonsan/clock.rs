@@ -5,6 +5,6 @@
 use neonsan_session::Instant;
 
 /// Now, in steps of a timer tick.
-pub fn now() -> Instant {
+pub(crate) fn now() -> Instant {
     Instant(neonsan_kernel::clock::coarse_monotonic_ms())
 }

@@ -13,12 +13,12 @@ use neonsan_kernel::{
     net::TcpSocket, //
 };
 use neonsan_session::{
-    client::{ConnectKind, Handshake, Progress},
+    client::{Handshake, Opened, Progress},
     CloseCause,
 };
 
 /// Makes the connection that is due, and tells the device what came of it.
-pub fn run(connection: &Arc<Connection>) {
+pub(crate) fn run(connection: &Arc<Connection>) {
     let Some(task) = connection.shared.lock().task.take() else { return };
     // Dirty pages may wait for this connection.
     let _scope = NoIoScope::enter();
@@ -30,12 +30,19 @@ pub fn run(connection: &Arc<Connection>) {
     }
     let device = &connection.device;
     match result {
-        Ok((established, max_connections)) => {
+        Ok((established, opened)) => {
             connection.shared.lock().established = Some(established);
-            let wanted =
-                device.session().lock().on_opened(connection.index, max_connections, now());
+            let max_connections = opened.reply.max_connections.get();
+            let mut session = device.session().lock();
+            let wanted = session.on_opened(connection.index, max_connections, now());
+            // Before recovery, which needs the machine, sends anything.
+            let lost_writes = wanted && device.on_volume(&opened);
+            drop(session);
             if !wanted {
                 connection.shared.lock().established = None;
+            }
+            if lost_writes {
+                device.report_lost_writes();
             }
         }
         Err(Failure { cause, error }) => {
@@ -55,7 +62,7 @@ struct Failure {
 fn connect(
     connection: &Arc<Connection>,
     task: &ConnectTask,
-) -> Result<(Established, u16), Failure> {
+) -> Result<(Established, Opened), Failure> {
     let device = &connection.device;
     let Some(node) = device.node(task.node) else {
         let cause = CloseCause::ConnectFailed(EINVAL_NUMBER);
@@ -77,15 +84,14 @@ fn connect(
         }
     }
     let opened = handshake.opened().ok_or_else(|| fail(CloseCause::BadEvent))?;
-    let is_open = matches!(task.kind, ConnectKind::Open { .. });
-    device.on_volume(&opened, is_open).map_err(fail)?;
+    device.check_volume(&opened).map_err(fail)?;
     let established = Established {
         socket,
         features: opened.features,
         window_bytes: opened.reply.max_inflight_bytes.get().into(),
         node: task.node,
     };
-    Ok((established, opened.reply.max_connections.get()))
+    Ok((established, opened))
 }
 
 /// The number of EINVAL, for causes.

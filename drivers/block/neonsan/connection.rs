@@ -21,20 +21,23 @@ use crate::{
     params::Node,
     queue::Queue,
     receive::Receive,
-    transmit::Transmitter, //
+    transmit::Transmitter,
+    uapi, //
 };
 use kernel::{
-    impl_has_work, new_mutex, new_spinlock_irq, new_work,
+    impl_has_delayed_work, impl_has_work, new_delayed_work, new_mutex, new_spinlock_irq, new_work,
     prelude::*,
     sync::{
         atomic::{Atomic, Relaxed},
         Arc, Mutex, SpinLockIrq,
     },
-    workqueue::{Work, WorkItem},
+    time::msecs_to_jiffies,
+    workqueue::{DelayedWork, Work, WorkItem},
 };
 use neonsan_kernel::{
     block::mq::{OwnedRequest, RequestList, RequestTable},
     net::{Attached, TcpSocket},
+    workqueue::OwnedQueue,
 };
 use neonsan_proto::Features;
 use neonsan_session::{
@@ -43,38 +46,44 @@ use neonsan_session::{
 };
 
 /// Work of a connection: which part of it is to run.
-pub const CONNECT_WORK: u64 = 0;
+pub(crate) const CONNECT_WORK: u64 = 0;
 /// Sending goes on: there is room again, or something to be sent that no request brought.
-pub const TRANSMIT_WORK: u64 = 1;
+pub(crate) const TRANSMIT_WORK: u64 = 1;
 /// Data waits that could not be taken when it came.
-pub const RECEIVE_WORK: u64 = 2;
+pub(crate) const RECEIVE_WORK: u64 = 2;
+
+/// Requests that the node was too busy for are sent again.
+const BUSY_WORK: u64 = 3;
+
+/// How long they wait.
+const BUSY_MS: u32 = 20;
 
 /// A socket of which the handshake succeeded, before it carries requests.
-pub struct Established {
+pub(crate) struct Established {
     /// The socket.
-    pub socket: Arc<TcpSocket>,
+    pub(crate) socket: Arc<TcpSocket>,
     /// What both ends agreed to.
-    pub features: Features,
+    pub(crate) features: Features,
     /// Most bytes of unanswered writes.
-    pub window_bytes: u64,
+    pub(crate) window_bytes: u64,
     /// The node at the other end.
-    pub node: u16,
+    pub(crate) node: u16,
 }
 
 /// A connection to be made.
 #[derive(Clone, Copy)]
-pub struct ConnectTask {
+pub(crate) struct ConnectTask {
     /// Index of the node.
-    pub node: u16,
+    pub(crate) node: u16,
     /// How to introduce it.
-    pub kind: ConnectKind,
+    pub(crate) kind: ConnectKind,
     /// When to give up.
-    pub deadline: Instant,
+    pub(crate) deadline: Instant,
 }
 
 /// Where making a connection is, for state dumps.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum ConnectStep {
+pub(crate) enum ConnectStep {
     /// Nothing is being made.
     None,
     /// The TCP connection.
@@ -84,68 +93,72 @@ pub enum ConnectStep {
 }
 
 /// Small facts passed between contexts. Whoever learns one puts it here.
-pub struct Shared {
+pub(crate) struct Shared {
     /// Why the connection must be given up: the first cause wins. Taken by recovery.
-    pub fault: Option<CloseCause>,
+    pub(crate) fault: Option<CloseCause>,
     /// A PING is due. Taken by the transmitter.
-    pub ping: bool,
+    pub(crate) ping: bool,
     /// A PONG with this cookie is due. Taken by the transmitter.
-    pub pong: Option<u64>,
+    pub(crate) pong: Option<u64>,
     /// The connection to be made. Taken by the connecting work.
-    pub task: Option<ConnectTask>,
+    pub(crate) task: Option<ConnectTask>,
     /// Where that is.
-    pub step: ConnectStep,
+    pub(crate) step: ConnectStep,
     /// The socket on which the connecting work may be waiting, so that it can be interrupted.
-    pub connecting: Option<Arc<TcpSocket>>,
+    pub(crate) connecting: Option<Arc<TcpSocket>>,
     /// The result of the connecting work. Taken by recovery.
-    pub established: Option<Established>,
+    pub(crate) established: Option<Established>,
     /// The connection that carries requests.
-    pub link: Option<Arc<Attached<Connection>>>,
+    pub(crate) link: Option<Arc<Attached<Connection>>>,
     /// Index of the node at the other end, or the one tried last.
-    pub node: u16,
+    pub(crate) node: u16,
     /// How often the connection was made.
-    pub epoch: u64,
+    pub(crate) epoch: u64,
     /// How often it was lost.
-    pub losses: u64,
+    pub(crate) losses: u64,
+    /// The state that was traced last. Written by recovery.
+    pub(crate) traced: uapi::ConnectionState,
 }
 
 /// One connection.
 #[pin_data]
-pub struct Connection {
+pub(crate) struct Connection {
     /// Its index in the session, and that of its hardware queue.
-    pub index: u16,
+    pub(crate) index: u16,
     /// The device. A cycle, broken when the device is detached.
-    pub device: Arc<Device>,
+    pub(crate) device: Arc<Device>,
     /// Where each request is.
-    pub slots: SlotTable<KVVec<Slot>>,
+    pub(crate) slots: SlotTable<KVVec<Slot>>,
     /// The requests that wait for replies, or are parked.
-    pub table: RequestTable<Queue>,
+    pub(crate) table: RequestTable<Queue>,
     /// The requests that wait to be sent.
-    pub pending: RequestList<Queue>,
+    pub(crate) pending: RequestList<Queue>,
+    /// The requests that the node had no room for; they wait a little.
+    busy: RequestList<Queue>,
     /// Whether transmitting makes sense, see [`crate::transmit`].
-    pub gate: Atomic<u32>,
+    pub(crate) gate: Atomic<u32>,
     /// When something was received last, in milliseconds.
-    pub heard_at: Atomic<u64>,
+    pub(crate) heard_at: Atomic<u64>,
     /// Bytes of unanswered writes.
-    pub write_bytes_in_flight: Atomic<u64>,
-    /// Writes that were answered. Written only by the receiving side.
-    pub acknowledged_writes: Atomic<u64>,
+    pub(crate) write_bytes_in_flight: Atomic<u64>,
     /// Requests that ended with an error.
-    pub errors: Atomic<u64>,
+    pub(crate) errors: Atomic<u64>,
     /// Requests whose timeout ran out.
-    pub timeouts: Atomic<u64>,
+    pub(crate) timeouts: Atomic<u64>,
     /// The transmitting side.
     #[pin]
-    pub tx: Mutex<Transmitter>,
+    pub(crate) tx: Mutex<Transmitter>,
     /// Small facts.
     #[pin]
-    pub shared: SpinLockIrq<Shared>,
+    pub(crate) shared: SpinLockIrq<Shared>,
     #[pin]
     connect_work: Work<Connection, CONNECT_WORK>,
     #[pin]
     transmit_work: Work<Connection, TRANSMIT_WORK>,
     #[pin]
     receive_work: Work<Connection, RECEIVE_WORK>,
+    #[pin]
+    busy_work: DelayedWork<Connection, BUSY_WORK>,
 }
 
 impl_has_work! {
@@ -153,10 +166,13 @@ impl_has_work! {
     impl HasWork<Self, TRANSMIT_WORK> for Connection { self.transmit_work }
     impl HasWork<Self, RECEIVE_WORK> for Connection { self.receive_work }
 }
+impl_has_delayed_work! {
+    impl HasDelayedWork<Self, BUSY_WORK> for Connection { self.busy_work }
+}
 
 impl Connection {
     /// A connection that is idle. May sleep.
-    pub fn new(device: Arc<Device>, index: u16, depth: u32) -> Result<Arc<Self>> {
+    pub(crate) fn new(device: Arc<Device>, index: u16, depth: u32) -> Result<Arc<Self>> {
         let mut slots = KVVec::with_capacity(depth as usize, GFP_KERNEL)?;
         for _ in 0..depth {
             slots.push(Slot::new(), GFP_KERNEL)?;
@@ -171,10 +187,10 @@ impl Connection {
                 slots,
                 table,
                 pending: RequestList::new(),
+                busy: RequestList::new(),
                 gate: Atomic::new(crate::transmit::GATE_PARKED),
                 heard_at: Atomic::new(0),
                 write_bytes_in_flight: Atomic::new(0),
-                acknowledged_writes: Atomic::new(0),
                 errors: Atomic::new(0),
                 timeouts: Atomic::new(0),
                 tx <- new_mutex!(tx, "neonsan_tx"),
@@ -191,19 +207,21 @@ impl Connection {
                         node: 0,
                         epoch: 0,
                         losses: 0,
+                        traced: uapi::ConnectionState::Idle,
                     },
                     "neonsan_connection"
                 ),
                 connect_work <- new_work!("neonsan_connect"),
                 transmit_work <- new_work!("neonsan_transmit"),
                 receive_work <- new_work!("neonsan_receive"),
+                busy_work <- new_delayed_work!("neonsan_busy"),
             }),
             GFP_KERNEL,
         )
     }
 
     /// Queues a part of the connection's work. Any context.
-    pub fn queue_work<const ID: u64>(self: Arc<Self>)
+    pub(crate) fn queue_work<const ID: u64>(self: Arc<Self>)
     where
         Arc<Self>: kernel::workqueue::RawWorkItem<ID, EnqueueOutput = Result<(), Arc<Self>>>,
     {
@@ -213,27 +231,28 @@ impl Connection {
     }
 
     /// The node that this connection is with, or will be tried with next.
-    pub fn node(&self) -> Option<Node> {
+    pub(crate) fn node(&self) -> Option<Node> {
         let node = self.shared.lock().node;
         self.device.node(node)
     }
 
     /// Whether nothing is connected.
-    pub fn is_lost(&self) -> bool {
+    pub(crate) fn is_lost(&self) -> bool {
         self.shared.lock().link.is_none()
     }
 
     /// Something is wrong with the connection: recovery stops it. Any context.
-    pub fn fault(&self, cause: CloseCause) {
+    pub(crate) fn fault(&self, cause: CloseCause) {
         self.shared.lock().fault.get_or_insert(cause);
         self.device.wake();
     }
 
     /// Makes `link` carry the requests: those that were parked first. Called by recovery.
-    pub fn resume(self: &Arc<Self>, established: Established) -> Result {
+    pub(crate) fn resume(self: &Arc<Self>, established: Established) -> Result {
         let now = now();
         self.heard_at.store(now.0, Relaxed);
-        let rx = Receive::new(established.features);
+        let has_write_cache = self.device.volume().is_some_and(|v| Device::has_write_cache(&v));
+        let rx = Receive::new(established.features, has_write_cache);
         let link = Attached::new(established.socket, self.clone(), rx)?;
         {
             let mut shared = self.shared.lock();
@@ -266,7 +285,7 @@ impl Connection {
     /// Stops both sides and parks what is in flight; returns how many requests that is. When this
     /// returns, nothing but the table and the pending list holds a request, and no page of one
     /// can be sent any more. May sleep, but not for the network. Called by recovery.
-    pub fn park(&self) -> u32 {
+    pub(crate) fn park(&self) -> u32 {
         self.close_gate();
         let link = {
             let mut shared = self.shared.lock();
@@ -300,15 +319,37 @@ impl Connection {
     }
 
     /// Puts a request into the table. Its place is free, since tags are unique.
-    pub fn put_back(&self, rq: OwnedRequest<Queue>) {
+    pub(crate) fn put_back(&self, rq: OwnedRequest<Queue>) {
         if let Err(rq) = self.table.put(rq) {
             // Ends it with an error rather than losing it.
             pr_err!("two requests with tag {}\n", rq.tag());
         }
     }
 
+    /// The node had no room for this request, of which the slot is free: it is sent again a little
+    /// later. Any context.
+    pub(crate) fn send_later(self: &Arc<Self>, rq: OwnedRequest<Queue>) {
+        if crate::queue::claim(self, &rq) {
+            self.busy.push(rq);
+            let delay = msecs_to_jiffies(BUSY_MS);
+            self.device.queue().mod_delayed::<_, BUSY_WORK>(self.clone(), delay);
+        }
+    }
+
+    /// Moves the requests that the node was too busy for to where all wait.
+    pub(crate) fn retry_busy(&self) {
+        for rq in self.busy.take() {
+            self.pending.push(rq);
+        }
+    }
+
+    /// Takes delayed work back. Nothing may queue it any more.
+    pub(crate) fn cancel_work(self: &Arc<Self>) {
+        OwnedQueue::cancel_delayed_sync::<_, BUSY_WORK>(self);
+    }
+
     /// The connecting work may be waiting for the network: let it fail at once.
-    pub fn interrupt_connecting(&self) {
+    pub(crate) fn interrupt_connecting(&self) {
         let socket = self.shared.lock().connecting.clone();
         if let Some(socket) = socket {
             socket.shutdown();
@@ -328,6 +369,15 @@ impl WorkItem<TRANSMIT_WORK> for Connection {
     type Pointer = Arc<Connection>;
 
     fn run(this: Arc<Connection>) {
+        this.transmit_again();
+    }
+}
+
+impl WorkItem<BUSY_WORK> for Connection {
+    type Pointer = Arc<Connection>;
+
+    fn run(this: Arc<Connection>) {
+        this.retry_busy();
         this.transmit_again();
     }
 }

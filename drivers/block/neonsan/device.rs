@@ -14,7 +14,7 @@
 use crate::{
     connection::Connection,
     limits,
-    params::{AttachParams, DeviceError, Message, Node},
+    params::{AttachParams, DeviceError, Node},
     queue::Queue,
     recovery,
 };
@@ -24,7 +24,7 @@ use kernel::{
     prelude::*,
     str::CString,
     sync::{
-        atomic::{Atomic, AtomicFlag, Relaxed},
+        atomic::{AtomicFlag, Relaxed},
         Arc, CondVar, Mutex, SpinLockIrq,
     },
     workqueue::{self, DelayedWork, Work, WorkItem},
@@ -34,9 +34,9 @@ use neonsan_kernel::{
     random,
     workqueue::OwnedQueue,
 };
-use neonsan_proto::{Features, Geometry, Mode, VolumeName};
+use neonsan_proto::{Capabilities, Features, Geometry, Mode, OpenReply, VolumeName};
 use neonsan_session::{
-    client::{self, Config, Identity, Opened, Session, MAX_CONNECTIONS},
+    client::{self, Config, Durability, Identity, Opened, Session, MAX_CONNECTIONS},
     CloseCause, Instant, Timeouts,
 };
 
@@ -52,21 +52,23 @@ const PRODUCT: &str = "neonsan.ko";
 
 /// What is known of the volume.
 #[derive(Clone, Copy)]
-pub struct Volume {
+pub(crate) struct Volume {
     /// Size, limits, abilities.
-    pub geometry: Geometry,
+    pub(crate) geometry: Geometry,
     /// Identity of the volume.
-    pub volume_id: [u8; 16],
+    pub(crate) volume_id: [u8; 16],
     /// Identity of the node's volatile state.
-    pub boot_id: [u8; 16],
+    pub(crate) boot_id: [u8; 16],
     /// Features in force.
-    pub features: Features,
+    pub(crate) features: Features,
     /// Requests in flight that the node allows on each connection.
-    pub max_depth: u16,
+    pub(crate) max_depth: u16,
+    /// All that the node said.
+    reply: OpenReply,
 }
 
 /// The control machine, with its connections on the heap: kernel stacks are small.
-pub type DeviceSession = Session<KVec<client::Connection>>;
+pub(crate) type DeviceSession = Session<KVec<client::Connection>>;
 
 /// What nodes have told, not yet acted on.
 #[derive(Default)]
@@ -77,18 +79,18 @@ struct Events {
 }
 
 /// How attaching goes on.
-pub struct Progress {
+pub(crate) struct Progress {
     /// Connections that could not be made so far.
-    pub failures: u32,
+    pub(crate) failures: u32,
     /// Why the last of them could not.
-    pub error: Option<DeviceError>,
+    pub(crate) error: Option<DeviceError>,
     /// The last failure is one that trying again does not mend.
-    pub permanent: bool,
+    pub(crate) permanent: bool,
 }
 
 /// Where a device is in its life.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Lifecycle {
+pub(crate) enum Lifecycle {
     /// There is no disk yet.
     Attaching,
     /// In use.
@@ -99,7 +101,7 @@ pub enum Lifecycle {
 
 /// A device.
 #[pin_data]
-pub struct Device {
+pub(crate) struct Device {
     index: u32,
     name: CString,
     params: KBox<AttachParams>,
@@ -107,10 +109,8 @@ pub struct Device {
     queue: OwnedQueue,
     /// The device is being taken away: nothing new begins.
     closing: AtomicFlag,
-    /// A node lost what was written but not flushed: the next flush must fail.
-    data_at_risk: AtomicFlag,
-    /// Writes that are known to be durable, by [`Device::acknowledged_writes`].
-    flushed_writes: Atomic<u64>,
+    /// What a node's power could take. Used if the volume has a write cache.
+    durability: Durability,
     #[pin]
     lifecycle: Mutex<Lifecycle>,
     #[pin]
@@ -148,7 +148,7 @@ impl_has_delayed_work! {
 
 impl Device {
     /// A device without a disk, of which the session has not begun. May sleep.
-    pub fn new(index: u32, params: KBox<AttachParams>, now: Instant) -> Result<Arc<Self>> {
+    pub(crate) fn new(index: u32, params: KBox<AttachParams>, now: Instant) -> Result<Arc<Self>> {
         let name = CString::try_from_fmt(fmt!("neonsan{index}"))?;
         let queue = OwnedQueue::new_mem_reclaim(&name)?;
         let mut session_id = [0; 16];
@@ -177,8 +177,7 @@ impl Device {
                 session_id,
                 queue,
                 closing: AtomicFlag::new(false),
-                data_at_risk: AtomicFlag::new(false),
-                flushed_writes: Atomic::new(0),
+                durability: Durability::new(),
                 lifecycle <- new_mutex!(Lifecycle::Attaching, "neonsan_lifecycle"),
                 disk <- new_mutex!(None, "neonsan_disk"),
                 session <- new_mutex!(session, "neonsan_session"),
@@ -208,78 +207,78 @@ impl Device {
     // ---- what it is ----
 
     /// N of `/dev/neonsanN`.
-    pub fn index(&self) -> u32 {
+    pub(crate) fn index(&self) -> u32 {
         self.index
     }
 
     /// The name of the disk.
-    pub fn name(&self) -> &CStr {
+    pub(crate) fn name(&self) -> &CStr {
         &self.name
     }
 
     /// What it was attached with.
-    pub fn params(&self) -> &AttachParams {
+    pub(crate) fn params(&self) -> &AttachParams {
         &self.params
     }
 
     /// Identity of the session.
-    pub fn session_id(&self) -> [u8; 16] {
+    pub(crate) fn session_id(&self) -> [u8; 16] {
         self.session_id
     }
 
     /// The node with this index in the list of nodes.
-    pub fn node(&self, index: u16) -> Option<Node> {
+    pub(crate) fn node(&self, index: u16) -> Option<Node> {
         self.params.nodes.get(usize::from(index)).copied()
     }
 
     /// The work queue of everything that the device's requests depend on.
-    pub fn queue(&self) -> &OwnedQueue {
+    pub(crate) fn queue(&self) -> &OwnedQueue {
         &self.queue
     }
 
     /// The control machine.
-    pub fn session(&self) -> &Mutex<DeviceSession> {
+    pub(crate) fn session(&self) -> &Mutex<DeviceSession> {
         &self.session
     }
 
     /// The disk, if there is one.
-    pub fn disk(&self) -> &Mutex<Option<GenDisk<Queue>>> {
+    pub(crate) fn disk(&self) -> &Mutex<Option<GenDisk<Queue>>> {
         &self.disk
     }
 
     /// Where the device is in its life.
-    pub fn lifecycle(&self) -> &Mutex<Lifecycle> {
+    pub(crate) fn lifecycle(&self) -> &Mutex<Lifecycle> {
         &self.lifecycle
     }
 
     /// How attaching goes on, and what tells of changes.
-    pub fn progress(&self) -> (&Mutex<Progress>, &CondVar) {
+    pub(crate) fn progress(&self) -> (&Mutex<Progress>, &CondVar) {
         (&self.progress, &self.changed)
     }
 
     /// The connection with this index.
-    pub fn connection(&self, index: u16) -> Option<Arc<Connection>> {
+    pub(crate) fn connection(&self, index: u16) -> Option<Arc<Connection>> {
         self.connections.lock().get(usize::from(index)).cloned()
     }
 
     /// Forgets the connections, which refer back to the device.
-    pub fn drop_connections(&self) {
+    pub(crate) fn drop_connections(&self) {
         let connections = core::mem::take(&mut *self.connections.lock());
         drop(connections);
     }
 
     /// What is known of the volume; `None` before the first connection was made.
-    pub fn volume(&self) -> Option<Volume> {
+    pub(crate) fn volume(&self) -> Option<Volume> {
         *self.volume.lock()
     }
 
     /// The named timeouts.
-    pub fn timeouts(&self) -> Timeouts {
+    pub(crate) fn timeouts(&self) -> Timeouts {
         *self.timeouts.lock()
     }
 
     /// Changes the named timeouts.
-    pub fn set_timeouts(self: &Arc<Self>, timeouts: Timeouts) -> Result<(), DeviceError> {
+    pub(crate) fn set_timeouts(self: &Arc<Self>, timeouts: Timeouts) -> Result<(), DeviceError> {
         timeouts.check().map_err(|text| DeviceError::new(EINVAL, format_args!("{text}")))?;
         *self.timeouts.lock() = timeouts;
         self.session.lock().set_timeouts(timeouts);
@@ -288,17 +287,17 @@ impl Device {
     }
 
     /// Whether the device is being taken away.
-    pub fn is_closing(&self) -> bool {
+    pub(crate) fn is_closing(&self) -> bool {
         self.closing.load(Relaxed)
     }
 
     /// From now on nothing new begins.
-    pub fn set_closing(&self) {
+    pub(crate) fn set_closing(&self) {
         self.closing.store(true, Relaxed);
     }
 
     /// Calls `f` with who opens what.
-    pub fn with_identity<R>(&self, f: impl FnOnce(&Identity<'_>) -> R) -> Result<R, CloseCause> {
+    pub(crate) fn with_identity<R>(&self, f: impl FnOnce(&Identity<'_>) -> R) -> Result<R, CloseCause> {
         let params = &self.params;
         // It was checked when the device was attached.
         let volume = VolumeName::parse(params.volume.as_str())
@@ -325,20 +324,20 @@ impl Device {
     }
 
     /// The limits of the disk.
-    pub fn queue_limits(volume: &Volume) -> QueueLimits {
+    pub(crate) fn queue_limits(volume: &Volume) -> QueueLimits {
         limits::queue_limits(&volume.geometry, volume.features)
     }
 
     // ---- what happened ----
 
     /// Lets the control machine look at what there is. Any context.
-    pub fn wake(self: &Arc<Self>) {
+    pub(crate) fn wake(self: &Arc<Self>) {
         // If it is queued already, it will see what there is.
         let _ = self.queue.enqueue::<_, CONTROL_WORK>(self.clone());
     }
 
     /// Lets the control machine look again after this time. Any context.
-    pub fn wake_after_ms(self: &Arc<Self>, ms: u64) {
+    pub(crate) fn wake_after_ms(self: &Arc<Self>, ms: u64) {
         let ms = u32::try_from(ms).unwrap_or(u32::MAX);
         self.queue.mod_delayed::<_, TIMER_WORK>(
             self.clone(),
@@ -347,14 +346,17 @@ impl Device {
     }
 
     /// Waits until no work of the device runs or is queued. Everything must have come to rest.
-    pub fn finish_work(self: &Arc<Self>) {
+    pub(crate) fn finish_work(self: &Arc<Self>) {
         self.queue.flush();
         OwnedQueue::cancel_delayed_sync::<_, TIMER_WORK>(self);
+        for connection in self.connections.lock().iter() {
+            connection.cancel_work();
+        }
         self.queue.flush();
     }
 
     /// A connection could not be made.
-    pub fn note_connect_failure(&self, connection: u16, cause: CloseCause, error: DeviceError) {
+    pub(crate) fn note_connect_failure(&self, connection: u16, cause: CloseCause, error: DeviceError) {
         if self.lost_before() {
             pr_debug!("{}: connection {connection}: {}\n", &*self.name, error.message);
         }
@@ -369,95 +371,71 @@ impl Device {
     }
 
     /// A node has opened the volume: is it the one that the device was made for?
-    pub fn on_volume(
-        self: &Arc<Self>,
-        opened: &Opened,
-        is_open: bool,
-    ) -> Result<(), CloseCause> {
+    pub(crate) fn check_volume(&self, opened: &Opened) -> Result<(), CloseCause> {
+        match &*self.volume.lock() {
+            Some(old) => client::check_same_volume(&old.reply, &opened.reply),
+            None => Ok(()),
+        }
+    }
+
+    /// The session machine has taken the connection over which the node said this, and none of
+    /// its requests is sent yet (the machine is locked). Returns whether writes may be lost that
+    /// were answered.
+    pub(crate) fn on_volume(self: &Arc<Self>, opened: &Opened) -> bool {
+        let reply = &opened.reply;
         let new = Volume {
-            geometry: opened.reply.geometry,
-            volume_id: opened.reply.volume_id,
-            boot_id: opened.reply.boot_id,
+            geometry: reply.geometry,
+            volume_id: reply.volume_id,
+            boot_id: reply.boot_id,
             features: opened.features,
-            max_depth: opened.reply.max_depth.get(),
+            max_depth: reply.max_depth.get(),
+            reply: *reply,
         };
-        let mut volume = self.volume.lock();
-        let Some(old) = *volume else {
-            *volume = Some(new);
-            return Ok(());
-        };
-        if old.volume_id != new.volume_id {
-            return Err(CloseCause::VolumeChanged("identity"));
-        }
-        if let Some(field) = limits::broken_promise(&old.geometry, &new.geometry) {
-            return Err(CloseCause::VolumeChanged(field));
-        }
-        *volume = Some(new);
-        drop(volume);
-        if is_open && old.boot_id != new.boot_id {
-            self.on_new_boot_id(&old);
-        }
+        let old = self.volume.lock().replace(new);
+        let Some(old) = old else { return false };
         if old.geometry != new.geometry {
             self.on_limits(new.geometry);
         }
-        Ok(())
+        old.boot_id != new.boot_id && self.durability.on_boot_changed()
     }
 
-    /// The node is not the one that it was: what it had acknowledged but not made durable is gone.
-    fn on_new_boot_id(&self, old: &Volume) {
-        let volatile = old
-            .geometry
-            .capabilities()
-            .contains(neonsan_proto::Capabilities::VOLATILE_CACHE);
-        if volatile && self.acknowledged_writes() > self.flushed_writes.load(Relaxed) {
-            self.data_at_risk.store(true, Relaxed);
-            let text = Message::from_fmt(format_args!(
-                "the node lost its cache with writes that were not flushed: the next flush fails"
-            ));
-            pr_err!("{}: {text}\n", &*self.name);
-            crate::control::event_data_at_risk(self, text.as_str());
-        }
+    /// Tells people that writes may be lost.
+    pub(crate) fn report_lost_writes(&self) {
+        let text = "the node lost writes that were answered but not flushed: the next flush fails";
+        pr_err!("{}: {text}\n", &*self.name);
+        crate::control::event_data_at_risk(self, text);
     }
 
-    /// How many writes were acknowledged in all.
-    pub fn acknowledged_writes(&self) -> u64 {
-        let connections = self.connections.lock();
-        connections.iter().map(|c| c.acknowledged_writes.load(Relaxed)).sum()
+    /// What a node's power could take.
+    pub(crate) fn durability(&self) -> &Durability {
+        &self.durability
     }
 
-    /// A flush was answered that was sent when `writes` had been acknowledged. Returns whether it
-    /// may succeed.
-    pub fn on_flushed(&self, writes: u64) -> bool {
-        if self.data_at_risk.load(Relaxed) {
-            self.data_at_risk.store(false, Relaxed);
-            return false;
-        }
-        if self.flushed_writes.load(Relaxed) < writes {
-            self.flushed_writes.store(writes, Relaxed);
-        }
-        true
+    /// Whether what is written is volatile until it is flushed.
+    pub(crate) fn has_write_cache(volume: &Volume) -> bool {
+        volume.geometry.capabilities().contains(Capabilities::VOLATILE_CACHE)
     }
 
     /// The volume has a new size. Any context.
-    pub fn on_resized(self: &Arc<Self>, size_bytes: u64) {
+    pub(crate) fn on_resized(self: &Arc<Self>, size_bytes: u64) {
         self.events.lock().size_bytes = Some(size_bytes);
         self.queue_change();
     }
 
     /// The volume has new limits. Any context.
-    pub fn on_limits(self: &Arc<Self>, geometry: Geometry) {
+    pub(crate) fn on_limits(self: &Arc<Self>, geometry: Geometry) {
         self.events.lock().geometry = Some(geometry);
         self.queue_change();
     }
 
     /// The node will stop. Any context.
-    pub fn on_going_away(self: &Arc<Self>, _grace_ms: u64) {
+    pub(crate) fn on_going_away(self: &Arc<Self>, _grace_ms: u64) {
         self.events.lock().going_away = true;
         self.wake();
     }
 
     /// Whether the node has said that it will stop, once.
-    pub fn take_going_away(&self) -> bool {
+    pub(crate) fn take_going_away(&self) -> bool {
         core::mem::take(&mut self.events.lock().going_away)
     }
 

@@ -35,7 +35,7 @@ fn errno_of_status(status: Status) -> Error {
 }
 
 /// The error number for a connection that could not be made.
-pub fn errno_of(cause: CloseCause) -> Error {
+pub(crate) fn errno_of(cause: CloseCause) -> Error {
     match cause {
         CloseCause::ConnectFailed(errno) | CloseCause::SocketError(errno) => {
             Error::from_errno(-errno.clamp(1, 4095))
@@ -67,7 +67,7 @@ pub fn errno_of(cause: CloseCause) -> Error {
 }
 
 /// How a request ends for the status of its reply.
-pub fn block_status_of(status: Status) -> block::Status {
+pub(crate) fn block_status_of(status: Status) -> block::Status {
     match status {
         Status::Ok => block::Status::OK,
         Status::NoSpace => block::Status::NOSPC,
@@ -103,7 +103,7 @@ pub fn block_status_of(status: Status) -> block::Status {
 }
 
 /// How the requests of a device without service end.
-pub fn block_status_of_loss(cause: CloseCause) -> block::Status {
+pub(crate) fn block_status_of_loss(cause: CloseCause) -> block::Status {
     match cause {
         CloseCause::Detached | CloseCause::Released => block::Status::OFFLINE,
         CloseCause::ConnectTimeout

@@ -17,99 +17,99 @@ use neonsan_session::{
 };
 
 /// A device.
-pub struct DeviceInfo {
+pub(crate) struct DeviceInfo {
     /// Where the session is.
-    pub state: uapi::SessionState,
+    pub(crate) state: uapi::SessionState,
     /// Since when it has no service, in milliseconds ago; zero if it has.
-    pub lost_for_ms: u64,
+    pub(crate) lost_for_ms: u64,
     /// Fencing counter of the session.
-    pub generation: u64,
+    pub(crate) generation: u64,
     /// Identity of the session.
-    pub session_id: [u8; 16],
+    pub(crate) session_id: [u8; 16],
     /// What is known of the volume; `None` before the first connection was made.
-    pub volume: Option<Volume>,
+    pub(crate) volume: Option<Volume>,
     /// How many connections there are; final once the device is attached.
-    pub connections: u16,
+    pub(crate) connections: u16,
     /// How many times the disk is open; zero without a disk.
-    pub openers: u32,
+    pub(crate) openers: u32,
     /// There is a disk.
-    pub has_disk: bool,
+    pub(crate) has_disk: bool,
     /// Tags of each connection.
-    pub queue_depth: u32,
+    pub(crate) queue_depth: u32,
 }
 
 /// A connection.
-pub struct ConnectionInfo {
+pub(crate) struct ConnectionInfo {
     /// Where it is.
-    pub state: uapi::ConnectionState,
+    pub(crate) state: uapi::ConnectionState,
     /// For how long.
-    pub since_ms: u64,
+    pub(crate) since_ms: u64,
     /// The node at the other end, or the one tried last.
-    pub node: Option<Node>,
+    pub(crate) node: Option<Node>,
     /// How often it was made.
-    pub epoch: u64,
+    pub(crate) epoch: u64,
     /// How often it was lost.
-    pub losses: u64,
+    pub(crate) losses: u64,
     /// Requests that hold a slot.
-    pub in_flight: u32,
+    pub(crate) in_flight: u32,
     /// Those of them that are parked.
-    pub parked: u32,
+    pub(crate) parked: u32,
     /// Why it was lost, or could not be made, last.
-    pub last_cause: Option<Message>,
+    pub(crate) last_cause: Option<Message>,
     /// The request that waits for the longest time.
-    pub oldest: Option<RequestInfo>,
+    pub(crate) oldest: Option<RequestInfo>,
     /// When something was received last, in milliseconds ago.
-    pub silent_for_ms: u64,
+    pub(crate) silent_for_ms: u64,
 }
 
 /// A request in flight.
 #[derive(Clone, Copy)]
-pub struct RequestInfo {
+pub(crate) struct RequestInfo {
     /// Its tag.
-    pub tag: u32,
+    pub(crate) tag: u32,
     /// Its name on the wire.
-    pub cookie: u64,
+    pub(crate) cookie: u64,
     /// What it asks for.
-    pub op: uapi::Op,
+    pub(crate) op: uapi::Op,
     /// Where it is.
-    pub state: uapi::RequestState,
+    pub(crate) state: uapi::RequestState,
     /// First byte.
-    pub offset: u64,
+    pub(crate) offset: u64,
     /// Bytes.
-    pub length: u32,
+    pub(crate) length: u32,
     /// How long it has been where it is.
-    pub age_ms: u64,
+    pub(crate) age_ms: u64,
 }
 
 /// Counters since attach.
 #[derive(Clone, Copy, Default)]
-pub struct Statistics {
+pub(crate) struct Statistics {
     /// READ requests.
-    pub reads: u64,
+    pub(crate) reads: u64,
     /// WRITE requests.
-    pub writes: u64,
+    pub(crate) writes: u64,
     /// FLUSH requests.
-    pub flushes: u64,
+    pub(crate) flushes: u64,
     /// DISCARD requests.
-    pub discards: u64,
+    pub(crate) discards: u64,
     /// WRITE_ZEROES requests.
-    pub write_zeroes: u64,
+    pub(crate) write_zeroes: u64,
     /// Bytes read.
-    pub read_bytes: u64,
+    pub(crate) read_bytes: u64,
     /// Bytes written.
-    pub written_bytes: u64,
+    pub(crate) written_bytes: u64,
     /// Requests that ended with an error.
-    pub errors: u64,
+    pub(crate) errors: u64,
     /// Requests sent again.
-    pub resent: u64,
+    pub(crate) resent: u64,
     /// Request timeouts.
-    pub timeouts: u64,
+    pub(crate) timeouts: u64,
     /// Calls that gave data to the socket.
-    pub sends: u64,
+    pub(crate) sends: u64,
 }
 
 /// Where the session of a device is, for people.
-pub fn session_state(device: &Device) -> uapi::SessionState {
+pub(crate) fn session_state(device: &Device) -> uapi::SessionState {
     if device.is_closing() {
         return uapi::SessionState::Detaching;
     }
@@ -131,7 +131,7 @@ pub fn session_state(device: &Device) -> uapi::SessionState {
 
 impl Device {
     /// A snapshot of the device. Sleeps.
-    pub fn info(&self) -> DeviceInfo {
+    pub(crate) fn info(&self) -> DeviceInfo {
         let (has_disk, openers) = match self.lifecycle().try_lock() {
             // While it is being taken away, the disk may be waited for a long time.
             Some(lifecycle) if *lifecycle == Lifecycle::Attached => {
@@ -160,7 +160,7 @@ impl Device {
     }
 
     /// A snapshot of one connection; `None` if there is none with this index. Sleeps.
-    pub fn connection_info(&self, index: u16) -> Option<ConnectionInfo> {
+    pub(crate) fn connection_info(&self, index: u16) -> Option<ConnectionInfo> {
         let connection = self.connection(index)?;
         let now = now();
         let (state, since, cause) = self.session().lock().connection(index)?;
@@ -193,7 +193,7 @@ impl Device {
     }
 
     /// Calls `f` for each request that holds a slot of a connection. Sleeps if `f` does.
-    pub fn for_each_request(&self, index: u16, f: &mut dyn FnMut(RequestInfo)) {
+    pub(crate) fn for_each_request(&self, index: u16, f: &mut dyn FnMut(RequestInfo)) {
         let connection: Option<Arc<Connection>> = self.connection(index);
         if let Some(connection) = connection {
             for slot in connection.slots.iter() {
@@ -203,7 +203,7 @@ impl Device {
     }
 
     /// Counters of one connection since attach; zero if there is none with this index. Sleeps.
-    pub fn connection_statistics(&self, index: u16) -> Statistics {
+    pub(crate) fn connection_statistics(&self, index: u16) -> Statistics {
         let Some(connection) = self.connection(index) else { return Statistics::default() };
         let counts = connection.tx.lock().counts;
         Statistics {
@@ -222,7 +222,7 @@ impl Device {
     }
 
     /// Counters since attach, summed over the connections. Sleeps.
-    pub fn statistics(&self) -> Statistics {
+    pub(crate) fn statistics(&self) -> Statistics {
         let mut sum = Statistics::default();
         let count = self.session().lock().connection_count();
         for index in 0..count {

@@ -13,7 +13,7 @@ const MAX_SEGMENTS: u16 = 1024;
 const DMA_ALIGNMENT_MASK: u32 = 3;
 
 /// The limits of a device for a volume with this geometry, checked by the session machine.
-pub fn queue_limits(geometry: &Geometry, features: Features) -> QueueLimits {
+pub(crate) fn queue_limits(geometry: &Geometry, features: Features) -> QueueLimits {
     let caps = geometry.capabilities();
     let logical = geometry.logical_block_size.get();
     let physical = geometry.physical_block_size.get();
@@ -41,12 +41,12 @@ pub fn queue_limits(geometry: &Geometry, features: Features) -> QueueLimits {
 }
 
 /// The size of a volume in sectors.
-pub fn capacity_sectors(size_bytes: u64) -> u64 {
+pub(crate) fn capacity_sectors(size_bytes: u64) -> u64 {
     size_bytes / u64::from(SECTOR_SIZE)
 }
 
 /// The first limit by which `new` promises less than the device was told, if there is one.
-pub fn broken_promise(old: &Geometry, new: &Geometry) -> Option<&'static str> {
+pub(crate) fn broken_promise(old: &Geometry, new: &Geometry) -> Option<&'static str> {
     let (old_caps, new_caps) = (old.capabilities(), new.capabilities());
     if old.logical_block_size != new.logical_block_size {
         return Some("logical block size");

@@ -10,26 +10,26 @@ use neonsan_proto::{HOST_NAME_BYTES, MAX_NODES, MAX_VOLUME_NAME_BYTES};
 use neonsan_session::{CloseCause, Timeouts};
 
 /// Tags of a hardware queue unless told otherwise.
-pub const DEFAULT_QUEUE_DEPTH: u32 = 128;
+pub(crate) const DEFAULT_QUEUE_DEPTH: u32 = 128;
 
 /// Most tags of a hardware queue: each has a header in a page of its connection.
-pub const MAX_QUEUE_DEPTH: u32 = 1024;
+pub(crate) const MAX_QUEUE_DEPTH: u32 = 1024;
 
 /// Text of bounded length, cut where it does not fit.
 #[derive(Clone, Copy)]
-pub struct Text<const N: usize> {
+pub(crate) struct Text<const N: usize> {
     bytes: [u8; N],
     len: usize,
 }
 
 impl<const N: usize> Text<N> {
     /// An empty text.
-    pub const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Text { bytes: [0; N], len: 0 }
     }
 
     /// A text from what it says.
-    pub fn from_fmt(args: fmt::Arguments<'_>) -> Self {
+    pub(crate) fn from_fmt(args: fmt::Arguments<'_>) -> Self {
         let mut this = Text::new();
         // Writing never fails: what does not fit is cut.
         let _ = fmt::Write::write_fmt(&mut this, args);
@@ -37,12 +37,12 @@ impl<const N: usize> Text<N> {
     }
 
     /// A text from a string.
-    pub fn from_str(s: &str) -> Self {
+    pub(crate) fn from_str(s: &str) -> Self {
         Text::from_fmt(format_args!("{s}"))
     }
 
     /// What it says.
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         self.bytes
             .get(..self.len)
             .and_then(|bytes| core::str::from_utf8(bytes).ok())
@@ -78,15 +78,15 @@ impl<const N: usize> kernel::fmt::Display for Text<N> {
 }
 
 /// A message for people: as long as an extended ack takes.
-pub type Message = Text<{ uapi::MESSAGE_MAX_LEN }>;
+pub(crate) type Message = Text<{ uapi::MESSAGE_MAX_LEN }>;
 
 /// A node that serves the volume.
 #[derive(Clone, Copy)]
-pub struct Node {
+pub(crate) struct Node {
     /// Where it listens.
-    pub addr: SocketAddr,
+    pub(crate) addr: SocketAddr,
     /// The name that was resolved to the address, or empty.
-    pub name: Text<{ uapi::HOST_NAME_MAX_LEN }>,
+    pub(crate) name: Text<{ uapi::HOST_NAME_MAX_LEN }>,
 }
 
 impl fmt::Display for Node {
@@ -100,53 +100,53 @@ impl fmt::Display for Node {
 }
 
 /// What a device is attached with. Large: keep it in a box.
-pub struct AttachParams {
+pub(crate) struct AttachParams {
     /// `pool/volume` or `pool/volume@snapshot`.
-    pub volume: Text<MAX_VOLUME_NAME_BYTES>,
+    pub(crate) volume: Text<MAX_VOLUME_NAME_BYTES>,
     /// At least one, in the order in which they are tried.
-    pub nodes: KVec<Node>,
+    pub(crate) nodes: KVec<Node>,
     /// How the volume is opened.
-    pub mode: uapi::Mode,
+    pub(crate) mode: uapi::Mode,
     /// Identity of the host, not zero.
-    pub host_id: [u8; 16],
+    pub(crate) host_id: [u8; 16],
     /// Its name for people.
-    pub host_name: Text<HOST_NAME_BYTES>,
+    pub(crate) host_name: Text<HOST_NAME_BYTES>,
     /// The number in the device's name; `None`: the lowest that is free.
-    pub index: Option<u32>,
+    pub(crate) index: Option<u32>,
     /// How many connections; `None`: one for each CPU. Never more than the node allows.
-    pub connections: Option<u32>,
+    pub(crate) connections: Option<u32>,
     /// How many requests may be in flight on each connection; `None`: [`DEFAULT_QUEUE_DEPTH`].
-    pub queue_depth: Option<u32>,
+    pub(crate) queue_depth: Option<u32>,
     /// How long to wait for what.
-    pub timeouts: Timeouts,
+    pub(crate) timeouts: Timeouts,
     /// What is protected on the wire: [`uapi::checksum`] bits.
-    pub checksums: u32,
+    pub(crate) checksums: u32,
     /// Take an exclusive volume from the host that holds it.
-    pub force: bool,
+    pub(crate) force: bool,
     /// The network namespace to connect in.
-    pub net: Net,
+    pub(crate) net: Net,
 }
 
 /// The most nodes of a device.
-pub const MAX_DEVICE_NODES: usize = MAX_NODES;
+pub(crate) const MAX_DEVICE_NODES: usize = MAX_NODES;
 
 /// Why a device could not be attached or detached.
 #[derive(Clone)]
-pub struct DeviceError {
+pub(crate) struct DeviceError {
     /// For programs.
-    pub error: Error,
+    pub(crate) error: Error,
     /// For people: what is wrong and what to do.
-    pub message: Message,
+    pub(crate) message: Message,
 }
 
 impl DeviceError {
     /// An error with its message.
-    pub fn new(error: Error, args: fmt::Arguments<'_>) -> Self {
+    pub(crate) fn new(error: Error, args: fmt::Arguments<'_>) -> Self {
         DeviceError { error, message: Message::from_fmt(args) }
     }
 
     /// The error of a connection that could not be made; `text` is the node's own, may be empty.
-    pub fn from_cause(cause: CloseCause, node: &Node, text: &str) -> Self {
+    pub(crate) fn from_cause(cause: CloseCause, node: &Node, text: &str) -> Self {
         let error = crate::error::errno_of(cause);
         if text.is_empty() {
             DeviceError::new(error, format_args!("{node}: {cause}"))

@@ -23,45 +23,48 @@ use neonsan_kernel::block::{
 };
 use neonsan_proto::{Kind, RequestFlags};
 use neonsan_session::{
-    client::{Request, SlotState},
+    client::{FlushMark, Request, SlotState},
     CloseCause, Cookie, Tag,
 };
 
 /// The driver's operations.
-pub struct Queue;
+pub(crate) struct Queue;
 
 /// What the driver keeps beside each request.
-pub struct RequestData {
+pub(crate) struct RequestData {
     /// The request's name on the wire. Written by whoever owns the request.
     cookie: Atomic<u64>,
-    /// For a flush: how many writes of the device were answered when it was sent.
-    acknowledged_writes: Atomic<u64>,
+    /// For a flush: what it covers. Written by whoever owns the request.
+    flush_mark: [Atomic<u64>; 2],
 }
 
 impl RequestData {
     /// The name on the wire.
-    pub fn cookie(&self) -> Cookie {
+    pub(crate) fn cookie(&self) -> Cookie {
         Cookie::from_wire(self.cookie.load(Relaxed))
     }
 
     /// Sets it.
-    pub fn set_cookie(&self, cookie: Cookie) {
+    pub(crate) fn set_cookie(&self, cookie: Cookie) {
         self.cookie.store(cookie.to_wire(), Relaxed);
     }
 
-    /// For a flush: how many writes of the device were answered when it was sent.
-    pub fn acknowledged_writes(&self) -> u64 {
-        self.acknowledged_writes.load(Relaxed)
+    /// For a flush: what it covers.
+    pub(crate) fn flush_mark(&self) -> FlushMark {
+        let [number, losses] = &self.flush_mark;
+        FlushMark::from_words([number.load(Relaxed), losses.load(Relaxed)])
     }
 
     /// Sets it.
-    pub fn set_acknowledged_writes(&self, writes: u64) {
-        self.acknowledged_writes.store(writes, Relaxed);
+    fn set_flush_mark(&self, mark: FlushMark) {
+        for (to, word) in self.flush_mark.iter().zip(mark.to_words()) {
+            to.store(word, Relaxed);
+        }
     }
 }
 
 /// What a request asks for, in the terms of the wire; `None` for what the driver never offered.
-pub fn describe(rq: &mq::Request<Queue>) -> Option<Request> {
+pub(crate) fn describe(rq: &mq::Request<Queue>) -> Option<Request> {
     let (kind, mut flags) = match rq.op() {
         RequestOp::Read => (Kind::Read, RequestFlags::NONE),
         RequestOp::Write => (Kind::Write, RequestFlags::NONE),
@@ -87,7 +90,7 @@ pub fn describe(rq: &mq::Request<Queue>) -> Option<Request> {
 }
 
 /// The kind of a request, for people.
-pub fn op_of(kind: Kind) -> Op {
+pub(crate) fn op_of(kind: Kind) -> Op {
     match kind {
         Kind::Write => Op::Write,
         Kind::Flush => Op::Flush,
@@ -97,6 +100,17 @@ pub fn op_of(kind: Kind) -> Op {
     }
 }
 
+/// Gives a request its place among those of the connection, and its name on the wire. If that
+/// fails the request must be ended; a slot belongs to a tag, so it does not.
+pub(crate) fn claim(connection: &Connection, rq: &OwnedRequest<Queue>) -> bool {
+    let Some(request) = describe(rq) else { return false };
+    let cookie = connection.slots.claim(Tag(rq.tag()), request, now());
+    if let Some(cookie) = cookie {
+        rq.data().set_cookie(cookie);
+    }
+    cookie.is_some()
+}
+
 impl Operations for Queue {
     type RequestData = RequestData;
     type QueueData = ();
@@ -104,7 +118,10 @@ impl Operations for Queue {
     type TagSetData = Arc<Device>;
 
     fn new_request_data() -> impl PinInit<RequestData, Infallible> {
-        init!(RequestData { cookie: Atomic::new(0), acknowledged_writes: Atomic::new(0) })
+        init!(RequestData {
+            cookie: Atomic::new(0),
+            flush_mark: [Atomic::new(0), Atomic::new(0)],
+        })
     }
 
     fn init_hctx(device: ArcBorrow<'_, Device>, index: u32) -> Result<Arc<Connection>> {
@@ -117,14 +134,13 @@ impl Operations for Queue {
         rq: OwnedRequest<Queue>,
         is_last: bool,
     ) {
-        let Some(request) = describe(&rq) else {
-            return rq.end(block::Status::NOTSUPP);
-        };
-        // A slot belongs to a tag, so it is free; if not, dropping the request ends it with an
-        // error, and the slot's own request is not touched.
-        if let Some(cookie) = connection.slots.claim(Tag(rq.tag()), request, now()) {
-            rq.data().set_cookie(cookie);
+        if rq.op() == RequestOp::Flush {
+            rq.data().set_flush_mark(connection.device.durability().begin_flush());
+        }
+        if claim(&connection, &rq) {
             connection.pending.push(rq);
+        } else {
+            rq.end(block::Status::NOTSUPP);
         }
         if is_last {
             connection.transmit();

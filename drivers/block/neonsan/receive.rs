@@ -35,29 +35,32 @@ use neonsan_session::{
 };
 
 /// The state of the receiving side. Owned by whoever holds the socket's lock.
-pub struct Receive {
+pub(crate) struct Receive {
     receiver: Receiver,
     /// The request whose payload is arriving.
     writer: Option<PayloadWriter<Queue>>,
     /// Requests that end together when the run is over.
     batch: CompletionBatch,
+    /// What is written is volatile until it is flushed.
+    has_write_cache: bool,
     /// A violation was seen: nothing more is looked at.
     dead: bool,
 }
 
 impl Receive {
     /// The receiving side of a new connection.
-    pub fn new(features: Features) -> Self {
+    pub(crate) fn new(features: Features, has_write_cache: bool) -> Self {
         Receive {
             receiver: Receiver::new(features, crate::crc::crc32c),
             writer: None,
             batch: CompletionBatch::new(),
+            has_write_cache,
             dead: false,
         }
     }
 
     /// The request that was only partly received, if there is one.
-    pub fn into_request(mut self) -> Option<OwnedRequest<Queue>> {
+    pub(crate) fn into_request(mut self) -> Option<OwnedRequest<Queue>> {
         self.batch.flush();
         self.writer.take().map(PayloadWriter::into_request)
     }
@@ -139,20 +142,26 @@ impl Receive {
             status.to_wire(),
             length,
         );
+        if rq.op() == RequestOp::Write {
+            connection.free_window(length);
+        }
+        if status == Status::Busy {
+            return connection.send_later(rq);
+        }
         let mut end = block_status_of(status);
-        match rq.op() {
-            RequestOp::Write => {
-                connection.free_window(length);
-                // Only the receiving side writes it, so this is no race.
-                let count = connection.acknowledged_writes.load(Relaxed);
-                connection.acknowledged_writes.store(count.wrapping_add(1), Relaxed);
-            }
-            RequestOp::Flush if end.is_ok() => {
-                if !connection.device.on_flushed(rq.data().acknowledged_writes()) {
+        if end.is_ok() {
+            let durability = connection.device.durability();
+            match rq.op() {
+                RequestOp::Flush if durability.end_flush(rq.data().flush_mark()).is_err() => {
                     end = block::Status::IOERR;
                 }
+                RequestOp::Write | RequestOp::Discard | RequestOp::WriteZeroes
+                    if self.has_write_cache && !rq.is_fua() =>
+                {
+                    durability.on_answered();
+                }
+                _ => {}
             }
-            _ => {}
         }
         if !end.is_ok() {
             connection.errors.add(1, Relaxed);

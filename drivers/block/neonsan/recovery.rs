@@ -14,7 +14,7 @@ use crate::{
     error::block_status_of_loss,
     info,
     params::Message,
-    trace,
+    trace, uapi,
 };
 use kernel::{
     prelude::*,
@@ -27,7 +27,7 @@ use neonsan_session::{
 };
 
 /// Whether trying again cannot mend this failure to connect, as long as nobody changes anything.
-pub fn is_permanent(cause: CloseCause) -> bool {
+pub(crate) fn is_permanent(cause: CloseCause) -> bool {
     !matches!(
         cause,
         CloseCause::Refused(
@@ -41,7 +41,7 @@ pub fn is_permanent(cause: CloseCause) -> bool {
 }
 
 /// Looks at what happened, and does what is due.
-pub fn run(device: &Arc<Device>) {
+pub(crate) fn run(device: &Arc<Device>) {
     let before = info::session_state(device);
     collect(device);
     loop {
@@ -105,6 +105,7 @@ fn execute(device: &Arc<Device>, action: Action) {
                 let (ConnectKind::Open { epoch, .. } | ConnectKind::Join { epoch, .. }) = kind;
                 shared.epoch = epoch;
             }
+            traced(device, connection.index, uapi::ConnectionState::Connecting, "");
             connection.queue_work::<CONNECT_WORK>();
         }
         Action::Resume { connection: index } => {
@@ -112,6 +113,7 @@ fn execute(device: &Arc<Device>, action: Action) {
             let established = connection.shared.lock().established.take();
             match established.ok_or(ENOTCONN).and_then(|e| connection.resume(e)) {
                 Ok(()) => {
+                    traced(device, index, uapi::ConnectionState::Live, "");
                     if connection.shared.lock().losses > 0 {
                         control::event_connection_recovered(device, index.into());
                     }
@@ -141,12 +143,21 @@ fn execute(device: &Arc<Device>, action: Action) {
     }
 }
 
+/// Tells whoever traces that a connection has come to another state.
+fn traced(device: &Arc<Device>, index: u16, to: uapi::ConnectionState, cause: &str) {
+    let Some(connection) = device.connection(index) else { return };
+    let from = core::mem::replace(&mut connection.shared.lock().traced, to);
+    trace::connection_state(device.index(), index.into(), from, to, cause);
+}
+
 fn stop(device: &Arc<Device>, index: u16, cause: CloseCause) {
     let Some(connection) = device.connection(index) else { return };
+    let text = Message::from_fmt(format_args!("{cause}"));
+    traced(device, index, uapi::ConnectionState::Draining, text.as_str());
     let parked = connection.park();
+    traced(device, index, uapi::ConnectionState::Idle, "");
     connection.shared.lock().established = None;
     if !device.is_closing() {
-        let text = Message::from_fmt(format_args!("{cause}"));
         pr_debug!("{}: connection {index}: {text}; {parked} parked\n", device.name());
         control::event_connection_lost(device, index.into(), text.as_str());
     }
@@ -154,7 +165,7 @@ fn stop(device: &Arc<Device>, index: u16, cause: CloseCause) {
 }
 
 /// Ends every request of the device with an error, and those that come.
-pub fn fail_requests(device: &Arc<Device>, cause: CloseCause) {
+pub(crate) fn fail_requests(device: &Arc<Device>, cause: CloseCause) {
     let status = block_status_of_loss(cause);
     let count = device.session().lock().connection_count();
     for i in 0..count {
@@ -165,7 +176,7 @@ pub fn fail_requests(device: &Arc<Device>, cause: CloseCause) {
 }
 
 /// Whether the session can serve requests, or never will.
-pub fn outcome(device: &Device) -> Option<Result<(), CloseCause>> {
+pub(crate) fn outcome(device: &Device) -> Option<Result<(), CloseCause>> {
     let session = device.session().lock();
     match session.state() {
         SessionState::Failed(cause) => Some(Err(cause)),

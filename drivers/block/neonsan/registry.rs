@@ -19,27 +19,27 @@ struct Registry {
 }
 
 /// Makes the list usable.
-pub fn init() {
+pub(crate) fn init() {
     // SAFETY: Called once, when the module is loaded. The one `unsafe` that upstream's global
     // locks ask of their users.
     unsafe { DEVICES.init() };
 }
 
 /// The device with this index.
-pub fn lookup(index: u32) -> Option<Arc<Device>> {
+pub(crate) fn lookup(index: u32) -> Option<Arc<Device>> {
     let registry = DEVICES.lock();
     registry.devices.iter().find(|d| d.index() == index).cloned()
 }
 
 /// The device with the lowest index that is not below `index`.
-pub fn first_from(index: u32) -> Option<Arc<Device>> {
+pub(crate) fn first_from(index: u32) -> Option<Arc<Device>> {
     let registry = DEVICES.lock();
     registry.devices.iter().find(|d| d.index() >= index).cloned()
 }
 
 /// Chooses an index (the wished one, or the lowest that is free), makes the device of it with
 /// `make`, and puts it into the list.
-pub fn add(
+pub(crate) fn add(
     wish: Option<u32>,
     make: impl FnOnce(u32) -> Result<Arc<Device>, DeviceError>,
 ) -> Result<Arc<Device>, DeviceError> {
@@ -67,7 +67,7 @@ pub fn add(
 }
 
 /// Takes a device out of the list.
-pub fn remove(device: &Arc<Device>) {
+pub(crate) fn remove(device: &Arc<Device>) {
     let mut registry = DEVICES.lock();
     let place = registry.devices.iter().position(|d| Arc::ptr_eq(d, device));
     let removed = place.and_then(|place| registry.devices.remove(place).ok());
@@ -76,7 +76,7 @@ pub fn remove(device: &Arc<Device>) {
 }
 
 /// Detaches every device. The module is going away, so none is open.
-pub fn detach_all() {
+pub(crate) fn detach_all() {
     while let Some(device) = first_from(0) {
         if let Err(e) = Device::detach(&device, true) {
             pr_err!("neonsan{}: {}\n", device.index(), e.message);

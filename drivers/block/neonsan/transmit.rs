@@ -53,13 +53,13 @@ use neonsan_proto::{Features, Header, Kind, RequestFlags, HEADER_BYTES};
 use neonsan_session::{CloseCause, Tag};
 
 /// Requests are sent.
-pub const GATE_OPEN: u32 = 0;
+pub(crate) const GATE_OPEN: u32 = 0;
 /// Nothing can be sent: requests wait for recovery.
-pub const GATE_PARKED: u32 = 1;
+pub(crate) const GATE_PARKED: u32 = 1;
 /// The socket is full: its callback goes on.
-pub const GATE_BLOCKED: u32 = 2;
+pub(crate) const GATE_BLOCKED: u32 = 2;
 /// The node has as many bytes of writes as it may have: a reply goes on.
-pub const GATE_WINDOW: u32 = 3;
+pub(crate) const GATE_WINDOW: u32 = 3;
 
 /// Pieces of memory in one call.
 const BATCH_PIECES: usize = 256;
@@ -80,29 +80,29 @@ enum Mode {
 
 /// Counted under the transmitter's lock.
 #[derive(Clone, Copy, Default)]
-pub struct Counts {
+pub(crate) struct Counts {
     /// READ requests, a resend not counted.
-    pub reads: u64,
+    pub(crate) reads: u64,
     /// WRITE requests.
-    pub writes: u64,
+    pub(crate) writes: u64,
     /// FLUSH requests.
-    pub flushes: u64,
+    pub(crate) flushes: u64,
     /// DISCARD requests.
-    pub discards: u64,
+    pub(crate) discards: u64,
     /// WRITE_ZEROES requests.
-    pub write_zeroes: u64,
+    pub(crate) write_zeroes: u64,
     /// Bytes of READ requests.
-    pub read_bytes: u64,
+    pub(crate) read_bytes: u64,
     /// Bytes of WRITE requests.
-    pub written_bytes: u64,
+    pub(crate) written_bytes: u64,
     /// Requests sent again.
-    pub resent: u64,
+    pub(crate) resent: u64,
     /// Calls that gave data to the socket.
-    pub sends: u64,
+    pub(crate) sends: u64,
 }
 
 /// The transmitting side. Owned by whoever has locked it.
-pub struct Transmitter {
+pub(crate) struct Transmitter {
     mode: Mode,
     link: Option<Arc<Attached<Connection>>>,
     features: Features,
@@ -120,7 +120,7 @@ pub struct Transmitter {
     /// Taken from the pending list, not looked at yet.
     todo: Taken<Queue>,
     /// What was done.
-    pub counts: Counts,
+    pub(crate) counts: Counts,
 }
 
 /// Why filling the batch ended.
@@ -136,7 +136,7 @@ enum Filled {
 
 impl Transmitter {
     /// A transmitter for `depth` tags. May sleep.
-    pub fn new(depth: u32) -> Result<Self> {
+    pub(crate) fn new(depth: u32) -> Result<Self> {
         let depth = depth as usize;
         Ok(Transmitter {
             mode: Mode::Parked,
@@ -205,9 +205,6 @@ impl Transmitter {
             request.offset,
             request.length,
         );
-        if request.kind == Kind::Flush {
-            rq.data().set_acknowledged_writes(connection.device.acknowledged_writes());
-        }
         if request.kind == Kind::Write {
             connection.write_bytes_in_flight.fetch_add(u64::from(request.length), Relaxed);
             self.cursor = Some(SegmentCursor::new(rq.share()));
@@ -309,6 +306,7 @@ impl Transmitter {
 
     /// Ends everything that waits to be sent.
     fn fail_all(&mut self, connection: &Connection, status: block::Status) {
+        connection.retry_busy();
         while let Some(rq) = self.take_next(connection) {
             connection.slots.abort(Tag(rq.tag()));
             connection.errors.add(1, Relaxed);
@@ -335,7 +333,7 @@ impl Connection {
     }
 
     /// Sends what is pending, unless someone else does or it makes no sense. Process context.
-    pub fn transmit(&self) {
+    pub(crate) fn transmit(&self) {
         while self.gate.load(Acquire) == GATE_OPEN {
             let Some(mut tx) = self.tx.try_lock() else { return };
             self.run(&mut tx);
@@ -350,7 +348,7 @@ impl Connection {
 
     /// Goes on after the gate was closed for want of room, or with messages that no request
     /// brought. Process context.
-    pub fn transmit_again(&self) {
+    pub(crate) fn transmit_again(&self) {
         {
             let mut tx = self.tx.lock();
             match tx.mode {
@@ -403,7 +401,7 @@ impl Connection {
     }
 
     /// Requests go out over this link from now on.
-    pub fn open_gate(
+    pub(crate) fn open_gate(
         &self,
         link: Arc<Attached<Connection>>,
         features: Features,
@@ -422,14 +420,14 @@ impl Connection {
     }
 
     /// Nothing goes out from now on, and the transmitter holds on to no request that was sent.
-    pub fn close_gate(&self) {
+    pub(crate) fn close_gate(&self) {
         let mut tx = self.tx.lock();
         self.gate.store(GATE_PARKED, Release);
         tx.stop();
     }
 
     /// Ends what waits, and everything that comes, with an error. The connection must be parked.
-    pub fn fail(&self, status: block::Status) {
+    pub(crate) fn fail(&self, status: block::Status) {
         self.tx.lock().mode = Mode::Failing(status);
         for tag in 0..self.slots.depth() {
             let tag = Tag(tag as u16);
@@ -442,13 +440,8 @@ impl Connection {
         self.transmit_again();
     }
 
-    /// Requests wait from now on instead of failing. Undoes [`Connection::fail`].
-    pub fn wait_again(&self) {
-        self.close_gate();
-    }
-
     /// Tells the node that the session is over, if it can be told at once.
-    pub fn send_release(&self) {
+    pub(crate) fn send_release(&self) {
         let mut tx = self.tx.lock();
         if matches!(tx.mode, Mode::Sending) && tx.batch.is_empty() && tx.cursor.is_none() {
             let header = Header::request(Kind::Close, RequestFlags::RELEASE, 0, 0, 0);
@@ -460,7 +453,7 @@ impl Connection {
     }
 
     /// A reply has freed `bytes` of the window.
-    pub fn free_window(self: &Arc<Self>, bytes: u32) {
+    pub(crate) fn free_window(self: &Arc<Self>, bytes: u32) {
         let old = self.write_bytes_in_flight.fetch_sub(u64::from(bytes), Relaxed);
         debug_assert!(old >= u64::from(bytes));
         smp_mb(Full);

@@ -49,6 +49,18 @@ pub struct FlushMark {
     losses: u64,
 }
 
+impl FlushMark {
+    /// The mark as words, for a place that is made of atomics.
+    pub const fn to_words(self) -> [u64; 2] {
+        [self.number, self.losses]
+    }
+
+    /// The mark that was turned into these words.
+    pub const fn from_words([number, losses]: [u64; 2]) -> Self {
+        FlushMark { number, losses }
+    }
+}
+
 /// Writes that were answered before may be gone: the FLUSH must fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WritesLost;
