@@ -354,7 +354,9 @@ impl<S: Deref<Target = [Slot]>> SlotTable<S> {
             .is_some()
     }
 
-    /// The connection is lost, and both its sides have stopped: any state but Free → Parked.
+    /// The connection is lost, and both its sides have stopped: any state but Free → Parked. Only
+    /// recovery calls it: beside [`SlotTable::reclaim`] it could park a request that is on its way
+    /// again.
     /// Returns whether there was a request.
     pub fn park(&self, tag: Tag) -> bool {
         let taken = [SlotState::Queued, SlotState::InFlight, SlotState::Receiving];
