@@ -149,8 +149,8 @@ pub struct SessionInfo {
 pub struct NodeInfo {
     /// Version of the program.
     pub version: String,
-    /// Identity of the node's volatile state, 32 hexadecimal digits: another
-    /// one after every start.
+    /// Identity of this run of the node process, 32 hexadecimal digits.
+    /// Clients of the data protocol see [`EngineInfo::boot_id`].
     pub boot_id: String,
     /// Seconds since the start.
     pub uptime_s: u64,
@@ -175,6 +175,10 @@ pub struct EngineInfo {
     pub name: String,
     /// What it is: `mem` or `file`.
     pub kind: String,
+    /// Identity of the engine's volatile state, 32 hexadecimal digits: another
+    /// one when writes that were answered but not flushed may have been lost.
+    #[serde(default)]
+    pub boot_id: String,
     /// Whether data outlives the node process.
     pub persistent: bool,
     /// Bytes that can be stored in all; absent where there is no fixed bound.

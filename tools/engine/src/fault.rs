@@ -74,6 +74,10 @@ impl Engine for FaultEngine {
         self.inner.is_persistent()
     }
 
+    fn boot_id(&self) -> [u8; 16] {
+        self.inner.boot_id()
+    }
+
     fn status(&self) -> Result<EngineStatus> {
         let mut status = self.inner.status()?;
         status.notes.push("faults can be injected".to_owned());
@@ -276,10 +280,13 @@ mod tests {
 
     fn queue(plan: &Arc<FaultPlan>) -> Box<dyn Queue> {
         let engine = FaultEngine::new(
-            Arc::new(MemEngine::new(MemOptions {
-                capacity_bytes: 1 << 20,
-                volatile_cache: true,
-            })),
+            Arc::new(
+                MemEngine::new(MemOptions {
+                    capacity_bytes: 1 << 20,
+                    volatile_cache: true,
+                })
+                .unwrap(),
+            ),
             Arc::clone(plan),
         );
         let name = "p/v".parse().unwrap();

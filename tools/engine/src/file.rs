@@ -6,6 +6,8 @@
 //!
 //! ```text
 //! <root>/.lock                  held by the node process which uses <root>
+//! <root>/.boot                  identity of what a loss of power takes (see
+//!                               `boot`)
 //! <root>/<pool>/<volume>/meta   what the volume is (see `meta`)
 //! <root>/<pool>/<volume>/data   its bytes; as long as the volume, rounded up
 //!                               to 4096; holes are zeroes; locked while open
@@ -26,6 +28,7 @@
 //! waits for the lock before it opens the volume, cannot have its data
 //! overwritten by a write from the past. `tests/killed_node.rs` shows it.
 
+mod boot;
 mod locks;
 mod meta;
 mod probe;
@@ -70,6 +73,7 @@ pub struct FileOptions {
 pub struct FileEngine {
     options: FileOptions,
     storage: Arc<Storage>,
+    boot_id: [u8; 16],
     /// Holds the lock on `<root>/.lock`.
     _lock: File,
 }
@@ -140,7 +144,9 @@ impl FileEngine {
             options.buffered,
             options.min_block_bytes,
         )?);
+        let boot_id = boot::boot_id(root)?;
         let engine = Self {
+            boot_id,
             options,
             storage,
             _lock: lock,
@@ -282,6 +288,10 @@ impl Engine for FileEngine {
 
     fn is_persistent(&self) -> bool {
         true
+    }
+
+    fn boot_id(&self) -> [u8; 16] {
+        self.boot_id
     }
 
     fn status(&self) -> Result<EngineStatus> {

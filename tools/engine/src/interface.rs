@@ -275,6 +275,11 @@ pub trait Engine: Send + Sync {
     /// Whether volumes outlive the process.
     fn is_persistent(&self) -> bool;
 
+    /// Identity of its volatile state: another one whenever completed but
+    /// unflushed writes may have been lost since it was last the same.
+    /// Constant while the engine lives.
+    fn boot_id(&self) -> [u8; 16];
+
     /// Its state now.
     fn status(&self) -> Result<EngineStatus>;
 

@@ -49,6 +49,7 @@ pub struct MemOptions {
 #[derive(Debug)]
 pub struct MemEngine {
     options: MemOptions,
+    boot_id: [u8; 16],
     /// Owned by the engine: the volumes exist through this map alone.
     volumes: Mutex<HashMap<VolumeName, Entry>>,
     budget: Arc<Budget>,
@@ -212,15 +213,20 @@ impl Store {
 
 impl MemEngine {
     /// An engine without volumes.
-    pub fn new(options: MemOptions) -> Self {
-        Self {
+    ///
+    /// # Errors
+    ///
+    /// The system has no random bytes for its boot id.
+    pub fn new(options: MemOptions) -> Result<Self> {
+        Ok(Self {
             options,
+            boot_id: random_id()?,
             volumes: Mutex::default(),
             budget: Arc::new(Budget {
                 used: AtomicU64::new(0),
                 capacity: options.capacity_bytes,
             }),
-        }
+        })
     }
 
     fn volumes(&self) -> MutexGuard<'_, HashMap<VolumeName, Entry>> {
@@ -242,6 +248,10 @@ impl Engine for MemEngine {
 
     fn is_persistent(&self) -> bool {
         false
+    }
+
+    fn boot_id(&self) -> [u8; 16] {
+        self.boot_id
     }
 
     fn status(&self) -> Result<EngineStatus> {

@@ -25,7 +25,7 @@ fn open(root: &Path) -> FileEngine {
 fn a_volume_outlives_the_engine() {
     let dir = directory();
     let name = volume_name("p/v");
-    let made = {
+    let (made, boot_id) = {
         let engine = open(dir.path());
         let made = engine.create(&name, &spec(1 << 20, 512)).unwrap();
         let mut queue = engine.open(&name).unwrap().queue(1).unwrap();
@@ -38,9 +38,10 @@ fn a_volume_outlives_the_engine() {
             atomic: false,
         };
         run(&mut *queue, op).unwrap();
-        made
+        (made, engine.boot_id())
     };
     let engine = open(dir.path());
+    assert_eq!(engine.boot_id(), boot_id, "nothing was lost");
     assert_eq!(engine.stat(&name).unwrap().id, made.id);
     let mut queue = engine.open(&name).unwrap().queue(1).unwrap();
     let op = Op::Read {

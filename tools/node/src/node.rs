@@ -79,7 +79,7 @@ fn open_engine(
         } => Arc::new(MemEngine::new(MemOptions {
             capacity_bytes: *capacity_bytes,
             volatile_cache: *volatile_cache,
-        })),
+        })?),
     })
 }
 

@@ -99,7 +99,8 @@ impl NamedEngine {
 pub struct Shared {
     /// The configuration.
     pub config: Config,
-    /// Identity of the node's volatile state.
+    /// Identity of this run of the node. Clients are told that of their
+    /// volume's engine.
     pub boot_id: [u8; 16],
     /// Time.
     pub clock: Clock,

@@ -9,7 +9,7 @@ use std::fs;
 use common::wire::{Open, Wire, CHECKED};
 use common::{block_on, create, data_path, directory, Node};
 use neonsan_api::VolumeResize;
-use neonsan_proto::{Capabilities, EventKind, Kind, Mode, RequestFlags, Status};
+use neonsan_proto::{Capabilities, EventKind, Features, Kind, Mode, RequestFlags, Status};
 
 const MIB: u64 = 1 << 20;
 
@@ -17,11 +17,14 @@ const MIB: u64 = 1 << 20;
 fn what_was_written_is_read_on_both_engines() {
     let dir = directory();
     let node = Node::start(dir.path());
-    for (engine, features) in [("main", CHECKED), ("mem", CHECKED), ("main", CHECKED)] {
+    for (engine, features) in [
+        ("main", Features::NONE),
+        ("mem", CHECKED),
+        ("main", CHECKED),
+    ] {
         let name = format!("p/{engine}");
-        if node.metric("neonsan_node_sessions") == 0.0
-            && block_on(node.api().volume(&name.parse().unwrap())).is_err()
-        {
+        // The third round opens the first one's volume again.
+        if block_on(node.api().volume(&name.parse().unwrap())).is_err() {
             create(&node, &name, 16 * MIB, 512, engine);
         }
         let mut open = Open::new(&name, 1);
@@ -198,7 +201,7 @@ fn a_session_has_several_connections_and_each_can_be_replaced() {
 }
 
 #[test]
-fn data_outlives_a_restart_and_the_boot_id_does_not() {
+fn data_and_boot_id_of_files_outlive_a_restart_of_the_node() {
     let dir = directory();
     let mut node = Node::start(dir.path());
     create(&node, "p/v", MIB, 512, "main");
@@ -215,7 +218,9 @@ fn data_outlives_a_restart_and_the_boot_id_does_not() {
     assert_eq!(unknown.status, Status::UnknownSession);
     open.generation = 2;
     let mut wire = Wire::open(node.data, &open).unwrap();
-    assert_ne!(wire.reply.boot_id, before.boot_id);
+    // What was written is in the kernel's and the disk's caches at worst,
+    // which the process does not take along.
+    assert_eq!(wire.reply.boot_id, before.boot_id);
     assert_eq!(wire.reply.volume_id, before.volume_id);
     assert_eq!(wire.read(4096, 4096), [5; 4096]);
     node.terminate();

@@ -18,6 +18,8 @@ const STATX_WRITE_ATOMIC: u32 = 0x0001_0000;
 /// What the storage below a directory can do.
 #[derive(Debug)]
 pub(super) struct Storage {
+    /// The engine's directory.
+    pub(super) root: PathBuf,
     /// Open with `O_DIRECT`.
     pub(super) direct: bool,
     /// I/O happens in aligned blocks of this many bytes; 1 with the page
@@ -152,6 +154,7 @@ impl Storage {
             notes.push("no discard, since the file system cannot punch holes".to_owned());
         }
         Ok(Self {
+            root: root.to_owned(),
             direct: direct.is_some(),
             block_bytes,
             memory_align,

@@ -24,6 +24,7 @@ use std::sync::Arc;
 use io_uring::types::{Fd, FsyncFlags};
 use io_uring::{opcode, squeue, IoUring};
 
+use super::boot;
 use super::locks::{Mailbox, Range};
 use super::volume::{FileVolume, ZERO_PIECE_BYTES};
 use crate::{Buffer, BufferPool, Completion, Error, ErrorKind, Limits, Op, Queue, Request, Result};
@@ -367,7 +368,9 @@ impl FileQueue {
                 _ => Next::Done(Ok(())),
             },
             Step::Sync if result < 0 => {
-                self.volume.broken.store(true, Ordering::Release);
+                if !self.volume.broken.swap(true, Ordering::AcqRel) {
+                    boot::forget(&self.volume.storage.root);
+                }
                 self.failed(work, result)
             }
             Step::Sync => Next::Done(Ok(())),

@@ -56,7 +56,7 @@ pub(super) struct FileVolume {
     pub(super) zeroes: Buffer,
     /// A flush has failed. The kernel tells of lost data once; who asks again
     /// would hear that all is well. So nothing is durable from then on until
-    /// the volume has been opened again, which changes the boot id.
+    /// the volume has been closed, and the next process has another boot id.
     pub(super) broken: AtomicBool,
 }
 

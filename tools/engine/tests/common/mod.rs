@@ -45,10 +45,13 @@ pub fn file_options(root: &Path) -> FileOptions {
 pub fn engines() -> Vec<Subject> {
     let mut subjects = vec![Subject {
         label: "mem",
-        engine: Box::new(MemEngine::new(MemOptions {
-            capacity_bytes: 1 << 30,
-            volatile_cache: true,
-        })),
+        engine: Box::new(
+            MemEngine::new(MemOptions {
+                capacity_bytes: 1 << 30,
+                volatile_cache: true,
+            })
+            .unwrap(),
+        ),
         _dir: None,
     }];
     let mut file = |label, parent: &str, change: fn(&mut FileOptions)| {

@@ -248,6 +248,7 @@ fn engine_infos(shared: &Shared) -> Vec<EngineInfo> {
             EngineInfo {
                 name: named.name.clone(),
                 kind: named.engine.kind().to_owned(),
+                boot_id: hex(&named.engine.boot_id()),
                 persistent: named.engine.is_persistent(),
                 capacity_bytes: status.capacity_bytes,
                 available_bytes: status.available_bytes,

@@ -54,8 +54,10 @@ pub(super) struct Connection {
     pub(super) interest: EventFlags,
     since: Instant,
     heard_at: Instant,
-    /// When something was last sent, or there was nothing to send.
+    /// When something was last sent.
     sent_at: Instant,
+    /// Since when the socket takes nothing of what waits to be sent.
+    blocked_since: Option<Instant>,
     /// Takes no more requests, and closes when all is answered.
     finishing: Option<CloseCause>,
 }
@@ -82,6 +84,7 @@ impl Connection {
             since: context.now,
             heard_at: context.now,
             sent_at: context.now,
+            blocked_since: None,
             finishing: None,
         }
     }
@@ -194,8 +197,14 @@ impl Connection {
             return Ok(());
         };
         let flushed = self.output.flush(socket, context.pool);
-        if flushed.progress || self.output.is_empty() {
+        if flushed.progress {
             self.sent_at = context.now;
+            self.blocked_since = None;
+        }
+        if self.output.is_empty() {
+            self.blocked_since = None;
+        } else {
+            self.blocked_since.get_or_insert(context.now);
         }
         let mut busy = false;
         if let Phase::Active(active) = &self.phase {
@@ -362,14 +371,16 @@ impl Connection {
                 if active.is_stalled() || self.finishing.is_some() {
                     self.heard_at = now;
                 }
-                let deaf = !self.output.is_empty() && now.since_ms(self.sent_at) >= limit;
+                let deaf = self
+                    .blocked_since
+                    .is_some_and(|since| now.since_ms(since) >= limit);
                 if deaf || now.since_ms(self.heard_at) >= limit {
                     return self.close(CloseCause::HeartbeatTimeout, context);
                 }
                 let quiet = u64::from(timeouts.heartbeat_interval_ms);
                 if self.output.is_empty()
                     && self.finishing.is_none()
-                    && now.since_ms(self.sent_at).min(now.since_ms(self.heard_at)) >= quiet
+                    && now.since_ms(self.sent_at) >= quiet
                 {
                     active.send_ping(now, &mut self.output);
                     self.turn(EventFlags::empty(), context);

@@ -74,7 +74,7 @@ impl OpenParameters<'_> {
         let reply = OpenReply {
             geometry,
             volume_id: self.open.stat.id,
-            boot_id: shared.boot_id,
+            boot_id: self.open.boot_id,
             generation: self.generation.into(),
             heartbeat_interval_ms: config.timeouts.heartbeat_interval_ms.into(),
             heartbeat_timeout_ms: config.timeouts.heartbeat_timeout_ms.into(),

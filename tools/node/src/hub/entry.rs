@@ -33,6 +33,8 @@ pub struct OpenVolume {
     pub volume: Arc<dyn Volume>,
     /// Its engine's name.
     pub engine: String,
+    /// Identity of its engine's volatile state.
+    pub boot_id: [u8; 16],
     /// Size and block sizes.
     pub stat: VolumeStat,
     /// Abilities.

@@ -556,6 +556,7 @@ fn open_volume(shared: &Shared, name: &VolumeName) -> neonsan_engine::Result<Ope
     Ok(OpenVolume {
         stat: volume.stat(),
         limits: volume.limits(),
+        boot_id: shared.engines[engine].engine.boot_id(),
         volume,
         engine: shared.engines[engine].name.clone(),
     })
