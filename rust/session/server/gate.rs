@@ -28,6 +28,7 @@
 //! The gate is not on the I/O path: a connection that was admitted works without asking again,
 //! until it is told to stop.
 
+use super::memory::{Memory, Remembered, Standing};
 use crate::server::IntroducedAs;
 use crate::{CloseCause, Instant};
 use alloc::vec::Vec;
@@ -154,32 +155,64 @@ pub struct Gate {
     connections: Vec<Connection>,
     /// Highest epoch seen of each connection of each session: (session, index, epoch).
     epochs: Vec<([u8; 16], u16, u64)>,
-    /// Sessions that are gone without having been released; the oldest first.
-    departed: Vec<Departed>,
+    /// Sessions that are gone without having been released.
+    memory: Memory,
 }
-
-/// A session that may come back with requests to send again.
-#[derive(Clone, Copy, Debug)]
-struct Departed {
-    id: [u8; 16],
-    mode: Mode,
-    /// Somebody else had the volume since: what it would send again is older than that.
-    fenced: bool,
-}
-
-/// How many departed sessions a gate remembers.
-const MAX_DEPARTED: usize = 1024;
 
 impl Gate {
-    /// A gate that nobody has passed.
+    /// A gate that nobody has ever passed.
     pub fn new(config: GateConfig) -> Self {
         Gate {
             config,
             sessions: Vec::new(),
             connections: Vec::new(),
             epochs: Vec::new(),
-            departed: Vec::new(),
+            memory: Memory::default(),
         }
+    }
+
+    /// The gate of a volume that had one in an earlier life of the node's process, with what
+    /// [`Gate::memory`] gave then. A session that held the volume has the linger time to open it
+    /// again; its connections are gone.
+    pub fn restore(
+        config: GateConfig,
+        remembered: impl IntoIterator<Item = Remembered>,
+        now: Instant,
+    ) -> Self {
+        let mut gate = Gate::new(config);
+        for session in remembered {
+            match session.standing {
+                Standing::Departed | Standing::Fenced => gate.memory.depart(session),
+                Standing::Holds => gate.sessions.push(Session {
+                    id: session.session_id,
+                    host_id: session.host_id,
+                    mode: session.mode,
+                    // Whatever it joins is from before the restart: it must open again.
+                    generation: 0,
+                    since: now,
+                    empty_since: Some(now),
+                    over: false,
+                }),
+            }
+        }
+        gate
+    }
+
+    /// What must outlive the node's process; see [`Remembered`]. Save it durably before answering
+    /// an [`Admit`](GateAction::Admit) whenever [`Gate::memory_version`] is another than when it
+    /// was saved last.
+    pub fn memory(&self) -> impl Iterator<Item = Remembered> + '_ {
+        let holders = self
+            .sessions
+            .iter()
+            .filter(|s| !s.over)
+            .map(|s| s.remembered(Standing::Holds));
+        self.memory.iter().chain(holders)
+    }
+
+    /// Changes whenever [`Gate::memory`] does.
+    pub fn memory_version(&self) -> u64 {
+        self.memory.version()
     }
 
     /// Every session that holds the volume.
@@ -294,7 +327,7 @@ impl Gate {
             }
             return Ok(());
         }
-        if self.departed.iter().any(|d| d.id == id && d.fenced) {
+        if self.memory.is_fenced(&id) {
             return Err(RefuseReason::new(Status::Fenced));
         }
         let staying = self
@@ -306,10 +339,8 @@ impl Gate {
             return Err(RefuseReason::new(Status::TooManySessions));
         }
         self.make_way(request)?;
-        self.departed.retain(|d| d.id != id);
-        for departed in self.departed.iter_mut() {
-            departed.fenced |= conflicts(departed.mode, request.mode());
-        }
+        self.memory
+            .enter(&id, |mode| conflicts(mode, request.mode()));
         self.sessions.push(Session {
             id,
             host_id: request.host_id,
@@ -323,7 +354,8 @@ impl Gate {
     }
 
     fn refuse_over(&self, known: &Session) -> RefuseReason {
-        match self.sessions.iter().find(|s| !s.over && s.id != known.id) {
+        let in_the_way = |s: &&Session| !s.over && conflicts(s.mode, known.mode);
+        match self.sessions.iter().find(in_the_way) {
             Some(other) => {
                 let mut reason = RefuseReason::new(Status::HeldByOther);
                 reason.holder = Some(self.holder(other));
@@ -413,25 +445,16 @@ impl Gate {
         if let Some(session) = self.session_mut(id) {
             session.over = true;
         }
-        if cause != CloseCause::Released {
-            self.depart(*id, cause == CloseCause::Fenced);
+        let standing = match cause {
+            CloseCause::Fenced => Standing::Fenced,
+            _ => Standing::Departed,
+        };
+        let known = self.sessions.iter().find(|s| s.id == *id);
+        match known.map(|s| s.remembered(standing)) {
+            Some(session) if cause != CloseCause::Released => self.memory.depart(session),
+            Some(_) | None => self.memory.touch(),
         }
         self.sweep();
-    }
-
-    /// Remembers a session that may come back.
-    fn depart(&mut self, id: [u8; 16], fenced: bool) {
-        let Some(mode) = self.sessions.iter().find(|s| s.id == id).map(|s| s.mode) else {
-            return;
-        };
-        if let Some(known) = self.departed.iter_mut().find(|d| d.id == id) {
-            known.fenced |= fenced;
-            return;
-        }
-        if self.departed.len() >= MAX_DEPARTED {
-            self.departed.remove(0);
-        }
-        self.departed.push(Departed { id, mode, fenced });
     }
 
     /// The client ended its session in order: the volume is free when its requests are out.
@@ -598,6 +621,17 @@ impl Gate {
         }
         self.sweep();
         GateAction::Refuse(c.id, reason)
+    }
+}
+
+impl Session {
+    fn remembered(&self, standing: Standing) -> Remembered {
+        Remembered {
+            session_id: self.id,
+            host_id: self.host_id,
+            mode: self.mode,
+            standing,
+        }
     }
 }
 

@@ -4,8 +4,10 @@
 
 mod gate;
 mod handshake;
+mod memory;
 mod receiver;
 
 pub use gate::{ConnectionId, Gate, GateAction, GateConfig, Holder, Opening, RefuseReason};
 pub use handshake::{Handshake, Introduced, IntroducedAs};
+pub use memory::{Remembered, Standing};
 pub use receiver::{Command, Limits, Received, Receiver, Want};

@@ -10,7 +10,7 @@ use crate::clock::{Core, Event};
 use crate::content::{Block, BLOCK_BYTES, ZEROES};
 use crate::net::ConnId;
 use neonsan_proto::{Kind, RequestFlags};
-use neonsan_session::server::Command;
+use neonsan_session::server::{Command, Remembered};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Identity of a session, as far as this simulation goes.
@@ -56,6 +56,8 @@ pub(crate) struct EngineSetup {
     pub(crate) volatile_cache: bool,
     /// FLUSH does nothing: a planted bug.
     pub(crate) lying_flush: bool,
+    /// The engine watches over fencing.
+    pub(crate) watched: bool,
 }
 
 /// The storage of one volume.
@@ -72,6 +74,8 @@ pub(crate) struct Engine {
     generations: BTreeMap<SessionId, u64>,
     /// The epoch in force of each connection of each session.
     epochs: BTreeMap<(SessionId, u16), u64>,
+    /// What the node saved beside the volume.
+    pub(crate) remembered: Vec<Remembered>,
     owner: Option<SessionId>,
     displaced: BTreeSet<SessionId>,
 }
@@ -88,6 +92,7 @@ impl Engine {
             hangs_until_us: 0,
             generations: BTreeMap::new(),
             epochs: BTreeMap::new(),
+            remembered: Vec::new(),
             owner: None,
             displaced: BTreeSet::new(),
         }
@@ -167,6 +172,9 @@ impl Engine {
 
     /// Why an operation may not touch a block any more.
     fn displacement(&self, ticket: &Ticket) -> Option<String> {
+        if !self.setup.watched {
+            return None;
+        }
         if self.owner != Some(ticket.session) {
             return Some("another session has the volume".into());
         }

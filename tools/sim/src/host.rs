@@ -9,7 +9,6 @@ use crate::clock::Event;
 use crate::content::{Version, BLOCK_BYTES};
 use crate::engine::SessionId;
 use crate::env::{crc32c, Env};
-use crate::model::Issuer;
 use crate::net::{ConnId, Side};
 use crate::node::{arm, session_of};
 use crate::setup::{Attach, Planted};
@@ -49,6 +48,8 @@ pub(crate) struct Host {
     /// Requests fail at once.
     failing: bool,
     issued: u32,
+    /// All of them are completed.
+    workload_over: bool,
     timer_at: Option<u64>,
 }
 
@@ -78,6 +79,7 @@ impl Host {
             blocks: 0,
             failing: false,
             issued: 0,
+            workload_over: false,
             timer_at: None,
         };
         env.core
@@ -92,7 +94,7 @@ impl Host {
         match (self.stage, self.session.state()) {
             (Stage::Detached, _) | (_, SessionState::Failed(_)) => idle,
             (Stage::Attaching, _) => false,
-            (Stage::Attached, _) => idle && self.issued >= u32::MAX,
+            (Stage::Attached, _) => idle && self.workload_over,
         }
     }
 
@@ -441,7 +443,7 @@ impl Host {
             }
         } else if outstanding == 0 {
             // The workload is over.
-            self.issued = u32::MAX;
+            self.workload_over = true;
             if self.attach.detaches {
                 self.detach(env);
             }
@@ -455,12 +457,8 @@ impl Host {
     fn submit(&mut self, env: &mut Env) {
         let connections = u64::from(self.session.connection_count());
         let connection = env.core.rng.below(connections) as u16;
-        let issuer = Issuer {
-            host: self.index,
-            link: connection,
-        };
         let version = Version(((self.index as u64 + 1) << 32) | u64::from(self.issued));
-        let mut io: Io = next_io(env, issuer, self.blocks, version);
+        let mut io: Io = next_io(env, self.index, self.blocks, version);
         if io.request.kind == Kind::Flush {
             io.flush_mark = Some(self.cache.begin_flush());
         }

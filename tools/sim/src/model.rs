@@ -4,8 +4,8 @@
 //!
 //! A read may return the content of a write unless a newer write certainly took its place before
 //! the read began: one that was acknowledged, and that began after the older one could not take
-//! effect any more. A write that failed, or whose host lost the volume, may or may not have taken
-//! effect until its connection's successor was let in, and never afterwards.
+//! effect any more. A write that failed may take effect late, but never over one that its host
+//! issued after it was told; a write whose host lost the volume, never over one of the next host.
 //!
 //! After a loss of the write cache an acknowledged write takes the place of nothing unless it was
 //! made durable: by FUA, or by a FLUSH that began after it was acknowledged and succeeded. A FLUSH
@@ -21,23 +21,15 @@ pub(crate) type Tick = u64;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WriteId(u64);
 
-/// Who issued a request: what is settled together when a connection's successor is let in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Issuer {
-    /// The host, in order of attaching.
-    pub(crate) host: usize,
-    /// The connection.
-    pub(crate) link: u16,
-}
-
 #[derive(Clone, Copy, Debug)]
 struct Write {
     id: u64,
-    issuer: Issuer,
+    /// In order of attaching.
+    host: usize,
     /// What a block reads as afterwards.
     version: Version,
     begin: Tick,
-    /// After this it cannot take effect any more.
+    /// After this it cannot take the place of a newer write any more.
     end: Option<Tick>,
     acknowledged: bool,
     durable: bool,
@@ -45,8 +37,6 @@ struct Write {
     at_risk: bool,
     /// A FLUSH failed since: the host knows.
     reported: bool,
-    /// The host was told that it failed, or will be told no more.
-    abandoned: bool,
 }
 
 impl Write {
@@ -96,10 +86,7 @@ impl Model {
     pub(crate) fn grow(&mut self, blocks: u64) {
         let fresh = Write {
             id: 0,
-            issuer: Issuer {
-                host: usize::MAX,
-                link: 0,
-            },
+            host: usize::MAX,
             version: Version(0),
             begin: 0,
             end: Some(0),
@@ -107,7 +94,6 @@ impl Model {
             durable: true,
             at_risk: false,
             reported: false,
-            abandoned: false,
         };
         while (self.blocks.len() as u64) < blocks {
             self.blocks.push(vec![fresh]);
@@ -126,7 +112,7 @@ impl Model {
     /// A host issues a write; `version` zero stands for zeroes.
     pub(crate) fn begin_write(
         &mut self,
-        issuer: Issuer,
+        host: usize,
         first: u64,
         count: u64,
         version: Version,
@@ -136,7 +122,7 @@ impl Model {
             self.prune(block);
             self.blocks[block as usize].push(Write {
                 id: begin,
-                issuer,
+                host,
                 version,
                 begin,
                 end: None,
@@ -144,7 +130,6 @@ impl Model {
                 durable: false,
                 at_risk: false,
                 reported: false,
-                abandoned: false,
             });
         }
         WriteId(begin)
@@ -164,21 +149,12 @@ impl Model {
         }
     }
 
-    /// A write failed, or its host will hear no more of it: it may still take effect.
+    /// The host was told that a write failed. It may still take effect, but not over a write that
+    /// begins from now on.
     pub(crate) fn abandon(&mut self, write: WriteId) {
-        for w in self.writes_mut().filter(|w| w.id == write.0) {
-            w.abandoned = true;
-        }
-    }
-
-    /// Writes of `matches` that were abandoned cannot take effect any more: the successor of
-    /// their connection was let in.
-    pub(crate) fn settle(&mut self, matches: impl Fn(Issuer) -> bool) {
         let now = self.now();
-        for w in self.writes_mut() {
-            if w.end.is_none() && w.abandoned && matches(w.issuer) {
-                w.end = Some(now);
-            }
+        for w in self.writes_mut().filter(|w| w.id == write.0) {
+            w.end.get_or_insert(now);
         }
     }
 
@@ -186,7 +162,7 @@ impl Model {
     pub(crate) fn settle_host(&mut self, host: usize) {
         let now = self.now();
         self.departed.insert(host);
-        for w in self.writes_mut().filter(|w| w.issuer.host == host) {
+        for w in self.writes_mut().filter(|w| w.host == host) {
             w.end.get_or_insert(now);
             w.reported |= w.at_risk;
         }
@@ -223,7 +199,7 @@ impl Model {
         self.lost_boot = boot;
         for w in self.blocks.iter_mut().flatten() {
             w.at_risk |= w.acknowledged && !w.durable;
-            w.reported |= w.at_risk && self.departed.contains(&w.issuer.host);
+            w.reported |= w.at_risk && self.departed.contains(&w.host);
         }
     }
 
@@ -272,7 +248,7 @@ impl Model {
         let fault = if writes.iter().any(|w| w.version == version) {
             "stale: a newer write was acknowledged before the read began"
         } else {
-            "from nowhere: no such write is remembered"
+            "long replaced, or was never written"
         };
         Err(format!(
             "block {block} reads as version {}, which is {fault}; allowed: {}",

@@ -37,6 +37,8 @@ pub(crate) struct Node {
     /// How often it was started.
     pub(crate) boot: u64,
     gate: Gate,
+    /// The version of the gate's memory that was saved last.
+    saved_memory: Option<u64>,
     peers: BTreeMap<ConnId, Peer>,
     /// What ended in the engine while the process was paused.
     missed: Vec<Done>,
@@ -62,6 +64,7 @@ impl Node {
             stopping: false,
             boot: 1,
             gate: Gate::new(env.setup.gate),
+            saved_memory: None,
             peers: BTreeMap::new(),
             missed: Vec::new(),
             missed_wakes: Vec::new(),
@@ -111,7 +114,12 @@ impl Node {
         }
         self.boot += 1;
         self.life = Life::Running;
-        self.gate = Gate::new(env.setup.gate);
+        let remembered = match env.setup.planted {
+            Planted::ForgetfulNode => Vec::new(),
+            _ => env.engine.remembered.clone(),
+        };
+        self.gate = Gate::restore(env.setup.gate, remembered, env.core.now());
+        self.saved_memory = None;
         self.timer_at = None;
         env.core
             .trace(|| format!("node {} starts, boot {}", self.index, self.boot));
@@ -336,6 +344,11 @@ impl Node {
     }
 
     fn admit(&mut self, env: &mut Env, conn: ConnId) {
+        let version = Some(self.gate.memory_version());
+        if self.saved_memory != version {
+            self.saved_memory = version;
+            env.engine.remembered = self.gate.memory().collect();
+        }
         let boot_id = self.boot_id();
         let Some(peer) = self.peers.get_mut(&conn) else {
             env.core
@@ -358,8 +371,9 @@ impl Node {
         env.core
             .trace(|| format!("node {} {conn:?}: let in", self.index));
         env.counts.admissions += 1;
-        let lost = env.engine.let_in(&mut env.core, &ticket, opens);
-        settle(env, &ticket, opens, lost);
+        if let Some(lost) = env.engine.let_in(&mut env.core, &ticket, opens) {
+            env.model.settle_host(host_of(&lost));
+        }
         let geometry = env.geometry();
         let limits = peer::limits(env);
         let reply = OpenReply {
@@ -523,17 +537,6 @@ pub(crate) fn arm(core: &mut Core, armed_at: &mut Option<u64>, at: Instant, even
         *armed_at = Some(at_us);
         core.at(at_us, event);
     }
-}
-
-/// Tells the model whose abandoned writes can take effect no more.
-fn settle(env: &mut Env, ticket: &Ticket, opens: bool, lost: Option<SessionId>) {
-    if let Some(lost) = lost {
-        env.model.settle_host(host_of(&lost));
-    }
-    let host = host_of(&ticket.session);
-    let link = ticket.index;
-    env.model
-        .settle(|issuer| issuer.host == host && (opens || issuer.link == link));
 }
 
 /// The host (in order of attaching) that a session belongs to.

@@ -16,6 +16,8 @@ pub enum Planted {
     Nothing,
     /// The gate lets connections in without waiting for the ones that they displace.
     NoFencing,
+    /// The same, and nobody watches who touches the engine: only the bytes can tell.
+    StaleWrites,
     /// A host resends requests while the receiving side of the old connection still runs.
     EarlyResend,
     /// The same, and requests keep their cookies for ever.
@@ -32,8 +34,9 @@ pub enum Planted {
 
 impl Planted {
     /// Every planted fault, by the name of its switch.
-    pub const ALL: [(&'static str, Planted); 7] = [
+    pub const ALL: [(&'static str, Planted); 8] = [
         ("no-fencing", Planted::NoFencing),
+        ("stale-writes", Planted::StaleWrites),
         ("early-resend", Planted::EarlyResend),
         ("reused-cookies", Planted::ReusedCookies),
         ("double-answer", Planted::DoubleAnswer),
@@ -141,15 +144,12 @@ impl Setup {
             depth,
             blocks: rng.pick(&[4, 8, 16, 40]),
             checksums: rng.permille(500),
-            net: NetSetup {
-                delay_us: rng.pick(&[(20, 200), (100, 2_000), (1_000, 30_000)]),
-                window_bytes: rng.pick(&[64, 700, 4_096, 65_536]),
-                flips_ppm: 0,
-            },
+            net: net(rng),
             engine: EngineSetup {
                 step_us: rng.pick(&[(5, 100), (50, 2_000), (500, 60_000)]),
                 volatile_cache,
                 lying_flush: planted == Planted::LyingFlush,
+                watched: planted != Planted::StaleWrites,
             },
             timeouts,
             gate: GateConfig {
@@ -157,7 +157,7 @@ impl Setup {
                 max_connections: 4,
                 drain_timeout_ms: rng.range(200, 4_000),
                 linger_ms: rng.range(500, 15_000),
-                without_fencing: planted == Planted::NoFencing,
+                without_fencing: matches!(planted, Planted::NoFencing | Planted::StaleWrites),
             },
             node_heartbeat_ms: (rng.range(200, 1_500) as u32, rng.range(2_000, 5_000) as u32),
             addresses: rng
@@ -205,6 +205,20 @@ impl Setup {
             .map(|attach| attach.at_us)
             .fold(self.calm_at_us, u64::max);
         begin_us + 4 * round * 1000 + 2 * work
+    }
+}
+
+fn net(rng: &mut Rng) -> NetSetup {
+    // A slow network with a small window would be too slow for any request timeout.
+    let (delay_us, windows): ((u64, u64), &[usize]) = rng.pick(&[
+        ((20, 200), &[64, 700, 65_536][..]),
+        ((100, 2_000), &[700, 4_096]),
+        ((1_000, 30_000), &[16_384, 65_536]),
+    ]);
+    NetSetup {
+        delay_us,
+        window_bytes: rng.pick(windows),
+        flips_ppm: 0,
     }
 }
 

@@ -292,10 +292,11 @@ impl World {
         env.listening = true;
         for node in &mut self.nodes {
             match node.life {
-                Life::Running => node.stay(),
+                Life::Running => {}
                 Life::Paused => node.resume(env),
                 Life::Gone => node.start(env),
             }
+            node.stay();
         }
     }
 

@@ -369,6 +369,11 @@ impl Link {
                     let at = at as usize;
                     let end = (at + remaining as usize).min(io.data.len());
                     let to = &mut io.data[at.min(end)..end];
+                    if to.is_empty() {
+                        env.core
+                            .fail(format!("payload for {tag:?}, which has no room for it"));
+                        return Err(CloseCause::UnknownCookie);
+                    }
                     let n = got(env.net.recv(&mut env.core, conn, Side::Host, to))?;
                     if n == 0 {
                         return Ok(());

@@ -4,7 +4,7 @@
 
 use crate::content::{content, Version, BLOCK_BYTES};
 use crate::env::Env;
-use crate::model::{FlushId, Issuer, Tick, WriteId};
+use crate::model::{FlushId, Tick, WriteId};
 use neonsan_proto::{Kind, RequestFlags};
 use neonsan_session::client::{FlushMark, Request};
 
@@ -65,7 +65,7 @@ impl Io {
 }
 
 /// The next request of a workload on a device of `blocks` blocks.
-pub(super) fn next_io(env: &mut Env, issuer: Issuer, blocks: u64, version: Version) -> Io {
+pub(super) fn next_io(env: &mut Env, host: usize, blocks: u64, version: Version) -> Io {
     let rng = &mut env.core.rng;
     let count = rng.range(1, 6).min(blocks);
     let first = rng.below(blocks - count + 1);
@@ -93,9 +93,9 @@ pub(super) fn next_io(env: &mut Env, issuer: Issuer, blocks: u64, version: Versi
             for block in first..first + count {
                 data.extend_from_slice(&content(version, block));
             }
-            Expectation::Write(env.model.begin_write(issuer, first, count, version))
+            Expectation::Write(env.model.begin_write(host, first, count, version))
         }
-        _ => Expectation::Write(env.model.begin_write(issuer, first, count, Version(0))),
+        _ => Expectation::Write(env.model.begin_write(host, first, count, Version(0))),
     };
     let request = if kind == Kind::Flush {
         Request {

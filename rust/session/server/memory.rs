@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+
+//! What a gate must not forget: the sessions that may come back with writes to send again.
+//!
+//! A session that ended without being released may still exist on its host, cut off, with writes
+//! that were never answered. It may have the volume again only if nobody that it conflicts with had
+//! the volume since: otherwise those writes are older than what is stored.
+//!
+//! The host may well come back to another life of the node's process, so this must outlive it: a
+//! node saves [`Gate::memory`](super::Gate::memory) beside the volume, durably, before it answers
+//! an [`Admit`](super::GateAction::Admit) that changed it, and begins with
+//! [`Gate::restore`](super::Gate::restore).
+
+use alloc::vec::Vec;
+use neonsan_proto::Mode;
+
+/// How many departed sessions are remembered; beyond that the one that left first is forgotten.
+pub(super) const MAX_DEPARTED: usize = 1024;
+
+/// One session, as it is saved beside the volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Remembered {
+    /// Identity of the session.
+    pub session_id: [u8; 16],
+    /// Identity of its host.
+    pub host_id: [u8; 16],
+    /// Who else could have the volume open.
+    pub mode: Mode,
+    /// Where it stands.
+    pub standing: Standing,
+}
+
+/// Where a remembered session stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It holds the volume. After a restart of the node it has the linger time to come back.
+    Holds,
+    /// It is gone; it may have the volume again as long as nobody conflicting has it meanwhile.
+    Departed,
+    /// Somebody conflicting had the volume since it left. It never gets it again.
+    Fenced,
+}
+
+/// The sessions that left without being released; the first to leave comes first.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    departed: Vec<Remembered>,
+    version: u64,
+}
+
+impl Memory {
+    /// How often anything that is to be saved has changed.
+    pub(super) fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Something that is to be saved has changed.
+    pub(super) fn touch(&mut self) {
+        self.version = self.version.wrapping_add(1);
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = Remembered> + '_ {
+        self.departed.iter().copied()
+    }
+
+    /// Whether a session must not have the volume again.
+    pub(super) fn is_fenced(&self, session: &[u8; 16]) -> bool {
+        self.departed
+            .iter()
+            .any(|d| d.session_id == *session && d.standing == Standing::Fenced)
+    }
+
+    /// A session left without being released.
+    pub(super) fn depart(&mut self, session: Remembered) {
+        self.touch();
+        if let Some(known) = self
+            .departed
+            .iter_mut()
+            .find(|d| d.session_id == session.session_id)
+        {
+            if session.standing == Standing::Fenced {
+                known.standing = Standing::Fenced;
+            }
+            return;
+        }
+        if self.departed.len() >= MAX_DEPARTED {
+            self.departed.remove(0);
+        }
+        self.departed.push(session);
+    }
+
+    /// A session has the volume: it is not away any more, and those that `conflicts` names have
+    /// lost their claim.
+    pub(super) fn enter(&mut self, session: &[u8; 16], conflicts: impl Fn(Mode) -> bool) {
+        self.touch();
+        self.departed.retain(|d| d.session_id != *session);
+        for d in self.departed.iter_mut().filter(|d| conflicts(d.mode)) {
+            d.standing = Standing::Fenced;
+        }
+    }
+}
