@@ -22,4 +22,4 @@ mod node;
 mod sd_notify;
 mod shared;
 
-pub use node::{run, StartError};
+pub use node::{run, NodeError};

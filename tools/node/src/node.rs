@@ -23,9 +23,9 @@ use crate::metrics::Metrics;
 use crate::sd_notify::notify;
 use crate::shared::{hex, Budget, Clock, NamedEngine, Shared};
 
-/// Why a node could not start.
+/// Why a node could not start, or not stop in order.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
+pub enum NodeError {
     /// The configuration.
     #[error("{0}")]
     Config(String),
@@ -53,6 +53,9 @@ pub enum StartError {
         /// What the system says.
         source: io::Error,
     },
+    /// Storage did not end requests in time when the node had to stop.
+    #[error("requests were still in the engines when the time to stop was up")]
+    NotDrained,
     /// Threads, random numbers, signals.
     #[error("the system refuses what a node needs: {0}")]
     System(#[from] io::Error),
@@ -84,14 +87,14 @@ fn open_engine(
 }
 
 /// Opens the engines, the default one first.
-fn open_engines(config: &Config) -> Result<Vec<NamedEngine>, StartError> {
+fn open_engines(config: &Config) -> Result<Vec<NamedEngine>, NodeError> {
     let default = config
         .default_engine_name()
-        .map_err(StartError::Config)?
+        .map_err(NodeError::Config)?
         .to_owned();
     let mut engines = Vec::new();
     for (name, engine_config) in &config.engines {
-        let failed = |source| StartError::Engine {
+        let failed = |source| NodeError::Engine {
             name: name.clone(),
             source,
         };
@@ -107,7 +110,7 @@ fn open_engines(config: &Config) -> Result<Vec<NamedEngine>, StartError> {
     Ok(engines)
 }
 
-fn create_volumes(config: &Config, engines: &[NamedEngine]) -> Result<(), StartError> {
+fn create_volumes(config: &Config, engines: &[NamedEngine]) -> Result<(), NodeError> {
     for volume in &config.volumes {
         let wanted = volume.engine.as_deref();
         let engine = engines
@@ -123,7 +126,7 @@ fn create_volumes(config: &Config, engines: &[NamedEngine]) -> Result<(), StartE
             Ok(_) => tracing::info!(volume = %volume.name, engine = %engine.name, "volume created"),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
             Err(source) => {
-                return Err(StartError::Volume {
+                return Err(NodeError::Volume {
                     name: volume.name.to_string(),
                     source,
                 })
@@ -133,11 +136,11 @@ fn create_volumes(config: &Config, engines: &[NamedEngine]) -> Result<(), StartE
     Ok(())
 }
 
-fn listen(addresses: &[SocketAddr]) -> Result<(Vec<TcpListener>, Vec<SocketAddr>), StartError> {
+fn listen(addresses: &[SocketAddr]) -> Result<(Vec<TcpListener>, Vec<SocketAddr>), NodeError> {
     let mut listeners = Vec::new();
     let mut bound = Vec::new();
     for address in addresses {
-        let failed = |source| StartError::Listen {
+        let failed = |source| NodeError::Listen {
             address: address.to_string(),
             source,
         };
@@ -202,7 +205,7 @@ fn start_threads(
 }
 
 /// Runs a node until it is told to stop by SIGTERM or SIGINT.
-pub fn run(config: Config) -> Result<(), StartError> {
+pub fn run(config: Config) -> Result<(), NodeError> {
     let engines = open_engines(&config)?;
     create_volumes(&config, &engines)?;
     #[cfg(feature = "test-faults")]
@@ -244,7 +247,7 @@ pub fn run(config: Config) -> Result<(), StartError> {
         .build()?;
     let control = runtime.block_on(control::bind(&shared.config.control))?;
     let threads = start_threads(&shared, listeners, hub_messages)?;
-    runtime.block_on(async {
+    let drained = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         tokio::spawn(control::serve(control, Arc::clone(&shared)));
@@ -260,9 +263,15 @@ pub fn run(config: Config) -> Result<(), StartError> {
             _ = interrupt.recv() => {}
         }
         notify("STOPPING=1");
-        shut_down(&shared).await;
-        io::Result::Ok(())
+        io::Result::Ok(shut_down(&shared).await)
     })?;
+    if !drained {
+        // The threads wait for storage that may never answer; the end of the
+        // process does not, and the locks of the volumes last until the last
+        // request has ended.
+        runtime.shutdown_background();
+        return Err(NodeError::NotDrained);
+    }
     shared.tell_hub(ToHub::Stop);
     for mailbox in &shared.mailboxes {
         mailbox.post(ToWorker::Stop);
@@ -279,8 +288,8 @@ pub fn run(config: Config) -> Result<(), StartError> {
 }
 
 /// Tells clients to go, waits for them, then ends their sessions in order:
-/// everything that was begun is answered.
-async fn shut_down(shared: &Shared) {
+/// everything that was begun is answered. `false` if that took too long.
+async fn shut_down(shared: &Shared) -> bool {
     let timeouts = &shared.config.timeouts;
     tracing::info!(
         grace_ms = timeouts.shutdown_grace_ms,
@@ -288,15 +297,17 @@ async fn shut_down(shared: &Shared) {
     );
     shared.tell_hub(ToHub::GoingAway(timeouts.shutdown_grace_ms));
     if wait_for_connections(shared, timeouts.shutdown_grace_ms).await {
-        return;
+        return true;
     }
     shared.tell_hub(ToHub::RevokeAll);
-    if !wait_for_connections(shared, timeouts.shutdown_drain_ms).await {
+    let drained = wait_for_connections(shared, timeouts.shutdown_drain_ms).await;
+    if !drained {
         tracing::error!(
             connections = shared.metrics.connections.load(Ordering::Relaxed),
             "requests did not end in time; their volumes stay locked until they do"
         );
     }
+    drained
 }
 
 /// Waits until no data connection is left; `false` after `ms` milliseconds.

@@ -26,7 +26,7 @@ use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
 use crate::config::ControlConfig;
-use crate::node::StartError;
+use crate::node::NodeError;
 use crate::shared::Shared;
 
 /// Time for a client to send the head of a request.
@@ -53,12 +53,12 @@ impl Drop for Listener {
 }
 
 /// Binds all configured addresses.
-pub(crate) async fn bind(config: &ControlConfig) -> Result<Vec<Listener>, StartError> {
+pub(crate) async fn bind(config: &ControlConfig) -> Result<Vec<Listener>, NodeError> {
     let mut listeners = Vec::new();
     for address in &config.listen {
         let listener = bind_one(config, address)
             .await
-            .map_err(|source| StartError::Listen {
+            .map_err(|source| NodeError::Listen {
                 address: address.clone(),
                 source,
             })?;

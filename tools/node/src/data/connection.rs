@@ -393,9 +393,10 @@ impl Connection {
 
     /// Closes the socket. What the engine still has is drained.
     fn close(&mut self, cause: CloseCause, context: &mut Context<'_>) {
-        if self.socket.take().is_none() {
+        let Some(socket) = self.socket.take() else {
             return;
-        }
+        };
+        // Before the client can see it, so that who looks then finds it.
         context.metrics.closed(&cause);
         let id = self.id.0;
         let peer = self.peer;
@@ -405,6 +406,7 @@ impl Connection {
             tracing::info!(connection = id, %peer, cause = cause.name(), "connection closed: {cause}");
         }
         let freed = self.output.clear(context.pool);
+        drop(socket);
         match std::mem::replace(&mut self.phase, Phase::Ended) {
             Phase::Active(mut active) => {
                 active.give_back(freed, context);

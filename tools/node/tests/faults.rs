@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+//! What a node does when its storage is slow, stuck or failing; with the
+//! feature `test-faults` only.
+#![cfg(feature = "test-faults")]
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::wire::{Open, Wire};
+use common::{create, directory, Node};
+use neonsan_proto::{Header, Kind, RequestFlags, Status};
+
+const MIB: u64 = 1 << 20;
+
+fn set_faults(node: &Node, body: &str) {
+    let (head, answer) = node.http(&format!(
+        "PUT /v1/test-faults HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    ));
+    assert!(head.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[test]
+fn nobody_is_let_in_while_an_older_write_is_in_the_engine() {
+    for engine in ["main", "mem"] {
+        let dir = directory();
+        let node = Node::start_with(dir.path(), "[timeouts]\ndrain_ms = 300\n");
+        create(&node, "p/v", MIB, 512, engine);
+        let mut first = Wire::open(node.data, &Open::new("p/v", 1)).unwrap();
+        set_faults(&node, r#"{"hang":true}"#);
+        first.ask(Kind::Write, RequestFlags::NONE, 0, 512, &[1; 512]);
+        std::thread::sleep(Duration::from_millis(50));
+
+        // The same host after a lost connection, and another host by force.
+        let mut again = Open::new("p/v", 1);
+        again.generation = 2;
+        let refused = Wire::open(node.data, &again).err().unwrap();
+        assert_eq!(refused.status, Status::Draining, "{}", refused.text);
+        assert!(refused.refusal.retry_after_ms.get() > 0);
+        let mut other = Open::new("p/v", 2);
+        other.force = true;
+        let refused = Wire::open(node.data, &other).err().unwrap();
+        assert_eq!(refused.status, Status::Draining, "{}", refused.text);
+
+        set_faults(&node, "{}");
+        let until = Instant::now() + common::PATIENCE;
+        let mut second = loop {
+            other.generation += 1;
+            match Wire::open(node.data, &other) {
+                Ok(wire) => break wire,
+                Err(refused) => {
+                    assert_eq!(refused.status, Status::Draining, "{}", refused.text);
+                    assert!(Instant::now() < until);
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+            }
+        };
+        assert_eq!(second.write(0, &[2; 512]), Status::Ok);
+        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(second.read(0, 512), [2; 512]);
+        // The first write was never answered.
+        assert!(first.receive_reply().is_none());
+    }
+}
+
+#[test]
+fn failures_of_the_engine_reach_the_client_as_what_they_are() {
+    let dir = directory();
+    let node = Node::start(dir.path());
+    create(&node, "p/v", MIB, 512, "main");
+    let mut wire = Wire::open(node.data, &Open::new("p/v", 1)).unwrap();
+    set_faults(&node, r#"{"fail":"no-space","writes_only":true}"#);
+    assert_eq!(wire.write(0, &[1; 512]), Status::NoSpace);
+    assert_eq!(wire.read(0, 512), [0; 512]);
+    set_faults(&node, r#"{"fail":"io"}"#);
+    assert_eq!(wire.flush(), Status::MediaError);
+    let none = RequestFlags::NONE;
+    let (status, data) = wire.call(Kind::Read, none, 0, 512, &[]);
+    assert_eq!((status, data.len()), (Status::MediaError, 0));
+    set_faults(&node, "{}");
+    assert_eq!(wire.write(0, &[1; 512]), Status::Ok);
+    assert_eq!(node.metric("neonsan_node_in_flight_bytes"), 0.0);
+    assert_eq!(
+        node.metric("neonsan_node_requests_failed_total{op=\"flush\"}"),
+        1.0
+    );
+}
+
+#[test]
+fn a_stuck_engine_does_not_stop_heartbeats_or_the_control_api() {
+    let dir = directory();
+    let more = "[timeouts]\nheartbeat_interval_ms = 100\nheartbeat_timeout_ms = 500\n\
+                shutdown_grace_ms = 100\nshutdown_drain_ms = 500\n";
+    let mut node = Node::start_with(dir.path(), more);
+    create(&node, "p/v", MIB, 512, "mem");
+    let mut wire = Wire::open(node.data, &Open::new("p/v", 1)).unwrap();
+    set_faults(&node, r#"{"hang":true}"#);
+    wire.ask(Kind::Write, RequestFlags::NONE, 0, 512, &[1; 512]);
+    let until = Instant::now() + Duration::from_millis(1500);
+    while Instant::now() < until {
+        let ping = wire.receive().unwrap();
+        assert_eq!(ping.header.kind(), Kind::Ping);
+        let cookie = ping.header.cookie();
+        wire.send(
+            Header::request(Kind::Pong, RequestFlags::NONE, cookie, 0, 0),
+            &[],
+        );
+        assert_eq!(node.metric("neonsan_node_connections "), 1.0);
+    }
+    // Nor a stop, though it takes as long as it may.
+    node.terminate();
+    node.wait_for("requests did not end in time");
+    assert_eq!(node.wait(), 1);
+}
