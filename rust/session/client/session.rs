@@ -369,11 +369,17 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
     }
 
     fn active(&self) -> &[Connection] {
-        self.connections.borrow().get(..self.count).unwrap_or_default()
+        self.connections
+            .borrow()
+            .get(..self.count)
+            .unwrap_or_default()
     }
 
     fn active_mut(&mut self) -> &mut [Connection] {
-        self.connections.borrow_mut().get_mut(..self.count).unwrap_or_default()
+        self.connections
+            .borrow_mut()
+            .get_mut(..self.count)
+            .unwrap_or_default()
     }
 
     fn get(&mut self, connection: u16) -> Option<&mut Connection> {
@@ -760,6 +766,12 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
                     .unwrap_or(CloseCause::PeerClosed);
                 self.failing = true;
                 self.due_fail = Some(cause);
+                if self.state == SessionState::Live {
+                    // What fails now may still be in the engine, and the host may try it again on
+                    // another connection. A JOIN drains only its own predecessor: from here on
+                    // only an OPEN, which drains them all, brings the service back.
+                    self.reopen(cause, now);
+                }
             }
         }
         self.start_due(now);

@@ -421,6 +421,45 @@ fn requests_are_not_failed_while_they_may_still_be_touched() {
 }
 
 #[test]
+fn once_requests_have_failed_only_an_open_brings_the_service_back() {
+    let timeouts = Timeouts {
+        loss_ms: 1_000,
+        ..Timeouts::DEFAULT
+    };
+    let mut device = device_with(2, 1, timeouts);
+    device.bring_up();
+    device.now = device.now.after_ms(2_000);
+    for connection in 0..2 {
+        device.lost(connection, GONE);
+        let actions = device.drained(connection);
+        assert!(matches!(connect_of(&actions).2, ConnectKind::Join { .. }));
+    }
+    // Both joins are under way when the volume has been lost for too long.
+    let actions = device.wait(1_000);
+    assert!(
+        actions
+            .iter()
+            .any(|a| matches!(a, Action::FailRequests { .. })),
+        "{actions:?}"
+    );
+    // One of them succeeds: a request that failed may still be in the engine for the other.
+    device.opened(1);
+    let actions = device.actions();
+    assert!(
+        !actions.contains(&Action::Resume { connection: 1 }),
+        "{actions:?}"
+    );
+    device.drained(1);
+    let actions = device.failed(0, DOWN);
+    let actions = if actions.is_empty() {
+        device.wait_for_action()
+    } else {
+        actions
+    };
+    assert!(matches!(connect_of(&actions).2, ConnectKind::Open { .. }));
+}
+
+#[test]
 fn without_a_loss_timeout_nothing_ever_fails() {
     let mut device = device_with(1, 1, Timeouts::DEFAULT);
     device.bring_up();
