@@ -404,6 +404,8 @@ fn explain(error: neonsan_client::Error) -> Error {
         E::Refused { status, .. } | E::Io { status, .. } => {
             Error::new(kind_of_status(status), message)
         }
+        E::WritesLost => Error::new(Kind::Data, message)
+            .with_hint("run the import again: what was written may be lost"),
         E::Detached => Error::new(Kind::Other, message),
     }
 }
