@@ -42,6 +42,8 @@ pub(crate) enum Event {
     Engine { op: u64 },
     /// A host begins to attach the volume.
     Attach { index: usize },
+    /// A device is detached by force.
+    Yank { host: usize },
     /// A node's process is started.
     Start { node: usize },
     /// A fault of the scenario begins.

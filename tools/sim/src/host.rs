@@ -352,6 +352,7 @@ impl Host {
                 link.wire = Wire::None;
                 link.deadline = None;
                 self.session.on_connect_failed(connection, cause, now);
+                self.fail_at_rest(env);
                 let refused = matches!(
                     cause,
                     CloseCause::Refused(Status::HeldByOther | Status::Fenced) | CloseCause::Fenced
@@ -388,7 +389,7 @@ impl Host {
         }
         for news in std::mem::take(&mut link.news) {
             match news {
-                News::Resized(size_bytes) => {
+                News::Size(size_bytes) => {
                     self.blocks = self.blocks.max(size_bytes / BLOCK_BYTES as u64);
                 }
                 News::GoingAway => {
@@ -423,10 +424,15 @@ impl Host {
         link.park(env);
         let now = env.core.now();
         self.session.on_drained(connection, now);
+        self.fail_at_rest(env);
+        self.drive(env);
+    }
+
+    /// Fails every request of a device that is detached, once nothing touches them any more.
+    fn fail_at_rest(&mut self, env: &mut Env) {
         if self.stage == Stage::Detached && self.session.is_at_rest() {
             self.fail_all(env);
         }
-        self.drive(env);
     }
 
     /// The next request of the workload.
@@ -475,7 +481,7 @@ impl Host {
     pub(crate) fn on_requeue(&mut self, env: &mut Env, connection: u16) {
         let link = &mut self.links[usize::from(connection)];
         for io in std::mem::take(&mut link.busy) {
-            if self.failing {
+            if self.failing || self.stage == Stage::Detached {
                 io.fail(env);
             } else {
                 link.waiting.push_front(io);
@@ -501,10 +507,11 @@ impl Host {
             self.stage = Stage::Detached;
             let now = env.core.now();
             self.session.close(now);
+            self.fail_at_rest(env);
         }
     }
 
-    /// Detaches a device whose workload is over.
+    /// Detaches by force: nothing is said to the node, and what is under way fails.
     pub(crate) fn finish(&mut self, env: &mut Env) {
         self.shut(env);
         self.drive(env);

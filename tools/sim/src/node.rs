@@ -17,6 +17,7 @@ use neonsan_session::server::{ConnectionId, Gate, GateAction, Opening, Receiver,
 use neonsan_session::{CloseCause, Instant};
 use peer::{Peer, Phase, Pumped};
 use std::collections::BTreeMap;
+use zerocopy::IntoBytes as _;
 
 /// Whether the node's process is there, and awake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,7 +181,7 @@ impl Node {
         env.core
             .trace(|| format!("node {} will stop in {grace_ms} ms", self.index));
         self.stopping = true;
-        self.tell_all(env, Header::event(EventKind::GoingAway, grace_ms, 0));
+        self.tell_all(env, Header::event(EventKind::GoingAway, grace_ms, 0), &[]);
     }
 
     /// The volume has grown.
@@ -194,14 +195,20 @@ impl Node {
                 receiver.set_geometry(geometry);
             }
         }
-        let event = Header::event(EventKind::Resized, geometry.size_bytes.get(), 0);
-        self.tell_all(env, event);
+        // A node may tell a new size by itself, or all limits at once.
+        if env.core.rng.permille(500) {
+            let event = Header::event(EventKind::Resized, geometry.size_bytes.get(), 0);
+            return self.tell_all(env, event, &[]);
+        }
+        let bytes = geometry.as_bytes();
+        let event = Header::event(EventKind::Limits, 0, bytes.len() as u32);
+        self.tell_all(env, event, bytes);
     }
 
-    fn tell_all(&mut self, env: &mut Env, event: Header) {
+    fn tell_all(&mut self, env: &mut Env, event: Header, payload: &[u8]) {
         for (conn, peer) in &mut self.peers {
             if peer.phase == Phase::Active {
-                peer.push_header(event);
+                peer.push(event, payload);
                 env.net.wake(&mut env.core, *conn, Side::Node, 100);
             }
         }
@@ -333,7 +340,7 @@ impl Node {
                     let conn = conn_of(id);
                     if let Some(peer) = self.peers.get_mut(&conn) {
                         if cause == CloseCause::Fenced && peer.phase == Phase::Active {
-                            peer.push_header(Header::event(EventKind::Fenced, 0, 0));
+                            peer.push(Header::event(EventKind::Fenced, 0, 0), &[]);
                             peer.transmit(env, conn);
                         }
                     }
@@ -487,7 +494,7 @@ impl Node {
                 && now.since_ms(peer.heard_at.max(peer.pinged_at)) >= u64::from(interval_ms)
             {
                 peer.pinged_at = now;
-                peer.push_header(Header::new(neonsan_proto::Kind::Ping));
+                peer.push(Header::new(neonsan_proto::Kind::Ping), &[]);
                 env.net.wake(&mut env.core, *conn, Side::Node, 100);
             }
         }

@@ -92,6 +92,8 @@ pub(crate) struct Attach {
     pub(crate) force: bool,
     /// It detaches in order once its workload is done.
     pub(crate) detaches: bool,
+    /// It detaches by force after so long, whatever is under way.
+    pub(crate) yanked_after_us: Option<u64>,
 }
 
 /// Everything that a seed decides before time begins.
@@ -245,6 +247,7 @@ fn attaches(rng: &mut Rng, calm_at_us: u64) -> Vec<Attach> {
         host_id: 1,
         force: rng.permille(300),
         detaches: rng.permille(300),
+        yanked_after_us: yanked(rng, calm_at_us),
     }];
     let mut at_us = 0;
     // Most runs have one host; the others have up to three that take turns.
@@ -255,9 +258,14 @@ fn attaches(rng: &mut Rng, calm_at_us: u64) -> Vec<Attach> {
             host_id: rng.range(1, 3) as u8,
             force: rng.permille(700),
             detaches: rng.permille(500),
+            yanked_after_us: yanked(rng, calm_at_us),
         });
     }
     attaches
+}
+
+fn yanked(rng: &mut Rng, calm_at_us: u64) -> Option<u64> {
+    rng.permille(80).then(|| rng.below(calm_at_us))
 }
 
 fn faults(rng: &mut Rng, calm_at_us: u64) -> Vec<Timed> {

@@ -80,6 +80,11 @@ impl World {
                 + 1_000);
         let deadline_us = self.env.core.now_us.max(deadline_us) + 3 * patience_us;
         self.run_until(deadline_us, "come to rest", Self::is_at_rest)?;
+        self.check_disk()?;
+
+        // What was promised to be durable is there after one more loss of power.
+        self.env.engine.lose_cache(&mut self.env.core);
+        self.env.model.lose_cache(self.nodes[0].boot);
         self.check_disk()
     }
 
@@ -165,7 +170,11 @@ impl World {
                 let attach = env.setup.attaches[index];
                 let host = Host::new(env, index, attach);
                 self.hosts.push(host);
+                if let Some(after_us) = attach.yanked_after_us {
+                    env.core.after(after_us, Event::Yank { host: index });
+                }
             }
+            Event::Yank { host } => self.hosts[host].finish(env),
             Event::Start { node } => {
                 env.listening = true;
                 self.nodes[node].start(env);

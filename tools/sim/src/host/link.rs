@@ -71,7 +71,8 @@ pub(super) enum Pumped {
 /// What a link tells its device while it receives.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum News {
-    Resized(u64),
+    /// The volume has a new size, in bytes.
+    Size(u64),
     GoingAway,
 }
 
@@ -413,9 +414,12 @@ impl Link {
     fn on_received(&mut self, env: &mut Env, received: Received, cache: &Durability) {
         match received {
             Received::Completed { tag, status } => self.complete(env, tag, status, cache),
-            Received::PayloadBegins { .. } | Received::Pong { .. } | Received::Limits(_) => {}
+            Received::PayloadBegins { .. } | Received::Pong { .. } => {}
+            Received::Limits(geometry) => {
+                self.news.push(News::Size(geometry.size_bytes.get()));
+            }
             Received::Ping { cookie } => self.push_control(Kind::Pong, RequestFlags::NONE, cookie),
-            Received::Resized { size_bytes } => self.news.push(News::Resized(size_bytes)),
+            Received::Resized { size_bytes } => self.news.push(News::Size(size_bytes)),
             Received::GoingAway { .. } => self.news.push(News::GoingAway),
         }
     }

@@ -86,12 +86,16 @@ impl Peer {
         self.shake.features()
     }
 
-    /// Seals a header and queues it.
-    pub(super) fn push_header(&mut self, mut header: Header) {
+    /// Seals a message and queues it.
+    pub(super) fn push(&mut self, mut header: Header, payload: &[u8]) {
+        if self.features().contains(Features::PAYLOAD_CRC) && !payload.is_empty() {
+            header.set_payload_crc(crc32c(payload));
+        }
         if self.features().contains(Features::HEADER_CRC) {
             header.seal(crc32c);
         }
         self.out.extend(header.as_bytes());
+        self.out.extend(payload);
     }
 
     /// Queues the answer to a command.
@@ -110,12 +114,10 @@ impl Peer {
         } else {
             &[]
         };
-        let mut header = Header::reply(status, command.cookie, data.len() as u32);
-        if self.features().contains(Features::PAYLOAD_CRC) && !data.is_empty() {
-            header.set_payload_crc(crc32c(data));
-        }
-        self.push_header(header);
-        self.out.extend(data);
+        self.push(
+            Header::reply(status, command.cookie, data.len() as u32),
+            data,
+        );
     }
 
     /// Hands what is queued to the socket. True if the socket is of no use any more.
@@ -275,12 +277,12 @@ impl Peer {
                 if let Some(receiver) = &mut self.receiver {
                     receiver.answered(0);
                 }
-                self.push_header(Header::reply(status, cookie, 0));
+                self.push(Header::reply(status, cookie, 0), &[]);
             }
             Received::Ping { cookie } => {
                 let pong =
                     Header::request(Kind::Pong, neonsan_proto::RequestFlags::NONE, cookie, 0, 0);
-                self.push_header(pong);
+                self.push(pong, &[]);
             }
             Received::Pong { .. } => {}
             Received::Close { release: true } => return Ok(Pumped::Release),
