@@ -271,3 +271,41 @@ fn deleting_asks_and_takes_no_answer_for_no() {
         .code(2)
         .stderr(contains("nobody can be asked").and(contains("--yes")));
 }
+
+#[test]
+fn the_manual_has_every_option() {
+    let manual =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../Documentation/man/neonsan.8.rst");
+    let manual = std::fs::read_to_string(manual).unwrap();
+    let help = std::fs::read_to_string(
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/help.txt"),
+    )
+    .unwrap();
+    for word in help.split(|c: char| !c.is_ascii_alphanumeric() && c != '-') {
+        if let Some(option) = word.strip_prefix("--").filter(|option| !option.is_empty()) {
+            assert!(
+                manual.contains(&format!("--{option}")),
+                "--{option} is not in the manual"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_json_document_has_every_field() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let document = std::fs::read_to_string(root.join("../../Documentation/cli-json.rst")).unwrap();
+    let info = std::fs::read_to_string(root.join("tests/golden/info.json")).unwrap();
+    for line in info.lines() {
+        if let Some((field, _)) = line
+            .trim()
+            .strip_prefix('"')
+            .and_then(|l| l.split_once("\":"))
+        {
+            assert!(
+                document.contains(&format!("``{field}``")),
+                "{field} is not in the document"
+            );
+        }
+    }
+}
