@@ -16,8 +16,45 @@ const TAG: Tag = Tag(0);
 
 type Table = SlotTable<Vec<Slot>>;
 
-fn table() -> Arc<Table> {
-    Arc::new(SlotTable::new(0, vec![Slot::new()]))
+/// One slot in a table, shared.
+struct Shared {
+    table: Table,
+    /// Written in [`Shared::step`] only.
+    steps: AtomicUsize,
+}
+
+impl Shared {
+    fn new() -> Self {
+        Shared {
+            table: SlotTable::new(0, vec![Slot::new()]),
+            steps: AtomicUsize::new(0),
+        }
+    }
+
+    /// Stands between the calls of each thread. Loom forgets the load of one thread when another
+    /// thread loads the same word before it stores to it, and then tries one order only; it does
+    /// try every order of these writes. Relaxed: they order nothing else.
+    fn step(&self) -> &Table {
+        self.steps.fetch_add(1, Ordering::Relaxed);
+        &self.table
+    }
+}
+
+fn table() -> Arc<Shared> {
+    Arc::new(Shared::new())
+}
+
+/// Runs `model` in every interleaving, of which there must be several.
+fn explore(model: impl Fn() + Sync + Send + 'static) {
+    let runs = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counted = runs.clone();
+    loom::model(move || {
+        counted.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        model();
+    });
+    let runs = runs.load(std::sync::atomic::Ordering::Relaxed);
+    assert!(runs > 5, "only {runs} interleavings");
+    println!("{runs} interleavings");
 }
 
 fn read(length: u32) -> Request {
@@ -46,22 +83,25 @@ fn reply(cookie: u64, length: u32) -> Header {
 /// the request.
 #[test]
 fn a_reply_that_overtakes_the_sender_sees_the_whole_request() {
-    loom::model(|| {
+    explore(|| {
         let table = table();
         let wire = Arc::new(AtomicU64::new(0));
         let submitter = {
             let (table, wire) = (table.clone(), wire.clone());
             thread::spawn(move || {
-                let cookie = table.claim(TAG, read(1536), Instant(1)).expect("free");
-                assert!(table.sent(TAG));
+                let cookie = table
+                    .step()
+                    .claim(TAG, read(1536), Instant(1))
+                    .expect("free");
+                assert!(table.step().sent(TAG));
                 wire.store(cookie.to_wire(), Ordering::Release);
             })
         };
         let cookie = wire.load(Ordering::Acquire);
         if cookie != 0 {
-            let matched = table.on_reply(&reply(cookie, 1536));
+            let matched = table.step().on_reply(&reply(cookie, 1536));
             assert_eq!(matched, Ok((TAG, Matched::Payload(1536))));
-            assert!(table.finish(TAG));
+            assert!(table.step().finish(TAG));
         }
         submitter.join().expect("no panic");
     });
@@ -71,29 +111,32 @@ fn a_reply_that_overtakes_the_sender_sees_the_whole_request() {
 /// is with it.
 #[test]
 fn a_stale_reply_never_completes_a_reused_slot() {
-    loom::model(|| {
+    explore(|| {
         let table = table();
-        let first = table.claim(TAG, flush(), Instant(1)).expect("free");
-        assert!(table.sent(TAG));
+        let first = table.step().claim(TAG, flush(), Instant(1)).expect("free");
+        assert!(table.step().sent(TAG));
         // Completed: blk-mq may hand the tag out again while the node repeats itself.
         assert_eq!(
-            table.on_reply(&reply(first.to_wire(), 0)),
+            table.step().on_reply(&reply(first.to_wire(), 0)),
             Ok((TAG, Matched::Done))
         );
         let wire = Arc::new(AtomicU64::new(0));
         let submitter = {
             let (table, wire) = (table.clone(), wire.clone());
             thread::spawn(move || {
-                let cookie = table.claim(TAG, read(512), Instant(2)).expect("free");
-                assert!(table.sent(TAG));
+                let cookie = table
+                    .step()
+                    .claim(TAG, read(512), Instant(2))
+                    .expect("free");
+                assert!(table.step().sent(TAG));
                 wire.store(cookie.to_wire(), Ordering::Release);
             })
         };
-        let stale = table.on_reply(&reply(first.to_wire(), 0));
+        let stale = table.step().on_reply(&reply(first.to_wire(), 0));
         assert_eq!(stale, Err(CloseCause::DuplicateReply));
         let cookie = wire.load(Ordering::Acquire);
         if cookie != 0 {
-            let matched = table.on_reply(&reply(cookie, 512));
+            let matched = table.step().on_reply(&reply(cookie, 512));
             assert_eq!(matched, Ok((TAG, Matched::Payload(512))));
         }
         submitter.join().expect("no panic");
@@ -103,15 +146,15 @@ fn a_stale_reply_never_completes_a_reused_slot() {
 /// A node that guesses the cookie of the next request cannot have it completed before it was sent.
 #[test]
 fn a_guessed_cookie_completes_nothing_that_was_not_sent() {
-    loom::model(|| {
+    explore(|| {
         let table = table();
         let sent = Arc::new(AtomicUsize::new(0));
         let submitter = {
             let (table, sent) = (table.clone(), sent.clone());
             thread::spawn(move || {
-                table.claim(TAG, flush(), Instant(1)).expect("free");
+                table.step().claim(TAG, flush(), Instant(1)).expect("free");
                 sent.store(1, Ordering::SeqCst);
-                table.sent(TAG)
+                table.step().sent(TAG)
             })
         };
         let guess = Cookie {
@@ -119,7 +162,7 @@ fn a_guessed_cookie_completes_nothing_that_was_not_sent() {
             connection: 0,
             tag: TAG,
         };
-        let matched = table.on_reply(&reply(guess.to_wire(), 0));
+        let matched = table.step().on_reply(&reply(guess.to_wire(), 0));
         if matched.is_ok() {
             assert_eq!(sent.load(Ordering::SeqCst), 1, "before it was sent");
         }
@@ -134,22 +177,22 @@ fn a_guessed_cookie_completes_nothing_that_was_not_sent() {
 /// Of the two that may end a request that waits to be sent, one wins.
 #[test]
 fn a_request_is_either_sent_or_aborted() {
-    loom::model(|| {
+    explore(|| {
         let table = table();
-        let cookie = table.claim(TAG, flush(), Instant(1)).expect("free");
+        let cookie = table.step().claim(TAG, flush(), Instant(1)).expect("free");
         let sender = {
             let table = table.clone();
             thread::spawn(move || {
-                table.sent(TAG) && table.on_reply(&reply(cookie.to_wire(), 0)).is_ok()
+                table.step().sent(TAG) && table.step().on_reply(&reply(cookie.to_wire(), 0)).is_ok()
             })
         };
-        let aborted = table.abort(TAG);
+        let aborted = table.step().abort(TAG);
         let answered = sender.join().expect("no panic");
         assert!(
             answered != aborted,
             "answered {answered}, aborted {aborted}"
         );
-        assert!(table.info(TAG).is_none());
+        assert!(table.step().info(TAG).is_none());
     });
 }
 
@@ -158,26 +201,26 @@ fn a_request_is_either_sent_or_aborted() {
 #[test]
 fn a_request_is_either_completed_or_parked() {
     for with_payload in [false, true] {
-        loom::model(move || {
+        explore(move || {
             let table = table();
             let length = if with_payload { 512 } else { 0 };
             let request = if with_payload { read(512) } else { flush() };
-            let cookie = table.claim(TAG, request, Instant(1)).expect("free");
-            assert!(table.sent(TAG));
+            let cookie = table.step().claim(TAG, request, Instant(1)).expect("free");
+            assert!(table.step().sent(TAG));
             let receiver = {
                 let table = table.clone();
-                thread::spawn(
-                    move || match table.on_reply(&reply(cookie.to_wire(), length)) {
+                thread::spawn(move || {
+                    match table.step().on_reply(&reply(cookie.to_wire(), length)) {
                         Ok((_, Matched::Done)) => true,
-                        Ok((tag, Matched::Payload(_))) => table.finish(tag),
+                        Ok((tag, Matched::Payload(_))) => table.step().finish(tag),
                         Err(_) => false,
-                    },
-                )
+                    }
+                })
             };
-            let parked = table.park(TAG);
+            let parked = table.step().park(TAG);
             let completed = receiver.join().expect("no panic");
             // A park that lost its race with the matching may be tried again.
-            let parked = parked || (!completed && table.park(TAG));
+            let parked = parked || (!completed && table.step().park(TAG));
             assert!(
                 completed != parked,
                 "completed {completed}, parked {parked}"
@@ -188,7 +231,7 @@ fn a_request_is_either_completed_or_parked() {
 
 /// The state of one connection as its users share it.
 struct Connection {
-    table: Table,
+    table: Shared,
     /// Whether the transmitting side may send; held while it sends.
     transmit: Mutex<bool>,
     /// Whether the receiving side may receive; held while it receives.
@@ -204,12 +247,12 @@ impl Connection {
 
     /// Sends a parked request again and answers it, as the next connection does.
     fn resend(&self) {
-        if let Some((cookie, request)) = self.table.reclaim(TAG, Instant(9)) {
+        if let Some((cookie, request)) = self.table.step().reclaim(TAG, Instant(9)) {
             assert_eq!(request, read(512));
-            assert!(self.table.sent(TAG));
-            let matched = self.table.on_reply(&reply(cookie.to_wire(), 512));
+            assert!(self.table.step().sent(TAG));
+            let matched = self.table.step().on_reply(&reply(cookie.to_wire(), 512));
             assert_eq!(matched, Ok((TAG, Matched::Payload(512))));
-            assert!(self.table.finish(TAG));
+            assert!(self.table.step().finish(TAG));
             self.complete();
         }
     }
@@ -219,9 +262,9 @@ impl Connection {
 /// exactly once, and the reply of the lost connection completes nothing afterwards.
 #[test]
 fn no_request_is_lost_or_completed_twice_when_its_connection_is_lost() {
-    loom::model(|| {
+    explore(|| {
         let connection = Arc::new(Connection {
-            table: SlotTable::new(0, vec![Slot::new()]),
+            table: Shared::new(),
             transmit: Mutex::new(true),
             receive: Mutex::new(true),
             wire: AtomicU64::new(0),
@@ -233,8 +276,12 @@ fn no_request_is_lost_or_completed_twice_when_its_connection_is_lost() {
                 let live = c.transmit.lock().expect("no panic");
                 // Without a connection the request waits without a slot.
                 if *live {
-                    let cookie = c.table.claim(TAG, read(512), Instant(1)).expect("free");
-                    assert!(c.table.sent(TAG));
+                    let cookie = c
+                        .table
+                        .step()
+                        .claim(TAG, read(512), Instant(1))
+                        .expect("free");
+                    assert!(c.table.step().sent(TAG));
                     c.wire.store(cookie.to_wire(), Ordering::Release);
                 }
                 *live
@@ -246,9 +293,9 @@ fn no_request_is_lost_or_completed_twice_when_its_connection_is_lost() {
                 let live = c.receive.lock().expect("no panic");
                 let cookie = c.wire.load(Ordering::Acquire);
                 if *live && cookie != 0 {
-                    let matched = c.table.on_reply(&reply(cookie, 512));
+                    let matched = c.table.step().on_reply(&reply(cookie, 512));
                     assert_eq!(matched, Ok((TAG, Matched::Payload(512))));
-                    assert!(c.table.finish(TAG));
+                    assert!(c.table.step().finish(TAG));
                     c.complete();
                 }
             })
@@ -256,7 +303,7 @@ fn no_request_is_lost_or_completed_twice_when_its_connection_is_lost() {
         // Recovery: stop both sides, park, send again.
         *connection.transmit.lock().expect("no panic") = false;
         *connection.receive.lock().expect("no panic") = false;
-        connection.table.park(TAG);
+        connection.table.step().park(TAG);
         connection.resend();
         let submitted = submitter.join().expect("no panic");
         receiver.join().expect("no panic");
@@ -265,17 +312,21 @@ fn no_request_is_lost_or_completed_twice_when_its_connection_is_lost() {
             usize::from(submitted)
         );
         if !submitted {
-            let claimed = connection.table.claim(TAG, read(512), Instant(1));
+            let claimed = connection.table.step().claim(TAG, read(512), Instant(1));
             let cookie = claimed.expect("free").to_wire();
-            assert!(connection.table.sent(TAG));
-            assert!(connection.table.on_reply(&reply(cookie, 512)).is_ok());
-            assert!(connection.table.finish(TAG));
+            assert!(connection.table.step().sent(TAG));
+            assert!(connection
+                .table
+                .step()
+                .on_reply(&reply(cookie, 512))
+                .is_ok());
+            assert!(connection.table.step().finish(TAG));
             connection.complete();
         }
         assert_eq!(connection.completed.load(Ordering::SeqCst), 1);
         let old = connection.wire.load(Ordering::SeqCst);
         if old != 0 {
-            assert!(connection.table.on_reply(&reply(old, 512)).is_err());
+            assert!(connection.table.step().on_reply(&reply(old, 512)).is_err());
         }
     });
 }
@@ -283,16 +334,19 @@ fn no_request_is_lost_or_completed_twice_when_its_connection_is_lost() {
 /// State dumps see a whole request or none.
 #[test]
 fn a_dump_beside_a_submission_shows_a_known_state() {
-    loom::model(|| {
+    explore(|| {
         let table = table();
         let submitter = {
             let table = table.clone();
             thread::spawn(move || {
-                table.claim(TAG, read(512), Instant(1)).expect("free");
-                assert!(table.sent(TAG));
+                table
+                    .step()
+                    .claim(TAG, read(512), Instant(1))
+                    .expect("free");
+                assert!(table.step().sent(TAG));
             })
         };
-        if let Some(info) = table.info(TAG) {
+        if let Some(info) = table.step().info(TAG) {
             assert!(matches!(
                 info.state,
                 SlotState::Queued | SlotState::InFlight
