@@ -18,7 +18,7 @@ mod namespace;
 mod tcp_socket;
 
 pub use addr::{IpAddr, SocketAddr};
-pub use attached::{Attached, Callbacks, SocketState};
+pub use attached::{Attached, Callbacks};
 pub use bvec_batch::{BvecBatch, SendFlags};
 pub use namespace::Net;
-pub use tcp_socket::TcpSocket;
+pub use tcp_socket::{SocketState, TcpSocket};

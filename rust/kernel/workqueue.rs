@@ -38,6 +38,16 @@ impl OwnedQueue {
         Ok(OwnedQueue(NonNull::new(queue).ok_or(ENOMEM)?))
     }
 
+    /// Makes a queue for work of any length that no writing of dirty pages depends on. May sleep.
+    pub fn new_unbound(name: &CStr) -> Result<Self> {
+        // SAFETY: The name is copied.
+        let queue = unsafe {
+            bindings::alloc_workqueue(name.as_char_ptr(), bindings::wq_flags_WQ_UNBOUND, 0)
+        };
+        // INVARIANT: It was just made.
+        Ok(OwnedQueue(NonNull::new(queue).ok_or(ENOMEM)?))
+    }
+
     /// Queues delayed work, or changes when it is due if it is queued already. Any context.
     pub fn mod_delayed<T, const ID: u64>(&self, item: Arc<T>, delay: Jiffies)
     where

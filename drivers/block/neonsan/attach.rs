@@ -150,8 +150,20 @@ impl Device {
                     ));
                 }
             }
-            let openers = this.disk().lock().as_ref().map_or(0, |disk| disk.openers());
-            if openers > 0 && !force {
+            let openers = match this.disk().try_lock() {
+                _ if force => 0,
+                Some(disk) => disk.as_ref().map_or(0, |disk| disk.openers()),
+                None => {
+                    return Err(DeviceError::new(
+                        EBUSY,
+                        format_args!(
+                            "the limits of neonsan{index} are being changed, which waits for \
+                             requests: wait, or use force"
+                        ),
+                    ));
+                }
+            };
+            if openers > 0 {
                 return Err(DeviceError::new(
                     EBUSY,
                     format_args!(

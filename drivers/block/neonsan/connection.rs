@@ -36,7 +36,7 @@ use kernel::{
 };
 use neonsan_kernel::{
     block::mq::{OwnedRequest, RequestList, RequestTable},
-    net::{Attached, TcpSocket},
+    net::{Attached, SocketState, TcpSocket},
     workqueue::OwnedQueue,
 };
 use neonsan_proto::Features;
@@ -253,15 +253,16 @@ impl Connection {
         self.heard_at.store(now.0, Relaxed);
         let has_write_cache = self.device.volume().is_some_and(|v| Device::has_write_cache(&v));
         let rx = Receive::new(established.features, has_write_cache);
-        let link = Attached::new(established.socket, self.clone(), rx)?;
         {
+            // What the last link had to say is over.
             let mut shared = self.shared.lock();
-            shared.link = Some(link.clone());
             shared.node = established.node;
             shared.fault = None;
             shared.ping = false;
             shared.pong = None;
         }
+        let link = Attached::new(established.socket, self.clone(), rx)?;
+        self.shared.lock().link = Some(link.clone());
         let mut resent = 0;
         for tag in 0..self.slots.depth() {
             let tag = Tag(tag as u16);
@@ -277,7 +278,7 @@ impl Connection {
         }
         self.write_bytes_in_flight.store(0, Relaxed);
         self.open_gate(link, established.features, established.window_bytes, resent);
-        // Data that came before the callbacks were there was announced to nobody.
+        // What came before the callbacks were there, data or an end, was announced to nobody.
         self.clone().queue_work::<RECEIVE_WORK>();
         Ok(())
     }
@@ -389,6 +390,9 @@ impl WorkItem<RECEIVE_WORK> for Connection {
         let link = this.shared.lock().link.clone();
         if let Some(link) = link {
             link.read();
+            if link.socket().state() != SocketState::Established {
+                this.fault(CloseCause::PeerClosed);
+            }
         }
     }
 }

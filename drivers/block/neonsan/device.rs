@@ -27,7 +27,7 @@ use kernel::{
         atomic::{AtomicFlag, Relaxed},
         Arc, CondVar, Mutex, SpinLockIrq,
     },
-    workqueue::{self, DelayedWork, Work, WorkItem},
+    workqueue::{DelayedWork, Work, WorkItem},
 };
 use neonsan_kernel::{
     block::mq::{GenDisk, QueueLimits},
@@ -107,6 +107,8 @@ pub(crate) struct Device {
     params: KBox<AttachParams>,
     session_id: [u8; 16],
     queue: OwnedQueue,
+    /// For changes of the disk, which wait for requests.
+    changes: OwnedQueue,
     /// The device is being taken away: nothing new begins.
     closing: AtomicFlag,
     /// What a node's power could take. Used if the volume has a write cache.
@@ -151,6 +153,7 @@ impl Device {
     pub(crate) fn new(index: u32, params: KBox<AttachParams>, now: Instant) -> Result<Arc<Self>> {
         let name = CString::try_from_fmt(fmt!("neonsan{index}"))?;
         let queue = OwnedQueue::new_mem_reclaim(&name)?;
+        let changes = OwnedQueue::new_unbound(&name)?;
         let mut session_id = [0; 16];
         random::fill(&mut session_id);
         let mut seed = [0; 8];
@@ -176,6 +179,7 @@ impl Device {
                 params,
                 session_id,
                 queue,
+                changes,
                 closing: AtomicFlag::new(false),
                 durability: Durability::new(),
                 lifecycle <- new_mutex!(Lifecycle::Attaching, "neonsan_lifecycle"),
@@ -282,6 +286,9 @@ impl Device {
         timeouts.check().map_err(|text| DeviceError::new(EINVAL, format_args!("{text}")))?;
         *self.timeouts.lock() = timeouts;
         self.session.lock().set_timeouts(timeouts);
+        if let Some(disk) = self.disk.lock().as_ref() {
+            disk.set_request_timeout(timeouts.request_ms);
+        }
         self.wake();
         Ok(())
     }
@@ -353,6 +360,7 @@ impl Device {
             connection.cancel_work();
         }
         self.queue.flush();
+        self.changes.flush();
     }
 
     /// A connection could not be made.
@@ -441,7 +449,7 @@ impl Device {
 
     fn queue_change(self: &Arc<Self>) {
         // If it is queued already, it will see what there is.
-        let _ = workqueue::system_unbound().enqueue::<_, CHANGE_WORK>(self.clone());
+        let _ = self.changes.enqueue::<_, CHANGE_WORK>(self.clone());
     }
 
     /// Makes the disk follow the volume. May wait for requests in flight.

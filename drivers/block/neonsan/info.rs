@@ -135,8 +135,11 @@ impl Device {
         let (has_disk, openers) = match self.lifecycle().try_lock() {
             // While it is being taken away, the disk may be waited for a long time.
             Some(lifecycle) if *lifecycle == Lifecycle::Attached => {
-                let disk = self.disk().lock();
-                (disk.is_some(), disk.as_ref().map_or(0, |disk| disk.openers()))
+                match self.disk().try_lock() {
+                    Some(disk) => (disk.is_some(), disk.as_ref().map_or(0, |d| d.openers())),
+                    // Its limits are being changed, which waits for requests.
+                    None => (true, 0),
+                }
             }
             _ => (false, 0),
         };

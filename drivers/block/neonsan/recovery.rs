@@ -14,7 +14,9 @@ use crate::{
     error::block_status_of_loss,
     info,
     params::Message,
-    trace, uapi,
+    trace,
+    transmit::GATE_BLOCKED,
+    uapi,
 };
 use kernel::{
     prelude::*,
@@ -75,6 +77,10 @@ fn collect(device: &Arc<Device>) {
     for i in 0..count {
         let Some(connection) = device.connection(i) else { continue };
         let fault = connection.shared.lock().fault.take();
+        if connection.gate.load(Relaxed) == GATE_BLOCKED {
+            // The socket may have been short of memory, not of room: then nobody calls.
+            connection.clone().queue_work::<TRANSMIT_WORK>();
+        }
         let heard_at = Instant(connection.heard_at.load(Relaxed));
         let mut session = device.session().lock();
         session.on_heard(i, heard_at);

@@ -78,7 +78,9 @@ pub(crate) fn remove(device: &Arc<Device>) {
 /// Detaches every device. The module is going away, so none is open.
 pub(crate) fn detach_all() {
     while let Some(device) = first_from(0) {
-        if let Err(e) = Device::detach(&device, true) {
+        let detached =
+            Device::detach(&device, false).or_else(|_| Device::detach(&device, true));
+        if let Err(e) = detached {
             pr_err!("neonsan{}: {}\n", device.index(), e.message);
             remove(&device);
         }

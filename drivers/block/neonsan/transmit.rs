@@ -298,7 +298,9 @@ impl Transmitter {
                 return Ok(GATE_WINDOW);
             }
             self.counts.sends += 1;
-            if !link.socket().send_bvecs(&mut self.batch, filled == Filled::Batch)? {
+            // Only in the midst of a request it is certain that more follows at once.
+            let more = self.cursor.is_some();
+            if !link.socket().send_bvecs(&mut self.batch, more)? {
                 return Ok(GATE_BLOCKED);
             }
         }

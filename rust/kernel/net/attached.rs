@@ -13,7 +13,7 @@
 //! Callbacks run with the socket's lock held and take the second. [`Attached::stop`] takes the
 //! second, lets go of it, and then takes the first.
 
-use super::TcpSocket;
+use super::{SocketState, TcpSocket};
 use crate::skbuff::SkBuff;
 use core::{cell::UnsafeCell, marker::PhantomPinned};
 use kernel::{
@@ -22,17 +22,6 @@ use kernel::{
     types::ScopeGuard, //
 };
 use neonsan_bindings as bindings;
-
-/// Where a connection is, as far as the driver cares.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SocketState {
-    /// Both directions work.
-    Established,
-    /// The far side has ended its direction.
-    PeerClosed,
-    /// It is over.
-    Closed,
-}
 
 /// What is done with an [`Attached`] connection. Everything may be called in soft interrupts, with
 /// the socket's lock held: nothing may sleep, and no call on the socket is allowed but those that
@@ -236,14 +225,7 @@ impl<C: Callbacks> Attached<C> {
     unsafe extern "C" fn state_change(sk: *mut bindings::sock) {
         // SAFETY: This is a callback of `sk`.
         unsafe {
-            Self::with(sk, |this| {
-                let state = match bindings::sk_state(sk) as u32 {
-                    bindings::TCP_ESTABLISHED => SocketState::Established,
-                    bindings::TCP_CLOSE_WAIT => SocketState::PeerClosed,
-                    _ => SocketState::Closed,
-                };
-                this.callbacks.state_change(state);
-            })
+            Self::with(sk, |this| this.callbacks.state_change(this.socket.state()))
         }
     }
 

@@ -13,6 +13,17 @@ use kernel::{
 };
 use neonsan_bindings as bindings;
 
+/// Where a connection is, as far as a driver cares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketState {
+    /// Both directions work.
+    Established,
+    /// The far side has ended its direction.
+    PeerClosed,
+    /// It is over, or has not begun.
+    Closed,
+}
+
 /// A TCP socket of the kernel's own, fit for the way of dirty pages to their storage: it allocates
 /// without starting I/O, and from the reserves if it must.
 ///
@@ -168,6 +179,16 @@ impl TcpSocket {
     pub fn abort(&self) {
         // SAFETY: By the type's invariants.
         unsafe { bindings::sock_abort(self.sk()) };
+    }
+
+    /// Where the connection is now. Any context.
+    pub fn state(&self) -> SocketState {
+        // SAFETY: By the type's invariants.
+        match unsafe { bindings::sk_state(self.sk()) } as u32 {
+            bindings::TCP_ESTABLISHED => SocketState::Established,
+            bindings::TCP_CLOSE_WAIT => SocketState::PeerClosed,
+            _ => SocketState::Closed,
+        }
     }
 
     /// The error that ended the connection, as a positive number; zero if none was noted.

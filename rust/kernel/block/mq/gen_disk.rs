@@ -9,6 +9,7 @@ use kernel::{
     error::{from_err_ptr, to_result},
     prelude::*,
     sync::Arc,
+    time::{msecs_to_jiffies, Msecs},
     types::{ForeignOwnable, ScopeGuard},
 };
 use neonsan_bindings as bindings;
@@ -158,6 +159,15 @@ impl<T: Operations> GenDisk<T> {
     pub fn set_capacity_and_notify(&self, sectors: u64) {
         // SAFETY: By the type's invariants.
         unsafe { bindings::set_capacity_and_notify(self.disk, sectors) };
+    }
+
+    /// Changes after how long requests are reported to [`Operations::timeout`]; for requests that
+    /// start from now on.
+    pub fn set_request_timeout(&self, timeout_ms: u32) {
+        let jiffies = msecs_to_jiffies(timeout_ms as Msecs);
+        let jiffies = u32::try_from(jiffies).unwrap_or(u32::MAX);
+        // SAFETY: By the type's invariants.
+        unsafe { bindings::blk_queue_rq_timeout(self.queue(), jiffies) };
     }
 
     /// Changes the limits of the live queue: waits for the requests in flight. May sleep.
