@@ -141,11 +141,14 @@ impl Model {
         let durable = fua || !self.volatile_cache;
         // The answer may have been on its way when the cache was lost.
         let lost = boot <= self.lost_boot;
-        for w in self.writes_mut().filter(|w| w.id == write.0) {
-            w.end = Some(now);
+        let departed = &self.departed;
+        let writes = self.blocks.iter_mut().flatten();
+        for w in writes.filter(|w| w.id == write.0) {
+            w.end.get_or_insert(now);
             w.acknowledged = true;
             w.durable = durable;
             w.at_risk = lost && !durable;
+            w.reported = w.at_risk && departed.contains(&w.host);
         }
     }
 

@@ -174,6 +174,7 @@ impl Setup {
             calm_at_us,
         }
         .with_flips(rng)
+        .with_impatience(rng)
     }
 
     /// Bits turn over only where checksums protect against it.
@@ -181,6 +182,31 @@ impl Setup {
         if self.checksums && rng.permille(400) {
             self.net.flips_ppm = rng.range(100, 3_000);
         }
+        self
+    }
+
+    /// Some worlds give up soon, on a node that stands still often and goes on with old requests:
+    /// what failed at its host may still be in the engine when the host tries it again.
+    fn with_impatience(mut self, rng: &mut Rng) -> Self {
+        if !rng.permille(80) {
+            return self;
+        }
+        let t = &mut self.timeouts;
+        t.heartbeat_interval_ms = 200;
+        t.heartbeat_timeout_ms = rng.range(500, 1_000) as u32;
+        t.connect_ms = rng.range(2_500, 5_000) as u32;
+        t.loss_ms = rng.range(50, 1_500) as u32;
+        self.connections = (rng.range(2, 4) as u16, 4);
+        self.blocks = 4;
+        self.engine.step_us = (500, 200_000);
+        self.think_us /= 3;
+        self.faults = (0..8)
+            .map(|_| Timed {
+                at_us: rng.below(self.calm_at_us),
+                for_us: rng.range(1_000_000, 4_000_000),
+                fault: rng.pick(&[Fault::Pause, Fault::Pause, Fault::Hang, Fault::Part]),
+            })
+            .collect();
         self
     }
 
