@@ -479,6 +479,56 @@ fn a_connection_that_goes_while_it_waits_is_forgotten() {
     door.opens(&open(1, 3));
 }
 
+/// The same gate after the node's process was restarted.
+fn restarted(door: Door) -> Door {
+    let now = door.now.after_ms(77);
+    let remembered: Vec<_> = door.gate.memory().collect();
+    Door {
+        gate: Gate::restore(CONFIG, remembered, now),
+        now,
+        next: door.next,
+    }
+}
+
+#[test]
+fn a_fenced_session_never_comes_back_to_a_node_that_restarted() {
+    let mut door = door();
+    let old = door.opens(&open(1, 1));
+    let before = door.gate.memory_version();
+    let (new, _, _) = door.enter(IntroducedAs::Open, &forced(open(2, 1)));
+    assert_ne!(
+        door.gate.memory_version(),
+        before,
+        "it must be saved before the answer"
+    );
+    door.drained(old);
+    door.gate.on_release(new);
+    door.drained(new);
+    let mut door = restarted(door);
+    assert_eq!(door.open_refused(&open(1, 2)).status, Status::Fenced);
+    door.opens(&open(3, 1));
+}
+
+#[test]
+fn the_holder_has_time_to_come_back_to_a_node_that_restarted() {
+    let mut first = door();
+    first.opens(&open(1, 4));
+    let mut door = restarted(first);
+    assert_eq!(door.open_refused(&open(2, 1)).status, Status::HeldByOther);
+    assert_eq!(door.join_refused(&join(1, 4, 0, 9)), Status::UnknownSession);
+    door.opens(&open(1, 5));
+
+    let mut first = self::door();
+    first.opens(&open(1, 4));
+    let mut door = restarted(first);
+    door.now = door.now.after_ms(CONFIG.linger_ms);
+    door.actions();
+    let other = door.opens(&open(2, 1));
+    door.gate.on_release(other);
+    door.drained(other);
+    assert_eq!(door.open_refused(&open(1, 5)).status, Status::Fenced);
+}
+
 /// Random clients against an obvious rule: nobody is let in while a connection that it displaces
 /// is still there.
 #[test]
