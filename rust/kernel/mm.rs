@@ -82,9 +82,9 @@ impl PageArray {
         };
         for _ in 0..count {
             // SAFETY: A plain allocation of a page of the linear map.
-            let page =
-                unsafe { bindings::alloc_page(bindings::GFP_KERNEL | bindings::__GFP_ZERO) };
-            this.pages.push(NonNull::new(page).ok_or(ENOMEM)?, GFP_KERNEL)?;
+            let page = unsafe { bindings::alloc_page(bindings::GFP_KERNEL | bindings::__GFP_ZERO) };
+            this.pages
+                .push(NonNull::new(page).ok_or(ENOMEM)?, GFP_KERNEL)?;
         }
         Ok(this)
     }
@@ -110,7 +110,9 @@ impl PageArray {
         // the same time, which `&mut self` does not exclude: it only copies bytes, and the peer
         // has no use for those that change (see the driver's transmitter).
         unsafe {
-            let to = bindings::page_address(page.as_ptr()).cast::<u8>().add(offset);
+            let to = bindings::page_address(page.as_ptr())
+                .cast::<u8>()
+                .add(offset);
             core::ptr::copy_nonoverlapping(data.as_ptr(), to, data.len());
         }
         Ok(())

@@ -50,8 +50,6 @@ impl SkBuff {
     ) -> Result {
         let (offset, len) = (c_int::try_from(offset)?, c_int::try_from(len)?);
         // SAFETY: The packet is valid; so is `iter` by the caller's promise.
-        to_result(unsafe {
-            bindings::skb_copy_datagram_iter(self.0.get(), offset, iter, len)
-        })
+        to_result(unsafe { bindings::skb_copy_datagram_iter(self.0.get(), offset, iter, len) })
     }
 }

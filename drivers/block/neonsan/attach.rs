@@ -98,7 +98,10 @@ impl Device {
         let wish = self.params().queue_depth.unwrap_or(DEFAULT_QUEUE_DEPTH);
         let depth = wish.min(volume.max_depth.into());
         let read_only = self.params().mode == uapi::Mode::ReadOnly
-            || volume.geometry.capabilities().contains(Capabilities::READ_ONLY);
+            || volume
+                .geometry
+                .capabilities()
+                .contains(Capabilities::READ_ONLY);
         let tag_set = Arc::pin_init(
             TagSet::new(
                 queues.into(),
@@ -193,7 +196,9 @@ impl Device {
 
     /// Tells the node that the session is over, and waits a little until it closes.
     fn release(self: &Arc<Self>) {
-        let Some(connection) = self.connection(0) else { return };
+        let Some(connection) = self.connection(0) else {
+            return;
+        };
         self.set_closing();
         connection.send_release();
         let deadline = now().after_ms(RELEASE_MS.into());
@@ -270,7 +275,9 @@ fn check(params: &AttachParams) -> Result<(), DeviceError> {
         ));
     }
     if params.host_id == [0; 16] {
-        return refuse(format_args!("the host's identity is all zero: it must be unique"));
+        return refuse(format_args!(
+            "the host's identity is all zero: it must be unique"
+        ));
     }
     if let Err(text) = params.timeouts.check() {
         return refuse(format_args!("{text}"));
@@ -279,7 +286,9 @@ fn check(params: &AttachParams) -> Result<(), DeviceError> {
         return refuse(format_args!("a device needs at least one connection"));
     }
     if !(1..=MAX_QUEUE_DEPTH).contains(&params.queue_depth.unwrap_or(DEFAULT_QUEUE_DEPTH)) {
-        return refuse(format_args!("the queue depth must be 1 to {MAX_QUEUE_DEPTH}"));
+        return refuse(format_args!(
+            "the queue depth must be 1 to {MAX_QUEUE_DEPTH}"
+        ));
     }
     Ok(())
 }

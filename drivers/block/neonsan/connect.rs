@@ -19,7 +19,9 @@ use neonsan_session::{
 
 /// Makes the connection that is due, and tells the device what came of it.
 pub(crate) fn run(connection: &Arc<Connection>) {
-    let Some(task) = connection.shared.lock().task.take() else { return };
+    let Some(task) = connection.shared.lock().task.take() else {
+        return;
+    };
     // Dirty pages may wait for this connection.
     let _scope = NoIoScope::enter();
     let result = connect(connection, &task);
@@ -47,7 +49,10 @@ pub(crate) fn run(connection: &Arc<Connection>) {
         }
         Err(Failure { cause, error }) => {
             device.note_connect_failure(connection.index, cause, error);
-            device.session().lock().on_connect_failed(connection.index, cause, now());
+            device
+                .session()
+                .lock()
+                .on_connect_failed(connection.index, cause, now());
         }
     }
     device.wake();
@@ -66,9 +71,15 @@ fn connect(
     let device = &connection.device;
     let Some(node) = device.node(task.node) else {
         let cause = CloseCause::ConnectFailed(EINVAL_NUMBER);
-        return Err(Failure { cause, error: EINVAL.into() });
+        return Err(Failure {
+            cause,
+            error: EINVAL.into(),
+        });
     };
-    let fail = |cause| Failure { cause, error: DeviceError::from_cause(cause, &node, "") };
+    let fail = |cause| Failure {
+        cause,
+        error: DeviceError::from_cause(cause, &node, ""),
+    };
     let socket = open_socket(connection, task, &node).map_err(fail)?;
     connection.shared.lock().step = ConnectStep::Handshake;
 
@@ -80,10 +91,15 @@ fn connect(
         Ok(()) => {}
         Err(cause) => {
             let text = handshake.refused().map_or("", |refused| refused.text);
-            return Err(Failure { cause, error: DeviceError::from_cause(cause, &node, text) });
+            return Err(Failure {
+                cause,
+                error: DeviceError::from_cause(cause, &node, text),
+            });
         }
     }
-    let opened = handshake.opened().ok_or_else(|| fail(CloseCause::BadEvent))?;
+    let opened = handshake
+        .opened()
+        .ok_or_else(|| fail(CloseCause::BadEvent))?;
     device.check_volume(&opened).map_err(fail)?;
     let established = Established {
         socket,
@@ -112,7 +128,9 @@ fn open_socket(
     }
     socket.set_timeout(remaining_ms(task)?);
     // What was sent but not acknowledged for as long as silence is tolerated is a dead node.
-    socket.set_user_timeout(device.timeouts().heartbeat_timeout_ms).map_err(failed)?;
+    socket
+        .set_user_timeout(device.timeouts().heartbeat_timeout_ms)
+        .map_err(failed)?;
     socket.connect(&node.addr).map_err(|e| match e {
         // The timeout of a blocking connect.
         e if e == EINPROGRESS => CloseCause::ConnectTimeout,

@@ -251,7 +251,10 @@ impl Connection {
     pub(crate) fn resume(self: &Arc<Self>, established: Established) -> Result {
         let now = now();
         self.heard_at.store(now.0, Relaxed);
-        let has_write_cache = self.device.volume().is_some_and(|v| Device::has_write_cache(&v));
+        let has_write_cache = self
+            .device
+            .volume()
+            .is_some_and(|v| Device::has_write_cache(&v));
         let rx = Receive::new(established.features, has_write_cache);
         {
             // What the last link had to say is over.
@@ -269,7 +272,9 @@ impl Connection {
             if !matches!(self.slots.info(tag), Some(info) if info.state == SlotState::Parked) {
                 continue;
             }
-            let Some(rq) = self.table.take(tag.0) else { continue };
+            let Some(rq) = self.table.take(tag.0) else {
+                continue;
+            };
             if let Some((cookie, _)) = self.slots.reclaim(tag, now) {
                 rq.data().set_cookie(cookie);
             }
@@ -305,7 +310,9 @@ impl Connection {
         let mut parked = 0;
         for tag in 0..self.slots.depth() {
             let tag = Tag(tag as u16);
-            let Some(info) = self.slots.info(tag) else { continue };
+            let Some(info) = self.slots.info(tag) else {
+                continue;
+            };
             match info.state {
                 SlotState::InFlight | SlotState::Receiving => {
                     self.slots.park(tag);
@@ -333,7 +340,9 @@ impl Connection {
         if crate::queue::claim(self, &rq) {
             self.busy.push(rq);
             let delay = msecs_to_jiffies(BUSY_MS);
-            self.device.queue().mod_delayed::<_, BUSY_WORK>(self.clone(), delay);
+            self.device
+                .queue()
+                .mod_delayed::<_, BUSY_WORK>(self.clone(), delay);
         }
     }
 

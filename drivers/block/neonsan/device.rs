@@ -158,7 +158,9 @@ impl Device {
         random::fill(&mut session_id);
         let mut seed = [0; 8];
         random::fill(&mut seed);
-        let wish = params.connections.unwrap_or_else(neonsan_kernel::cpu::num_online);
+        let wish = params
+            .connections
+            .unwrap_or_else(neonsan_kernel::cpu::num_online);
         let wish = wish.clamp(1, MAX_CONNECTIONS as u32);
         let config = Config {
             connections: wish as u16,
@@ -202,7 +204,10 @@ impl Device {
         )?;
         let mut connections = KVec::with_capacity(wish as usize, GFP_KERNEL)?;
         for i in 0..wish {
-            connections.push(Connection::new(device.clone(), i as u16, depth)?, GFP_KERNEL)?;
+            connections.push(
+                Connection::new(device.clone(), i as u16, depth)?,
+                GFP_KERNEL,
+            )?;
         }
         *device.connections.lock() = connections;
         Ok(device)
@@ -283,7 +288,9 @@ impl Device {
 
     /// Changes the named timeouts.
     pub(crate) fn set_timeouts(self: &Arc<Self>, timeouts: Timeouts) -> Result<(), DeviceError> {
-        timeouts.check().map_err(|text| DeviceError::new(EINVAL, format_args!("{text}")))?;
+        timeouts
+            .check()
+            .map_err(|text| DeviceError::new(EINVAL, format_args!("{text}")))?;
         *self.timeouts.lock() = timeouts;
         self.session.lock().set_timeouts(timeouts);
         if let Some(disk) = self.disk.lock().as_ref() {
@@ -304,7 +311,10 @@ impl Device {
     }
 
     /// Calls `f` with who opens what.
-    pub(crate) fn with_identity<R>(&self, f: impl FnOnce(&Identity<'_>) -> R) -> Result<R, CloseCause> {
+    pub(crate) fn with_identity<R>(
+        &self,
+        f: impl FnOnce(&Identity<'_>) -> R,
+    ) -> Result<R, CloseCause> {
         let params = &self.params;
         // It was checked when the device was attached.
         let volume = VolumeName::parse(params.volume.as_str())
@@ -346,10 +356,8 @@ impl Device {
     /// Lets the control machine look again after this time. Any context.
     pub(crate) fn wake_after_ms(self: &Arc<Self>, ms: u64) {
         let ms = u32::try_from(ms).unwrap_or(u32::MAX);
-        self.queue.mod_delayed::<_, TIMER_WORK>(
-            self.clone(),
-            kernel::time::msecs_to_jiffies(ms),
-        );
+        self.queue
+            .mod_delayed::<_, TIMER_WORK>(self.clone(), kernel::time::msecs_to_jiffies(ms));
     }
 
     /// Waits until no work of the device runs or is queued. Everything must have come to rest.
@@ -364,9 +372,18 @@ impl Device {
     }
 
     /// A connection could not be made.
-    pub(crate) fn note_connect_failure(&self, connection: u16, cause: CloseCause, error: DeviceError) {
+    pub(crate) fn note_connect_failure(
+        &self,
+        connection: u16,
+        cause: CloseCause,
+        error: DeviceError,
+    ) {
         if self.lost_before() {
-            pr_debug!("{}: connection {connection}: {}\n", &*self.name, error.message);
+            pr_debug!(
+                "{}: connection {connection}: {}\n",
+                &*self.name,
+                error.message
+            );
         }
         let mut progress = self.progress.lock();
         progress.failures = progress.failures.saturating_add(1);
@@ -421,7 +438,10 @@ impl Device {
 
     /// Whether what is written is volatile until it is flushed.
     pub(crate) fn has_write_cache(volume: &Volume) -> bool {
-        volume.geometry.capabilities().contains(Capabilities::VOLATILE_CACHE)
+        volume
+            .geometry
+            .capabilities()
+            .contains(Capabilities::VOLATILE_CACHE)
     }
 
     /// The volume has a new size. Any context.

@@ -40,9 +40,9 @@ pub(crate) fn errno_of(cause: CloseCause) -> Error {
         CloseCause::ConnectFailed(errno) | CloseCause::SocketError(errno) => {
             Error::from_errno(-errno.clamp(1, 4095))
         }
-        CloseCause::ConnectTimeout
-        | CloseCause::RequestTimeout
-        | CloseCause::HeartbeatTimeout => ETIMEDOUT,
+        CloseCause::ConnectTimeout | CloseCause::RequestTimeout | CloseCause::HeartbeatTimeout => {
+            ETIMEDOUT
+        }
         CloseCause::PeerClosed => ECONNRESET,
         CloseCause::Version { .. } => EPROTONOSUPPORT,
         CloseCause::Refused(status) => errno_of_status(status),
@@ -106,9 +106,9 @@ pub(crate) fn block_status_of(status: Status) -> block::Status {
 pub(crate) fn block_status_of_loss(cause: CloseCause) -> block::Status {
     match cause {
         CloseCause::Detached | CloseCause::Released => block::Status::OFFLINE,
-        CloseCause::ConnectTimeout
-        | CloseCause::RequestTimeout
-        | CloseCause::HeartbeatTimeout => block::Status::TIMEOUT,
+        CloseCause::ConnectTimeout | CloseCause::RequestTimeout | CloseCause::HeartbeatTimeout => {
+            block::Status::TIMEOUT
+        }
         _ => block::Status::TRANSPORT,
     }
 }

@@ -144,11 +144,16 @@ impl Device {
             _ => (false, 0),
         };
         let session = self.session().lock();
-        let lost_for_ms = session.lost_since().map_or(0, |since| now().since_ms(since));
+        let lost_for_ms = session
+            .lost_since()
+            .map_or(0, |since| now().since_ms(since));
         let (generation, connections) = (session.generation().0, session.connection_count());
         drop(session);
         let volume = self.volume();
-        let wish = self.params().queue_depth.unwrap_or(crate::params::DEFAULT_QUEUE_DEPTH);
+        let wish = self
+            .params()
+            .queue_depth
+            .unwrap_or(crate::params::DEFAULT_QUEUE_DEPTH);
         DeviceInfo {
             state: session_state(self),
             lost_for_ms,
@@ -177,7 +182,7 @@ impl Device {
             if info.state == SlotState::Parked {
                 parked += 1;
             }
-            if oldest.map_or(true, |o| info.since < o.since) {
+            if oldest.is_none_or(|o| info.since < o.since) {
                 oldest = Some(info);
             }
         }
@@ -207,7 +212,9 @@ impl Device {
 
     /// Counters of one connection since attach; zero if there is none with this index. Sleeps.
     pub(crate) fn connection_statistics(&self, index: u16) -> Statistics {
-        let Some(connection) = self.connection(index) else { return Statistics::default() };
+        let Some(connection) = self.connection(index) else {
+            return Statistics::default();
+        };
         let counts = connection.tx.lock().counts;
         Statistics {
             reads: counts.reads,

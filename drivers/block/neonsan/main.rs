@@ -14,6 +14,10 @@
 //! What can be decided without a kernel is decided in the crates `neonsan_proto` and
 //! `neonsan_session`; what needs `unsafe` is in `neonsan_kernel`.
 
+// A refusal carries its message for people. It is made where someone waits for it, not on the way
+// of requests.
+#![allow(clippy::result_large_err)]
+
 use kernel::prelude::*;
 use neonsan_kernel::genetlink;
 

@@ -25,7 +25,10 @@ pub(crate) struct Text<const N: usize> {
 impl<const N: usize> Text<N> {
     /// An empty text.
     pub(crate) const fn new() -> Self {
-        Text { bytes: [0; N], len: 0 }
+        Text {
+            bytes: [0; N],
+            len: 0,
+        }
     }
 
     /// A text from what it says.
@@ -142,7 +145,10 @@ pub(crate) struct DeviceError {
 impl DeviceError {
     /// An error with its message.
     pub(crate) fn new(error: Error, args: fmt::Arguments<'_>) -> Self {
-        DeviceError { error, message: Message::from_fmt(args) }
+        DeviceError {
+            error,
+            message: Message::from_fmt(args),
+        }
     }
 
     /// The error of a connection that could not be made; `text` is the node's own, may be empty.
@@ -158,6 +164,9 @@ impl DeviceError {
 
 impl From<Error> for DeviceError {
     fn from(error: Error) -> Self {
-        DeviceError::new(error, format_args!("the kernel refused (error {})", -error.to_errno()))
+        DeviceError::new(
+            error,
+            format_args!("the kernel refused (error {})", -error.to_errno()),
+        )
     }
 }

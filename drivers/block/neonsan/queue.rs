@@ -74,7 +74,12 @@ pub(crate) fn describe(rq: &mq::Request<Queue>) -> Option<Request> {
         RequestOp::Other(_) => return None,
     };
     if kind == Kind::Flush {
-        return Some(Request { kind, flags, offset: 0, length: 0 });
+        return Some(Request {
+            kind,
+            flags,
+            offset: 0,
+            length: 0,
+        });
     }
     if rq.is_fua() && matches!(kind, Kind::Write | Kind::WriteZeroes) {
         flags = flags.union(RequestFlags::FUA);
@@ -86,7 +91,12 @@ pub(crate) fn describe(rq: &mq::Request<Queue>) -> Option<Request> {
         flags = flags.union(RequestFlags::NO_UNMAP);
     }
     let offset = rq.sector().checked_mul(u64::from(SECTOR_SIZE))?;
-    Some(Request { kind, flags, offset, length: rq.len_bytes() })
+    Some(Request {
+        kind,
+        flags,
+        offset,
+        length: rq.len_bytes(),
+    })
 }
 
 /// The kind of a request, for people.
@@ -103,7 +113,9 @@ pub(crate) fn op_of(kind: Kind) -> Op {
 /// Gives a request its place among those of the connection, and its name on the wire. If that
 /// fails the request must be ended; a slot belongs to a tag, so it does not.
 pub(crate) fn claim(connection: &Connection, rq: &OwnedRequest<Queue>) -> bool {
-    let Some(request) = describe(rq) else { return false };
+    let Some(request) = describe(rq) else {
+        return false;
+    };
     let cookie = connection.slots.claim(Tag(rq.tag()), request, now());
     if let Some(cookie) = cookie {
         rq.data().set_cookie(cookie);
@@ -130,12 +142,13 @@ impl Operations for Queue {
 
     fn queue_rq(
         connection: ArcBorrow<'_, Connection>,
-        _: (),
+        (): (),
         rq: OwnedRequest<Queue>,
         is_last: bool,
     ) {
         if rq.op() == RequestOp::Flush {
-            rq.data().set_flush_mark(connection.device.durability().begin_flush());
+            rq.data()
+                .set_flush_mark(connection.device.durability().begin_flush());
         }
         if claim(&connection, &rq) {
             connection.pending.push(rq);
@@ -147,11 +160,11 @@ impl Operations for Queue {
         }
     }
 
-    fn commit_rqs(connection: ArcBorrow<'_, Connection>, _: ()) {
+    fn commit_rqs(connection: ArcBorrow<'_, Connection>, (): ()) {
         connection.transmit();
     }
 
-    fn timeout(connection: ArcBorrow<'_, Connection>, _: (), tag: u16) -> TimeoutAction {
+    fn timeout(connection: ArcBorrow<'_, Connection>, (): (), tag: u16) -> TimeoutAction {
         // Only what the node has may take too long for it; what is parked waits for recovery.
         if let Some(info) = connection.slots.info(Tag(tag)) {
             let waits = matches!(info.state, SlotState::InFlight | SlotState::Receiving);

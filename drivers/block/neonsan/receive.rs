@@ -78,7 +78,8 @@ impl Receive {
             Want::Bytes(bytes) => {
                 let n = len.min(bytes.len());
                 let to = bytes.get_mut(..n).unwrap_or_default();
-                skb.copy_bits(offset, to).map_err(|_| CloseCause::SocketError(EFAULT_NUMBER))?;
+                skb.copy_bits(offset, to)
+                    .map_err(|_| CloseCause::SocketError(EFAULT_NUMBER))?;
                 (n, self.receiver.received(n, slots)?)
             }
             Want::Payload { remaining, .. } => {
@@ -106,12 +107,18 @@ impl Receive {
             Received::Completed { tag, status } => {
                 let rq = match self.writer.take() {
                     Some(writer) => writer.into_request(),
-                    None => connection.table.take(tag.0).ok_or(CloseCause::UnknownCookie)?,
+                    None => connection
+                        .table
+                        .take(tag.0)
+                        .ok_or(CloseCause::UnknownCookie)?,
                 };
                 self.complete(connection, tag, status, rq);
             }
             Received::PayloadBegins { tag } => {
-                let rq = connection.table.take(tag.0).ok_or(CloseCause::UnknownCookie)?;
+                let rq = connection
+                    .table
+                    .take(tag.0)
+                    .ok_or(CloseCause::UnknownCookie)?;
                 self.writer = Some(PayloadWriter::new(rq));
             }
             Received::Ping { cookie } => {

@@ -75,7 +75,9 @@ fn collect(device: &Arc<Device>) {
     let count = device.session().lock().connection_count();
     let going_away = device.take_going_away();
     for i in 0..count {
-        let Some(connection) = device.connection(i) else { continue };
+        let Some(connection) = device.connection(i) else {
+            continue;
+        };
         let fault = connection.shared.lock().fault.take();
         if connection.gate.load(Relaxed) == GATE_BLOCKED {
             // The socket may have been short of memory, not of room: then nobody calls.
@@ -101,23 +103,44 @@ fn collect(device: &Arc<Device>) {
 
 fn execute(device: &Arc<Device>, action: Action) {
     match action {
-        Action::Connect { connection, node, kind, deadline } => {
-            let Some(connection) = device.connection(connection) else { return };
+        Action::Connect {
+            connection,
+            node,
+            kind,
+            deadline,
+        } => {
+            let Some(connection) = device.connection(connection) else {
+                return;
+            };
             {
                 let mut shared = connection.shared.lock();
-                shared.task = Some(ConnectTask { node, kind, deadline });
+                shared.task = Some(ConnectTask {
+                    node,
+                    kind,
+                    deadline,
+                });
                 shared.step = ConnectStep::Tcp;
                 shared.node = node;
                 let (ConnectKind::Open { epoch, .. } | ConnectKind::Join { epoch, .. }) = kind;
                 shared.epoch = epoch;
             }
-            traced(device, connection.index, uapi::ConnectionState::Connecting, "");
+            traced(
+                device,
+                connection.index,
+                uapi::ConnectionState::Connecting,
+                "",
+            );
             connection.queue_work::<CONNECT_WORK>();
         }
         Action::Resume { connection: index } => {
-            let Some(connection) = device.connection(index) else { return };
+            let Some(connection) = device.connection(index) else {
+                return;
+            };
             let established = connection.shared.lock().established.take();
-            match established.ok_or(ENOTCONN).and_then(|e| connection.resume(e)) {
+            match established
+                .ok_or(ENOTCONN)
+                .and_then(|e| connection.resume(e))
+            {
                 Ok(()) => {
                     traced(device, index, uapi::ConnectionState::Live, "");
                     if connection.shared.lock().losses > 0 {
@@ -127,9 +150,14 @@ fn execute(device: &Arc<Device>, action: Action) {
                 Err(_) => connection.fault(CloseCause::NoMemory),
             }
         }
-        Action::Stop { connection: index, cause } => stop(device, index, cause),
+        Action::Stop {
+            connection: index,
+            cause,
+        } => stop(device, index, cause),
         Action::Ping { connection } => {
-            let Some(connection) = device.connection(connection) else { return };
+            let Some(connection) = device.connection(connection) else {
+                return;
+            };
             connection.shared.lock().ping = true;
             connection.queue_work::<TRANSMIT_WORK>();
         }
@@ -151,20 +179,32 @@ fn execute(device: &Arc<Device>, action: Action) {
 
 /// Tells whoever traces that a connection has come to another state.
 fn traced(device: &Arc<Device>, index: u16, to: uapi::ConnectionState, cause: &str) {
-    let Some(connection) = device.connection(index) else { return };
+    let Some(connection) = device.connection(index) else {
+        return;
+    };
     let from = core::mem::replace(&mut connection.shared.lock().traced, to);
     trace::connection_state(device.index(), index.into(), from, to, cause);
 }
 
 fn stop(device: &Arc<Device>, index: u16, cause: CloseCause) {
-    let Some(connection) = device.connection(index) else { return };
+    let Some(connection) = device.connection(index) else {
+        return;
+    };
     let text = Message::from_fmt(format_args!("{cause}"));
-    traced(device, index, uapi::ConnectionState::Draining, text.as_str());
+    traced(
+        device,
+        index,
+        uapi::ConnectionState::Draining,
+        text.as_str(),
+    );
     let parked = connection.park();
     traced(device, index, uapi::ConnectionState::Idle, "");
     connection.shared.lock().established = None;
     if !device.is_closing() {
-        pr_debug!("{}: connection {index}: {text}; {parked} parked\n", device.name());
+        pr_debug!(
+            "{}: connection {index}: {text}; {parked} parked\n",
+            device.name()
+        );
         control::event_connection_lost(device, index.into(), text.as_str());
     }
     device.session().lock().on_drained(index, now());

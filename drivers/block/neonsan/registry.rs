@@ -28,13 +28,21 @@ pub(crate) fn init() {
 /// The device with this index.
 pub(crate) fn lookup(index: u32) -> Option<Arc<Device>> {
     let registry = DEVICES.lock();
-    registry.devices.iter().find(|d| d.index() == index).cloned()
+    registry
+        .devices
+        .iter()
+        .find(|d| d.index() == index)
+        .cloned()
 }
 
 /// The device with the lowest index that is not below `index`.
 pub(crate) fn first_from(index: u32) -> Option<Arc<Device>> {
     let registry = DEVICES.lock();
-    registry.devices.iter().find(|d| d.index() >= index).cloned()
+    registry
+        .devices
+        .iter()
+        .find(|d| d.index() >= index)
+        .cloned()
 }
 
 /// Chooses an index (the wished one, or the lowest that is free), makes the device of it with
@@ -44,7 +52,12 @@ pub(crate) fn add(
     make: impl FnOnce(u32) -> Result<Arc<Device>, DeviceError>,
 ) -> Result<Arc<Device>, DeviceError> {
     let mut registry = DEVICES.lock();
-    let is_taken = |index| registry.devices.iter().any(|d: &Arc<Device>| d.index() == index);
+    let is_taken = |index| {
+        registry
+            .devices
+            .iter()
+            .any(|d: &Arc<Device>| d.index() == index)
+    };
     let index = match wish {
         Some(index) if is_taken(index) => {
             return Err(DeviceError::new(
@@ -55,7 +68,10 @@ pub(crate) fn add(
         Some(index) => index,
         None => (0..).find(|&index| !is_taken(index)).ok_or(ENOSPC)?,
     };
-    registry.devices.reserve(1, GFP_KERNEL).map_err(Error::from)?;
+    registry
+        .devices
+        .reserve(1, GFP_KERNEL)
+        .map_err(Error::from)?;
     let device = make(index)?;
     let place = registry.devices.iter().position(|d| d.index() > index);
     let place = place.unwrap_or(registry.devices.len());
@@ -78,8 +94,7 @@ pub(crate) fn remove(device: &Arc<Device>) {
 /// Detaches every device. The module is going away, so none is open.
 pub(crate) fn detach_all() {
     while let Some(device) = first_from(0) {
-        let detached =
-            Device::detach(&device, false).or_else(|_| Device::detach(&device, true));
+        let detached = Device::detach(&device, false).or_else(|_| Device::detach(&device, true));
         if let Err(e) = detached {
             pr_err!("neonsan{}: {}\n", device.index(), e.message);
             remove(&device);

@@ -172,7 +172,9 @@ impl Transmitter {
 
     /// Adds the pages of the request under the cursor, as many as fit; true if that was all.
     fn push_segments(&mut self) -> Result<bool> {
-        let Some(mut cursor) = self.cursor.take() else { return Ok(true) };
+        let Some(mut cursor) = self.cursor.take() else {
+            return Ok(true);
+        };
         while self.batch.room() > 0 {
             let Some(segment) = cursor.next_segment() else {
                 self.held
@@ -188,7 +190,9 @@ impl Transmitter {
 
     /// Adds the header of a request, and its pages as many as fit.
     fn push_request(&mut self, connection: &Connection, rq: OwnedRequest<Queue>) -> Result<bool> {
-        let Some(request) = describe(&rq) else { return Ok(true) };
+        let Some(request) = describe(&rq) else {
+            return Ok(true);
+        };
         let (tag, cookie) = (rq.tag(), rq.data().cookie());
         let mut header = request.header(cookie);
         self.seal(&mut header);
@@ -206,7 +210,9 @@ impl Transmitter {
             request.length,
         );
         if request.kind == Kind::Write {
-            connection.write_bytes_in_flight.fetch_add(u64::from(request.length), Relaxed);
+            connection
+                .write_bytes_in_flight
+                .fetch_add(u64::from(request.length), Relaxed);
             self.cursor = Some(SegmentCursor::new(rq.share()));
         }
         // From here on the reply may come.
@@ -261,14 +267,28 @@ impl Transmitter {
             };
             if ping {
                 let cookie = now().0;
-                self.push_control(Header::request(Kind::Ping, RequestFlags::NONE, cookie, 0, 0))?;
+                self.push_control(Header::request(
+                    Kind::Ping,
+                    RequestFlags::NONE,
+                    cookie,
+                    0,
+                    0,
+                ))?;
             }
             if let Some(cookie) = pong {
-                self.push_control(Header::request(Kind::Pong, RequestFlags::NONE, cookie, 0, 0))?;
+                self.push_control(Header::request(
+                    Kind::Pong,
+                    RequestFlags::NONE,
+                    cookie,
+                    0,
+                    0,
+                ))?;
             }
         }
         while self.batch.room() >= 2 && self.held.len() < BATCH_REQUESTS {
-            let Some(rq) = self.take_next(connection) else { return Ok(Filled::Everything) };
+            let Some(rq) = self.take_next(connection) else {
+                return Ok(Filled::Everything);
+            };
             if !self.fits_window(connection, &rq) {
                 self.next = Some(rq);
                 return Ok(Filled::Window);
@@ -282,7 +302,9 @@ impl Transmitter {
 
     /// Sends until there is nothing more or no room. Returns the state of the gate.
     fn send(&mut self, connection: &Connection) -> Result<u32> {
-        let Some(link) = self.link.clone() else { return Ok(GATE_PARKED) };
+        let Some(link) = self.link.clone() else {
+            return Ok(GATE_PARKED);
+        };
         loop {
             let filled = if self.batch.is_empty() {
                 self.held.clear();
@@ -337,7 +359,9 @@ impl Connection {
     /// Sends what is pending, unless someone else does or it makes no sense. Process context.
     pub(crate) fn transmit(&self) {
         while self.gate.load(Acquire) == GATE_OPEN {
-            let Some(mut tx) = self.tx.try_lock() else { return };
+            let Some(mut tx) = self.tx.try_lock() else {
+                return;
+            };
             self.run(&mut tx);
             drop(tx);
             // Who added a request while we had the transmitter has gone away.
@@ -456,7 +480,9 @@ impl Connection {
 
     /// A reply has freed `bytes` of the window.
     pub(crate) fn free_window(self: &Arc<Self>, bytes: u32) {
-        let old = self.write_bytes_in_flight.fetch_sub(u64::from(bytes), Relaxed);
+        let old = self
+            .write_bytes_in_flight
+            .fetch_sub(u64::from(bytes), Relaxed);
         debug_assert!(old >= u64::from(bytes));
         smp_mb(Full);
         if self.gate.load(Relaxed) == GATE_WINDOW {

@@ -32,7 +32,13 @@ pub trait Callbacks: Send + Sync + 'static {
 
     /// `len` bytes at `offset` of `skb` have arrived. Returns how many were taken; fewer than
     /// `len` stops the run, and the rest is offered again at the next one.
-    fn receive(self: &Arc<Self>, rx: &mut Self::Receive, skb: &SkBuff, offset: usize, len: usize) -> usize;
+    fn receive(
+        self: &Arc<Self>,
+        rx: &mut Self::Receive,
+        skb: &SkBuff,
+        offset: usize,
+        len: usize,
+    ) -> usize;
 
     /// A run of [`Callbacks::receive`] is over: nothing more is there for now.
     fn receive_done(self: &Arc<Self>, rx: &mut Self::Receive);
@@ -224,9 +230,7 @@ impl<C: Callbacks> Attached<C> {
     /// Called by the network with the lock of `sk` held.
     unsafe extern "C" fn state_change(sk: *mut bindings::sock) {
         // SAFETY: This is a callback of `sk`.
-        unsafe {
-            Self::with(sk, |this| this.callbacks.state_change(this.socket.state()))
-        }
+        unsafe { Self::with(sk, |this| this.callbacks.state_change(this.socket.state())) }
     }
 
     /// # Safety
@@ -258,7 +262,10 @@ unsafe extern "C" fn recv_actor<C: Callbacks>(
     let run = unsafe { &mut *(*desc).arg.data.cast::<Run<'_, C>>() };
     // SAFETY: The packet is valid during the call.
     let skb = unsafe { SkBuff::from_raw(skb) };
-    let taken = run.callbacks.receive(run.rx, skb, offset as usize, len).min(len);
+    let taken = run
+        .callbacks
+        .receive(run.rx, skb, offset as usize, len)
+        .min(len);
     // A packet is far shorter than 2 GiB.
     taken as c_int
 }

@@ -98,9 +98,7 @@ impl BvecBatch {
         // Neighbours in one page, such as headers of consecutive tags, become one piece.
         if self.bvecs.len() > self.sent + 1 {
             if let Some(last) = self.bvecs.last_mut() {
-                if last.bv_page == bvec.bv_page
-                    && last.bv_offset + last.bv_len == bvec.bv_offset
-                {
+                if last.bv_page == bvec.bv_page && last.bv_offset + last.bv_len == bvec.bv_offset {
                     last.bv_len += bvec.bv_len;
                     self.len += len;
                     return Ok(());
@@ -139,7 +137,10 @@ impl BvecBatch {
 
     pub(super) fn send_to(&mut self, socket: &TcpSocket, more: bool) -> Result<bool> {
         let flags = SendFlags::BASE
-            .with(bindings::MSG_SPLICE_PAGES, self.has_segments && self.may_splice)
+            .with(
+                bindings::MSG_SPLICE_PAGES,
+                self.has_segments && self.may_splice,
+            )
             .with(bindings::MSG_MORE, more);
         while self.len > 0 {
             let left = self.bvecs.get(self.sent..).unwrap_or_default();

@@ -100,12 +100,7 @@ impl TcpSocket {
         let (mut raw, len) = addr.to_raw();
         // SAFETY: The address is valid for `len` bytes.
         to_result(unsafe {
-            bindings::kernel_connect(
-                self.as_raw(),
-                (&raw mut raw).cast(),
-                len as c_int,
-                0,
-            )
+            bindings::kernel_connect(self.as_raw(), (&raw mut raw).cast(), len as c_int, 0)
         })
     }
 
@@ -126,9 +121,8 @@ impl TcpSocket {
     /// Receives some bytes; zero at the end of the stream. May sleep, up to the timeout.
     pub fn recv(&self, data: &mut [u8]) -> Result<usize> {
         // SAFETY: `data` is valid for writes.
-        let n = unsafe {
-            bindings::sock_recv(self.as_raw(), data.as_mut_ptr().cast(), data.len(), 0)
-        };
+        let n =
+            unsafe { bindings::sock_recv(self.as_raw(), data.as_mut_ptr().cast(), data.len(), 0) };
         bytes_or_error(n)
     }
 
@@ -166,10 +160,7 @@ impl TcpSocket {
     pub fn shutdown(&self) {
         // SAFETY: By the type's invariants.
         unsafe {
-            bindings::kernel_sock_shutdown(
-                self.as_raw(),
-                bindings::sock_shutdown_cmd_SHUT_RDWR,
-            )
+            bindings::kernel_sock_shutdown(self.as_raw(), bindings::sock_shutdown_cmd_SHUT_RDWR)
         };
     }
 

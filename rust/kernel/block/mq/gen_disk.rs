@@ -126,11 +126,7 @@ impl<T: Operations> GenDisk<T> {
         }
         // SAFETY: By the type's invariants the disk is complete and not added yet.
         to_result(unsafe {
-            bindings::device_add_disk(
-                core::ptr::null_mut(),
-                self.disk,
-                core::ptr::null_mut(),
-            )
+            bindings::device_add_disk(core::ptr::null_mut(), self.disk, core::ptr::null_mut())
         })?;
         // INVARIANT: It is added.
         self.added = true;

@@ -101,7 +101,10 @@ impl<T: Operations> OperationsVTable<T> {
     /// Between `init_hctx_callback` and `exit_hctx_callback` of `hctx`, and while its disk lives.
     unsafe fn borrow<'a>(
         hctx: *mut bindings::blk_mq_hw_ctx,
-    ) -> (ForeignBorrowed<'a, T::HwData>, ForeignBorrowed<'a, T::QueueData>) {
+    ) -> (
+        ForeignBorrowed<'a, T::HwData>,
+        ForeignBorrowed<'a, T::QueueData>,
+    ) {
         // SAFETY: `init_hctx_callback` has set `driver_data`, `GenDiskBuilder::build` the queue's
         // data; both are freed only after the queue is frozen and gone.
         unsafe {

@@ -280,7 +280,9 @@ impl<T: Operations> Deref for OwnedRequest<T> {
 
 impl<T: Operations> Drop for OwnedRequest<T> {
     fn drop(&mut self) {
-        self.wrapper().status.store(Status::IOERR.as_raw().into(), Relaxed);
+        self.wrapper()
+            .status
+            .store(Status::IOERR.as_raw().into(), Relaxed);
         // SAFETY: `self` owns one reference, which goes away with it.
         unsafe { Request::<T>::put(self.0.as_ptr().cast(), None) };
     }
