@@ -168,7 +168,15 @@ impl FileEngine {
         self.pool_dir(name).join(name.volume())
     }
 
-    /// The visible entries of a directory: `(name, path)`.
+    /// The pools, whatever else may be there (such as `lost+found`, which only
+    /// root may read).
+    fn pools(&self) -> Result<Vec<(String, PathBuf)>> {
+        let mut pools = Self::entries(&self.options.root)?;
+        pools.retain(|(name, _)| VolumeName::new(name, "x").is_ok());
+        Ok(pools)
+    }
+
+    /// The directories in a directory: `(name, path)`.
     fn entries(path: &Path) -> Result<Vec<(String, PathBuf)>> {
         let context = |e| Error::os(e, format!("cannot list the directory {}", path.display()));
         let mut entries = Vec::new();
@@ -183,7 +191,7 @@ impl FileEngine {
     }
 
     fn clear_leftovers(&self) -> Result<()> {
-        for (_, pool) in Self::entries(&self.options.root)? {
+        for (_, pool) in self.pools()? {
             for (name, path) in Self::entries(&pool)? {
                 if name.starts_with(".create-") || name.starts_with(".delete-") {
                     tracing::info!(path = %path.display(), "removing what a crash left half made");
@@ -350,7 +358,7 @@ impl Engine for FileEngine {
 
     fn list(&self) -> Result<Vec<VolumeName>> {
         let mut names = Vec::new();
-        for (pool, path) in Self::entries(&self.options.root)? {
+        for (pool, path) in self.pools()? {
             for (volume, _) in Self::entries(&path)? {
                 // What has no volume's name is none of ours.
                 names.extend(VolumeName::new(&pool, &volume).ok());
@@ -369,6 +377,8 @@ impl Engine for FileEngine {
                 format!("the volume {name} has no data: {}: {e}", path.display()),
             )
         })?;
+        // While it is resized the file is longer, never shorter.
+        volume::check_len(name, &path, data.len(), &meta)?;
         Ok(meta.stat(&data))
     }
 

@@ -69,6 +69,7 @@ fn truncated_data_is_refused_with_both_sizes() {
     assert_eq!(error.kind(), ErrorKind::Corrupt);
     let text = error.to_string();
     assert!(text.contains("4096") && text.contains("1048576"), "{text}");
+    assert_eq!(engine.stat(&name).unwrap_err().kind(), ErrorKind::Corrupt);
     fs::remove_file(&data).unwrap();
     assert_eq!(engine.open(&name).err().unwrap().kind(), ErrorKind::Corrupt);
     assert_eq!(engine.stat(&name).unwrap_err().kind(), ErrorKind::Corrupt);

@@ -204,8 +204,34 @@ fn start_threads(
     Ok(Threads { workers, hub })
 }
 
+/// Lets the process have as many files as it may: a connection has two or
+/// three, and the usual soft limit is 1024.
+fn raise_file_limit(config: &Config) {
+    use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+    let needed = 3 * u64::from(config.limits.max_connections) + 256;
+    if limit.maximum.is_some_and(|maximum| maximum < needed) {
+        tracing::info!(
+            limit = limit.maximum,
+            needed,
+            "the limit of open files (LimitNOFILE) is too low for limits.max_connections"
+        );
+    }
+}
+
 /// Runs a node until it is told to stop by SIGTERM or SIGINT.
 pub fn run(config: Config) -> Result<(), NodeError> {
+    raise_file_limit(&config);
+    if rustix::process::geteuid().is_root() {
+        tracing::info!("running as root, which a node does not need");
+    }
     let engines = open_engines(&config)?;
     create_volumes(&config, &engines)?;
     #[cfg(feature = "test-faults")]

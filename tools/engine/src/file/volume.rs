@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -60,6 +60,22 @@ pub(super) struct FileVolume {
     pub(super) broken: AtomicBool,
 }
 
+/// Refuses a data file which is shorter than its volume.
+pub(super) fn check_len(name: &VolumeName, path: &Path, len: u64, meta: &Meta) -> Result<()> {
+    let expected = data_len(meta.size_bytes);
+    if len >= expected {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Corrupt,
+        format!(
+            "the volume {name} is damaged: {} has {len} bytes where {expected} should be \
+             (was it truncated or not copied whole?)",
+            path.display()
+        ),
+    ))
+}
+
 impl FileVolume {
     /// Checks and mends the data file: `data` is open and locked.
     pub(super) fn open(
@@ -72,16 +88,7 @@ impl FileVolume {
         let context = |e| Error::os(e, format!("cannot prepare the data of {name}"));
         let len = data.metadata().map_err(context)?.len();
         let expected = data_len(meta.size_bytes);
-        if len < expected {
-            return Err(Error::new(
-                ErrorKind::Corrupt,
-                format!(
-                    "the volume {name} is damaged: {} has {len} bytes where {expected} should be \
-                     (was it truncated or not copied whole?)",
-                    dir.join("data").display()
-                ),
-            ));
-        }
+        check_len(name, &dir.join("data"), len, &meta)?;
         if len > expected {
             // A resize which a crash interrupted. What is too much is nothing
             // that was ever promised.

@@ -4,6 +4,7 @@
 use std::convert::Infallible;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -22,6 +23,9 @@ use crate::shared::{hex, Shared};
 
 /// Longest body of a request.
 const MAX_BODY_BYTES: usize = 64 * 1024;
+
+/// Time for a client to send it.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The API's description, as documented.
 const OPENAPI: &str = include_str!("../../../../Documentation/node-api/openapi.yaml");
@@ -102,9 +106,10 @@ fn check_origin(request: &Request<Incoming>) -> Result<()> {
 }
 
 async fn read_json<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T> {
-    let body = Limited::new(request.into_body(), MAX_BODY_BYTES)
-        .collect()
+    let body = Limited::new(request.into_body(), MAX_BODY_BYTES).collect();
+    let body = tokio::time::timeout(BODY_TIMEOUT, body)
         .await
+        .map_err(|_| bad_request("the body did not arrive in time"))?
         .map_err(|e| bad_request(format!("the body cannot be read: {e}")))?
         .to_bytes();
     serde_json::from_slice(&body).map_err(|e| bad_request(format!("the body is wrong: {e}")))

@@ -150,14 +150,11 @@ impl Connection {
         let Some(socket) = self.socket.as_ref().map(AsFd::as_fd) else {
             return Ok(());
         };
-        if events.contains(EventFlags::ERR) {
-            let error = rustix::net::sockopt::socket_error(socket);
-            if let Ok(Err(error)) = error {
-                return Err(CloseCause::SocketError(error.raw_os_error()));
-            }
-        }
-        if events.intersects(EventFlags::HUP | EventFlags::RDHUP) {
-            return Err(CloseCause::PeerClosed);
+        // What an admitted client sent before the end is heard first: it may
+        // have released its session.
+        let ended = EventFlags::ERR | EventFlags::HUP;
+        if events.intersects(ended | EventFlags::RDHUP) && !matches!(self.phase, Phase::Active(_)) {
+            return Err(end_of(socket));
         }
         match &mut self.phase {
             Phase::Handshake(machine) => {
@@ -167,7 +164,8 @@ impl Connection {
                 Ok(())
             }
             Phase::Active(active) => {
-                if self.finishing.is_none() {
+                let readable = events.intersects(EventFlags::IN | ended);
+                if self.finishing.is_none() && (readable || active.is_stalled()) {
                     let (pause, heard) = active.receive(socket, &mut self.output, context)?;
                     // While it stalls it is not listened to.
                     if heard || pause == Pause::Stalled {
@@ -182,6 +180,9 @@ impl Connection {
                             CloseCause::PeerClosed
                         });
                     }
+                }
+                if events.intersects(ended) {
+                    return Err(end_of(socket));
                 }
                 active.run_engine(Some(&mut self.output), context);
                 self.flush(context)
@@ -426,6 +427,14 @@ impl Connection {
         // The queue goes first: it keeps the volume open.
         self.phase = Phase::Ended;
         context.shared.tell_hub(ToHub::Drained(self.id));
+    }
+}
+
+/// Why a socket ended, which epoll has told.
+fn end_of(socket: BorrowedFd<'_>) -> CloseCause {
+    match rustix::net::sockopt::socket_error(socket) {
+        Ok(Err(error)) => CloseCause::SocketError(error.raw_os_error()),
+        Ok(Ok(())) | Err(_) => CloseCause::PeerClosed,
     }
 }
 

@@ -68,6 +68,8 @@ pub struct Worker {
     slots: Vec<Option<Connection>>,
     free: Vec<usize>,
     by_id: HashMap<ConnectionId, usize>,
+    /// Slots whose connections are to be tried again soon.
+    stalled: Vec<usize>,
     pool: BufferPool,
     stopping: bool,
     going_away: bool,
@@ -101,6 +103,7 @@ impl Worker {
             slots: Vec::new(),
             free: Vec::new(),
             by_id: HashMap::new(),
+            stalled: Vec::new(),
             pool: BufferPool::new(POOL_BYTES),
             stopping: false,
             going_away: false,
@@ -137,8 +140,8 @@ impl Worker {
         let mut next_tick = self.shared.clock.now().after_ms(TICK_MS);
         while !self.stopping {
             let now = self.shared.clock.now();
-            let stalled = self.slots.iter().flatten().any(Connection::is_stalled);
-            let wait = if stalled {
+            let stalled = std::mem::take(&mut self.stalled);
+            let wait = if !stalled.is_empty() {
                 STALL_RETRY
             } else {
                 Duration::from_millis(next_tick.since_ms(now).max(1))
@@ -149,7 +152,10 @@ impl Worker {
             });
             let ready = match epoll::wait(&self.epoll, &mut events[..], Some(&timeout)) {
                 Ok((ready, _)) => &*ready,
-                Err(Errno::INTR) => continue,
+                Err(Errno::INTR) => {
+                    self.stalled = stalled;
+                    continue;
+                }
                 Err(error) => {
                     tracing::error!(%error, "epoll failed: a worker ends");
                     return;
@@ -174,15 +180,8 @@ impl Worker {
                     self.turn((mark & !ENGINE_BIT) as usize, |c, cx| c.turn(flags, cx));
                 }
             }
-            if stalled {
-                for slot in 0..self.slots.len() {
-                    if self.slots[slot]
-                        .as_ref()
-                        .is_some_and(Connection::is_stalled)
-                    {
-                        self.turn(slot, |c, cx| c.turn(EventFlags::empty(), cx));
-                    }
-                }
+            for slot in stalled {
+                self.turn(slot, |c, cx| c.turn(EventFlags::empty(), cx));
             }
             if has_mail {
                 for message in self.mailbox.take() {
@@ -228,6 +227,9 @@ impl Worker {
                 .connections
                 .fetch_sub(1, Ordering::Relaxed);
             return;
+        }
+        if connection.is_stalled() && !self.stalled.contains(&slot) {
+            self.stalled.push(slot);
         }
         let wanted = connection.wanted_events();
         let mut result = Ok(());
