@@ -3,6 +3,8 @@
 #include <linux/bio.h>
 #include <linux/blk-mq.h>
 #include <linux/blkdev.h>
+#include <linux/crc32c.h>
+#include <linux/uio.h>
 
 void *neonsan_helper_blk_mq_rq_to_pdu(struct request *rq)
 {
@@ -91,6 +93,11 @@ void neonsan_helper_iov_iter_bio(struct iov_iter *iter, unsigned int direction, 
 #else
 	iter->iov_offset = bio->bi_iter.bi_bvec_done;
 #endif
+}
+
+u32 neonsan_helper_bvec_crc32c(u32 crc, const struct bio_vec *bv)
+{
+	return crc32c(crc, bvec_virt((struct bio_vec *)bv), bv->bv_len);
 }
 
 struct bvec_iter neonsan_helper_bio_iter(const struct bio *bio)

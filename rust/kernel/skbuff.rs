@@ -37,7 +37,8 @@ impl SkBuff {
         })
     }
 
-    /// Copies `len` bytes from `offset` on into the memory that `iter` describes.
+    /// Copies `len` bytes from `offset` on into the memory that `iter` describes, and goes on with
+    /// their checksum if there is one.
     ///
     /// # Safety
     ///
@@ -47,9 +48,21 @@ impl SkBuff {
         offset: usize,
         iter: *mut bindings::iov_iter,
         len: usize,
+        crc: Option<&mut u32>,
     ) -> Result {
         let (offset, len) = (c_int::try_from(offset)?, c_int::try_from(len)?);
         // SAFETY: The packet is valid; so is `iter` by the caller's promise.
-        to_result(unsafe { bindings::skb_copy_datagram_iter(self.0.get(), offset, iter, len) })
+        to_result(unsafe {
+            match crc {
+                None => bindings::skb_copy_datagram_iter(self.0.get(), offset, iter, len),
+                Some(crc) => bindings::skb_copy_and_crc32c_datagram_iter(
+                    self.0.get(),
+                    offset,
+                    iter,
+                    len,
+                    crc,
+                ),
+            }
+        })
     }
 }

@@ -323,6 +323,12 @@ impl Device {
         if params.checksums & crate::uapi::checksum::HEADER != 0 {
             offered = offered.union(Features::HEADER_CRC);
         }
+        if params.checksums & crate::uapi::checksum::PAYLOAD != 0 {
+            // Without one of the header, the checksum itself would not be protected.
+            offered = offered
+                .union(Features::HEADER_CRC)
+                .union(Features::PAYLOAD_CRC);
+        }
         Ok(f(&Identity {
             volume,
             mode: match params.mode {

@@ -39,6 +39,8 @@ pub(crate) struct Receive {
     receiver: Receiver,
     /// The request whose payload is arriving.
     writer: Option<PayloadWriter<Queue>>,
+    /// The checksum of what has come of that payload, not inverted yet.
+    crc: u32,
     /// Requests that end together when the run is over.
     batch: CompletionBatch,
     /// What is written is volatile until it is flushed.
@@ -53,6 +55,7 @@ impl Receive {
         Receive {
             receiver: Receiver::new(features, crate::crc::crc32c),
             writer: None,
+            crc: !0,
             batch: CompletionBatch::new(),
             has_write_cache,
             dead: false,
@@ -84,12 +87,16 @@ impl Receive {
             }
             Want::Payload { remaining, .. } => {
                 let n = len.min(remaining as usize);
+                let crc = self.receiver.wants_payload_crc().then_some(&mut self.crc);
                 let writer = self.writer.as_mut().ok_or(CloseCause::UnknownCookie)?;
                 writer
-                    .write_from(skb, offset, n)
+                    .write_from(skb, offset, n, crc)
                     .map_err(|_| CloseCause::SocketError(EFAULT_NUMBER))?;
                 // `n` is at most `remaining`, a `u32`.
-                (n, self.receiver.payload_received(n as u32, 0, slots)?)
+                (
+                    n,
+                    self.receiver.payload_received(n as u32, !self.crc, slots)?,
+                )
             }
         };
         if let Some(received) = received {
@@ -120,6 +127,7 @@ impl Receive {
                     .take(tag.0)
                     .ok_or(CloseCause::UnknownCookie)?;
                 self.writer = Some(PayloadWriter::new(rq));
+                self.crc = !0;
             }
             Received::Ping { cookie } => {
                 connection.shared.lock().pong = Some(cookie);

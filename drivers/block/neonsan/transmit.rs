@@ -123,6 +123,16 @@ pub(crate) struct Transmitter {
     pub(crate) counts: Counts,
 }
 
+/// The checksum of what a request writes. The block layer keeps its pages from changing.
+fn payload_crc(rq: &OwnedRequest<Queue>) -> u32 {
+    let mut cursor = SegmentCursor::new(rq.share());
+    let mut crc = !0;
+    while let Some(segment) = cursor.next_segment() {
+        crc = segment.crc32c(crc);
+    }
+    !crc
+}
+
 /// Why filling the batch ended.
 #[derive(PartialEq, Eq)]
 enum Filled {
@@ -195,6 +205,9 @@ impl Transmitter {
         };
         let (tag, cookie) = (rq.tag(), rq.data().cookie());
         let mut header = request.header(cookie);
+        if request.kind == Kind::Write && self.features.contains(Features::PAYLOAD_CRC) {
+            header.set_payload_crc(payload_crc(&rq));
+        }
         self.seal(&mut header);
         let place = usize::from(tag) * HEADER_BYTES;
         self.headers.write(place, header.as_bytes())?;

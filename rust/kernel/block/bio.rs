@@ -34,6 +34,13 @@ impl Segment {
     pub fn len_bytes(&self) -> usize {
         self.0.bv_len as usize
     }
+
+    /// Goes on with a checksum over its bytes (see [`crate::crc32c::extend`]). Any context.
+    pub fn crc32c(&self, crc: u32) -> u32 {
+        // SAFETY: The piece is valid while its request is, and the kernel maps all memory where
+        // this crate is built for.
+        unsafe { bindings::bvec_crc32c(crc, &self.0) }
+    }
 }
 
 impl<T: Operations> SegmentCursor<T> {
@@ -114,12 +121,19 @@ impl<T: Operations> PayloadWriter<T> {
         }
     }
 
-    /// Copies `len` bytes at `offset` of a packet behind what was written so far. Any context.
+    /// Copies `len` bytes at `offset` of a packet behind what was written so far, and goes on with
+    /// their checksum if there is one (see [`crate::crc32c::extend`]). Any context.
     ///
     /// # Errors
     ///
     /// `EINVAL` if the request has no room for that much, `EFAULT` if the packet is shorter.
-    pub fn write_from(&mut self, skb: &SkBuff, mut offset: usize, mut len: usize) -> Result {
+    pub fn write_from(
+        &mut self,
+        skb: &SkBuff,
+        mut offset: usize,
+        mut len: usize,
+        mut crc: Option<&mut u32>,
+    ) -> Result {
         while len > 0 {
             if self.bio.is_null() {
                 return Err(EINVAL);
@@ -133,7 +147,7 @@ impl<T: Operations> PayloadWriter<T> {
                 continue;
             }
             // SAFETY: By the type's invariants.
-            unsafe { skb.copy_to_iter(offset, self.iter.get(), here)? };
+            unsafe { skb.copy_to_iter(offset, self.iter.get(), here, crc.as_deref_mut())? };
             offset += here;
             len -= here;
         }

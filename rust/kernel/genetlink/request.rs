@@ -33,18 +33,22 @@ const REFUSAL_TEXT_BYTES: usize = 384;
 /// extended-ack message.
 pub struct Refusal {
     error: Error,
-    text: Text,
+    /// `None` if there was no memory for it; the number says what matters then.
+    text: Option<KBox<Text>>,
 }
 
 impl Refusal {
     /// A refusal. The text says what is wrong and what to do; it is cut after 383 bytes.
     pub fn new(error: Error, text: fmt::Arguments<'_>) -> Self {
-        let mut buffer = Text {
+        let empty = Text {
             bytes: [0; REFUSAL_TEXT_BYTES],
             len: 0,
         };
-        // Never fails: what does not fit is left out.
-        let _ = buffer.write_fmt(text);
+        let mut buffer = KBox::new(empty, GFP_KERNEL).ok();
+        if let Some(buffer) = &mut buffer {
+            // Never fails: what does not fit is left out.
+            let _ = buffer.write_fmt(text);
+        }
         Refusal {
             error,
             text: buffer,
@@ -190,7 +194,9 @@ impl<'a> Request<'a> {
     /// Acknowledges the request with an error and its text.
     fn refuse(&self, refusal: &Refusal) {
         let mut extack: bindings::netlink_ext_ack = pin_init::zeroed();
-        extack._msg = refusal.text.bytes.as_ptr().cast();
+        if let Some(text) = &refusal.text {
+            extack._msg = text.bytes.as_ptr().cast();
+        }
         // SAFETY: By the invariant the buffer and the header are those of the request. The extended
         // ack and its text (which ends with a zero byte by its invariant) live through the call,
         // which copies them.
@@ -245,7 +251,7 @@ impl Dump<'_> {
     /// Keeps where the next call goes on.
     pub fn set_position(&mut self, position: usize) {
         // SAFETY: As above.
-        unsafe { self.callback.as_mut().__bindgen_anon_1.args[0] = position as _ };
+        unsafe { self.callback.as_mut().__bindgen_anon_1.args[0] = position as c_long };
     }
 
     /// Whether who asks has CAP_SYS_ADMIN, as [`Request::is_admin`].
