@@ -7,7 +7,7 @@
 node_start
 volume test/e 16M
 target=neonsan://127.0.0.1/test/e
-expect_error 'refused|no node|not answer|reach' neonsan-attach neonsan://127.0.0.1:9999/test/e
+expect_error 'refused|no node|not answer|reach|cannot connect' neonsan-attach neonsan://127.0.0.1:9999/test/e
 expect_error 'no such volume|not found|no volume|does not exist' neonsan-attach neonsan://127.0.0.1/test/absent
 expect_error 'long' neonsan-attach "neonsan://127.0.0.1/test/$(printf 'x%.0s' $(seq 300))"
 expect_error 'character|must|name' neonsan-attach 'neonsan://127.0.0.1/test/a b'
