@@ -21,5 +21,6 @@ attach test/busy
 exec 7<"$DEVICE"
 neonsan-detach --force "$DEVICE" || fail "forced detach of an open device"
 [ ! -e "/sys/block/$DISK" ] || fail "the disk is still there"
-if dd bs=4096 count=1 <&7 of=/dev/null status=none 2>/dev/null; then fail "a read worked after a forced detach"; fi
+# The kernel answers with an error, or with the end of a disk that has no size.
+equal "bytes read after a forced detach" "$(dd bs=4096 count=1 <&7 2>/dev/null | wc -c)" 0
 exec 7<&-
