@@ -107,6 +107,14 @@ impl Engine for FaultEngine {
         }))
     }
 
+    fn load_record(&self, name: &VolumeName) -> Result<Option<Vec<u8>>> {
+        self.inner.load_record(name)
+    }
+
+    fn save_record(&self, name: &VolumeName, record: &[u8]) -> Result<()> {
+        self.inner.save_record(name, record)
+    }
+
     fn delete(&self, name: &VolumeName) -> Result<()> {
         self.inner.delete(name)
     }

@@ -9,6 +9,7 @@
 //! <root>/.boot                  identity of what a loss of power takes (see
 //!                               `boot`)
 //! <root>/<pool>/<volume>/meta   what the volume is (see `meta`)
+//! <root>/<pool>/<volume>/record  the node's note of who holds it (see `record`)
 //! <root>/<pool>/<volume>/data   its bytes; as long as the volume, rounded up
 //!                               to 4096; holes are zeroes; locked while open
 //! <root>/<pool>/.create-<id>/   a volume which is being made
@@ -33,6 +34,7 @@ mod locks;
 mod meta;
 mod probe;
 mod queue;
+mod record;
 mod volume;
 
 use std::fs::{self, File};
@@ -233,6 +235,7 @@ impl FileEngine {
             }
         })?;
         data.sync_all().map_err(context)?;
+        record::create(dir)?;
         meta.store(dir)
     }
 
@@ -393,6 +396,14 @@ impl Engine for FileEngine {
         let meta = Meta::load(&dir)?;
         let volume = FileVolume::open(name, dir, data, meta, Arc::clone(&self.storage))?;
         Ok(Arc::new(volume))
+    }
+
+    fn load_record(&self, name: &VolumeName) -> Result<Option<Vec<u8>>> {
+        record::load(&self.existing_dir(name)?)
+    }
+
+    fn save_record(&self, name: &VolumeName, record: &[u8]) -> Result<()> {
+        record::store(&self.existing_dir(name)?, record)
     }
 
     fn delete(&self, name: &VolumeName) -> Result<()> {

@@ -301,9 +301,22 @@ pub trait Engine: Send + Sync {
     /// has waited for a process that is ending).
     fn open(&self, name: &VolumeName) -> Result<Arc<dyn Volume>>;
 
+    /// The record that was saved last beside the volume; `None` if there
+    /// never was one.
+    fn load_record(&self, name: &VolumeName) -> Result<Option<Vec<u8>>>;
+
+    /// Saves a record beside the volume, as durable as its data: of the old
+    /// one and the new one a crash leaves one whole. It is the node's own, at
+    /// most [`MAX_RECORD_BYTES`] long, and goes with the volume. One call at a
+    /// time for each volume; the volume may be open.
+    fn save_record(&self, name: &VolumeName, record: &[u8]) -> Result<()>;
+
     /// Deletes a volume that is not open.
     fn delete(&self, name: &VolumeName) -> Result<()>;
 }
+
+/// Longest record beside a volume.
+pub const MAX_RECORD_BYTES: usize = 16_000;
 
 /// Smallest and largest logical block size.
 const LOGICAL_BLOCK_SIZES: std::ops::RangeInclusive<u32> = 512..=4096;

@@ -38,4 +38,5 @@ pub use buffer::{Buffer, BufferPool, BUFFER_ALIGN};
 pub use error::{Error, ErrorKind, Result};
 pub use interface::{
     Completion, Engine, EngineStatus, Limits, Op, Queue, Request, Volume, VolumeSpec, VolumeStat,
+    MAX_RECORD_BYTES,
 };

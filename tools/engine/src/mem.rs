@@ -58,6 +58,7 @@ pub struct MemEngine {
 #[derive(Debug)]
 struct Entry {
     store: Arc<Store>,
+    record: Option<Vec<u8>>,
     /// Alive while the volume is open.
     open: Weak<MemVolume>,
 }
@@ -288,6 +289,7 @@ impl Engine for MemEngine {
             name.clone(),
             Entry {
                 store,
+                record: None,
                 open: Weak::new(),
             },
         );
@@ -327,6 +329,19 @@ impl Engine for MemEngine {
         });
         entry.open = Arc::downgrade(&volume);
         Ok(volume)
+    }
+
+    fn load_record(&self, name: &VolumeName) -> Result<Option<Vec<u8>>> {
+        let volumes = self.volumes();
+        let entry = volumes.get(name).ok_or_else(|| not_found(name))?;
+        Ok(entry.record.clone())
+    }
+
+    fn save_record(&self, name: &VolumeName, record: &[u8]) -> Result<()> {
+        let mut volumes = self.volumes();
+        let entry = volumes.get_mut(name).ok_or_else(|| not_found(name))?;
+        entry.record = Some(record.to_owned());
+        Ok(())
     }
 
     fn delete(&self, name: &VolumeName) -> Result<()> {

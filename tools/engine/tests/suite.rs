@@ -112,7 +112,12 @@ fn volumes_can_be_made_listed_resized_and_deleted() {
         );
         assert_eq!(engine.stat(&name).unwrap(), made);
         assert_eq!(engine.list().unwrap(), std::slice::from_ref(&name));
+        assert_eq!(engine.load_record(&name).unwrap(), None);
         let volume = engine.open(&name).unwrap();
+        for record in [&b"first"[..], b"", b"third"] {
+            engine.save_record(&name, record).unwrap();
+            assert_eq!(engine.load_record(&name).unwrap().unwrap(), record);
+        }
         assert_eq!(engine.delete(&name).unwrap_err().kind(), ErrorKind::Busy);
         assert_eq!(engine.open(&name).err().unwrap().kind(), ErrorKind::Busy);
 

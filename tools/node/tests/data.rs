@@ -5,6 +5,7 @@
 mod common;
 
 use std::fs;
+use std::time::{Duration, Instant};
 
 use common::wire::{Open, Wire, CHECKED};
 use common::{block_on, create, data_path, directory, Node};
@@ -230,6 +231,88 @@ fn data_and_boot_id_of_files_outlive_a_restart_of_the_node() {
     assert_eq!(wire.read(4096, 512), [5; 512]);
     drop(wire);
     assert_eq!(node.wait(), 0);
+}
+
+#[test]
+fn a_restarted_node_keeps_the_volume_for_its_host() {
+    for stop in [Node::kill as fn(&mut Node), stop_in_order] {
+        let dir = directory();
+        let more = "[timeouts]\nsession_linger_ms = 1500\nshutdown_grace_ms = 100\n";
+        let mut node = Node::start_with(dir.path(), more);
+        create(&node, "p/v", MIB, 512, "main");
+        let wire = Wire::open(node.data, &Open::new("p/v", 1)).unwrap();
+        stop(&mut node);
+        drop(wire);
+
+        let mut node = Node::start_with(dir.path(), more);
+        let name = "p/v".parse().unwrap();
+        let error = block_on(node.api().delete_volume(&name)).unwrap_err();
+        assert!(error.to_string().contains("was restarted"), "{error}");
+        let refused = Wire::open(node.data, &Open::new("p/v", 2)).err().unwrap();
+        assert_eq!(refused.status, Status::HeldByOther);
+        assert_eq!(refused.refusal.holder, [1; 16]);
+        let mut again = Open::new("p/v", 1);
+        again.generation = 2;
+        let wire = Wire::open(node.data, &again).unwrap();
+        stop(&mut node);
+        drop(wire);
+
+        // It does not come back in time: the other host gets the volume, and
+        // the first one never again, whatever is restarted.
+        let mut node = Node::start_with(dir.path(), more);
+        let until = Instant::now() + common::PATIENCE;
+        let mut other = Open::new("p/v", 2);
+        let wire = loop {
+            match Wire::open(node.data, &other) {
+                Ok(wire) => break wire,
+                Err(refused) => assert_eq!(refused.status, Status::HeldByOther),
+            }
+            assert!(Instant::now() < until);
+            std::thread::sleep(Duration::from_millis(100));
+        };
+        stop(&mut node);
+        drop(wire);
+        let mut node = Node::start_with(dir.path(), more);
+        other.generation = 2;
+        Wire::open(node.data, &other).unwrap().release();
+        again.generation = 3;
+        let refused = Wire::open(node.data, &again).err().unwrap();
+        assert_eq!(refused.status, Status::Fenced);
+        stop_in_order(&mut node);
+        // What was released is free at once after a restart, for all others.
+        let node = Node::start_with(dir.path(), more);
+        let refused = Wire::open(node.data, &again).err().unwrap();
+        assert_eq!(refused.status, Status::Fenced);
+        Wire::open(node.data, &Open::new("p/v", 3))
+            .unwrap()
+            .release();
+    }
+}
+
+fn stop_in_order(node: &mut Node) {
+    node.terminate();
+    assert_eq!(node.wait(), 0);
+}
+
+#[test]
+fn a_damaged_record_of_holders_keeps_the_volume_closed() {
+    let dir = directory();
+    let mut node = Node::start(dir.path());
+    create(&node, "p/v", MIB, 512, "main");
+    Wire::open(node.data, &Open::new("p/v", 1))
+        .unwrap()
+        .release();
+    stop_in_order(&mut node);
+    let record = data_path(dir.path(), "p/v").with_file_name("record");
+    fs::write(&record, [0x55; 32768]).unwrap();
+    let node = Node::start(dir.path());
+    let refused = Wire::open(node.data, &Open::new("p/v", 1)).err().unwrap();
+    assert_eq!(refused.status, Status::VolumeDamaged);
+    assert!(refused.text.contains("remove it if"), "{}", refused.text);
+    fs::remove_file(&record).unwrap();
+    Wire::open(node.data, &Open::new("p/v", 1))
+        .unwrap()
+        .release();
 }
 
 #[test]

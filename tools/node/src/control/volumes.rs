@@ -14,7 +14,7 @@ use neonsan_api::{
 use neonsan_engine::{Error, ErrorKind, Limits, Volume, VolumeSpec, VolumeStat};
 use tokio::sync::oneshot;
 
-use crate::hub::{find_engine, ToHub};
+use crate::hub::{absent_holder, find_engine, ToHub};
 use crate::shared::{hex, Shared};
 
 type Result<T> = std::result::Result<T, ApiError>;
@@ -297,11 +297,25 @@ fn no_engine(shared: &Shared, wanted: &str) -> ApiError {
     .with_hint(format!("it has: {}", names.join(", ")))
 }
 
+/// Refuses to destroy data of a host that is on its way back to a node that
+/// was restarted.
+fn check_absent_holder(shared: &Shared, engine: usize, name: &VolumeName) -> Result<()> {
+    match absent_holder(shared, engine, name) {
+        None => Ok(()),
+        Some(host) => Err(ApiError::new(
+            ErrorCode::Busy,
+            format!("the volume {name} was held by host {host} when the node was restarted"),
+        )
+        .with_hint("that host has a little time to come back; detach it there, or wait")),
+    }
+}
+
 /// Deletes a volume that nobody holds.
 pub(super) async fn delete(shared: Arc<Shared>, name: VolumeName) -> Result<()> {
     blocking(move || {
         let engine = find_engine(&shared, &name).map_err(|e| from_engine(&e))?;
         let mut claim = Claim::take(&shared, &name)?;
+        check_absent_holder(&shared, engine, &name)?;
         shared.engines[engine]
             .engine
             .delete(&name)
@@ -332,6 +346,7 @@ pub(super) async fn resize(
     let for_info = (Arc::clone(&shared), name.clone());
     blocking(move || {
         let engine = find_engine(&shared, &name).map_err(|e| from_engine(&e))?;
+        let index = engine;
         let engine = &shared.engines[engine].engine;
         let stat = engine.stat(&name).map_err(|e| from_engine(&e))?;
         if resize.size_bytes < stat.size_bytes {
@@ -352,6 +367,9 @@ pub(super) async fn resize(
             return Ok(());
         }
         let _claim = Claim::take(&shared, &name)?;
+        if resize.size_bytes < stat.size_bytes {
+            check_absent_holder(&shared, index, &name)?;
+        }
         let volume = engine.open(&name).map_err(|e| from_engine(&e))?;
         volume
             .resize(resize.size_bytes)

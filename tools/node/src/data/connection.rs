@@ -333,6 +333,10 @@ impl Connection {
     }
 
     fn revoke(&mut self, cause: CloseCause, context: &mut Context<'_>) {
+        // The gate had let it in, and the answer was not on its way yet.
+        if let Phase::Waiting(_) = &self.phase {
+            return self.close(cause, context);
+        }
         let Phase::Active(active) = &mut self.phase else {
             return;
         };

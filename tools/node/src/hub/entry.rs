@@ -17,11 +17,13 @@ use std::mem;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use neonsan_api::{OpenMode, SessionInfo, VolumeName};
+use neonsan_api::{ApiError, OpenMode, SessionInfo, VolumeName};
 use neonsan_engine::{Limits, Volume, VolumeStat};
 use neonsan_proto::Mode;
-use neonsan_session::server::{ConnectionId, Gate, GateConfig};
+use neonsan_session::server::{ConnectionId, Gate, GateConfig, Remembered};
 use neonsan_session::Instant;
+
+use tokio::sync::oneshot;
 
 use super::Introduction;
 use crate::config::Config;
@@ -35,6 +37,10 @@ pub struct OpenVolume {
     pub engine: String,
     /// Identity of its engine's volatile state.
     pub boot_id: [u8; 16],
+    /// The index of its engine.
+    pub engine_index: usize,
+    /// What the gate of an earlier process has saved.
+    pub remembered: Vec<Remembered>,
     /// Size and block sizes.
     pub stat: VolumeStat,
     /// Abilities.
@@ -70,25 +76,46 @@ pub(super) struct SessionNote {
 /// One volume, open or not.
 pub(super) struct Entry {
     pub(super) gate: Gate,
+    without_fencing: bool,
     pub(super) state: State,
     /// It was open once, so the gate may have something to remember.
     pub(super) was_open: bool,
+    /// The version of the gate's memory that is saved beside the volume.
+    pub(super) saved_version: u64,
+    /// A helper thread is saving it. Nobody changes the volume meanwhile.
+    pub(super) saving: bool,
+    /// It could not be saved; tried again when somebody is to be let in.
+    pub(super) save_failed: bool,
+    /// Connections that are let in as soon as it is saved.
+    pub(super) unanswered: Vec<ConnectionId>,
+    /// Claims that are decided as soon as it is saved.
+    pub(super) claims: Vec<oneshot::Sender<Result<(), ApiError>>>,
     pub(super) connections: HashMap<ConnectionId, ConnectionNote>,
     pub(super) session_notes: HashMap<[u8; 16], SessionNote>,
+}
+
+fn gate_config(config: &Config, without_fencing: bool) -> GateConfig {
+    GateConfig {
+        max_sessions: config.limits.max_sessions as usize,
+        max_connections: config.limits.max_session_connections,
+        drain_timeout_ms: u64::from(config.timeouts.drain_ms),
+        linger_ms: u64::from(config.timeouts.session_linger_ms),
+        without_fencing,
+    }
 }
 
 impl Entry {
     pub(super) fn new(config: &Config, without_fencing: bool) -> Self {
         Self {
-            gate: Gate::new(GateConfig {
-                max_sessions: config.limits.max_sessions as usize,
-                max_connections: config.limits.max_session_connections,
-                drain_timeout_ms: u64::from(config.timeouts.drain_ms),
-                linger_ms: u64::from(config.timeouts.session_linger_ms),
-                without_fencing,
-            }),
+            gate: Gate::new(gate_config(config, without_fencing)),
+            without_fencing,
             state: State::Closed,
             was_open: false,
+            saved_version: 0,
+            saving: false,
+            save_failed: false,
+            unanswered: Vec::new(),
+            claims: Vec::new(),
             connections: HashMap::new(),
             session_notes: HashMap::new(),
         }
@@ -102,7 +129,18 @@ impl Entry {
     }
 
     /// The volume was opened; gives those who waited for it.
-    pub(super) fn become_open(&mut self, volume: OpenVolume) -> Vec<Introduction> {
+    pub(super) fn become_open(
+        &mut self,
+        volume: OpenVolume,
+        config: &Config,
+        now: Instant,
+    ) -> Vec<Introduction> {
+        if !self.was_open {
+            let remembered = volume.remembered.iter().copied();
+            let config = gate_config(config, self.without_fencing);
+            self.gate = Gate::restore(config, remembered, now);
+            self.saved_version = self.gate.memory_version();
+        }
         self.was_open = true;
         self.change_state(State::Open(volume))
     }

@@ -10,6 +10,8 @@
 
 mod answers;
 mod entry;
+mod record;
+mod saving;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -19,17 +21,17 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use neonsan_api::{ApiError, ErrorCode, SessionInfo, VolumeName};
+use neonsan_api::{ApiError, SessionInfo, VolumeName};
 use neonsan_engine::{Error, ErrorKind, Volume};
 use neonsan_proto::Status;
 use neonsan_session::server::{
-    ConnectionId, GateAction, Introduced, IntroducedAs, Opening, RefuseReason,
+    ConnectionId, GateAction, Introduced, IntroducedAs, Opening, RefuseReason, Standing,
 };
 use neonsan_session::CloseCause;
 use tokio::sync::oneshot;
 
 use crate::data::ToWorker;
-use crate::shared::Shared;
+use crate::shared::{hex, Shared};
 pub(crate) use answers::node_address;
 use answers::{refusal_for_open_error, refusal_text, OpenParameters};
 use entry::{Entry, OpenVolume, State};
@@ -61,6 +63,15 @@ pub enum ToHub {
         name: VolumeName,
         /// How it went.
         result: neonsan_engine::Result<OpenVolume>,
+    },
+    /// A helper thread has tried to save what a gate must not forget.
+    Saved {
+        /// The volume.
+        name: VolumeName,
+        /// The version of the gate's memory.
+        version: u64,
+        /// How it went.
+        result: neonsan_engine::Result<()>,
     },
     /// Keep everybody away from a volume that nobody holds.
     Claim {
@@ -124,7 +135,8 @@ impl Hub {
         let mut next_tick = self.shared.clock.now().after_ms(TICK.as_millis() as u64);
         loop {
             match messages.recv_timeout(TICK) {
-                Ok(ToHub::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(ToHub::Stop) => return self.finish_saving(messages),
+                Err(RecvTimeoutError::Disconnected) => return,
                 Ok(message) => self.handle(message),
                 Err(RecvTimeoutError::Timeout) => {}
             }
@@ -172,13 +184,12 @@ impl Hub {
                 }
             }
             ToHub::Opened { name, result } => self.opened(&name, result),
-            ToHub::Claim { name, reply } => {
-                let result = self.claim(name.clone());
-                // The one who asked may be gone, and cannot unclaim then.
-                if let Err(Ok(())) = reply.send(result) {
-                    self.unclaim(&name, false);
-                }
-            }
+            ToHub::Saved {
+                name,
+                version,
+                result,
+            } => self.saved(&name, version, result),
+            ToHub::Claim { name, reply } => self.decide_claim(name, reply),
             ToHub::Unclaim { name, forget } => self.unclaim(&name, forget),
             ToHub::OpenVolume { name, reply } => {
                 let volume = self.entries.get(&name).and_then(Entry::volume);
@@ -317,7 +328,8 @@ impl Hub {
         match result {
             Ok(volume) => {
                 tracing::info!(volume = %name, engine = volume.engine, "volume opened");
-                let waiting = entry.become_open(volume);
+                let now = self.shared.clock.now();
+                let waiting = entry.become_open(volume, &self.shared.config, now);
                 for introduction in waiting {
                     self.introduce(introduction);
                 }
@@ -402,6 +414,7 @@ impl Hub {
             Some(name) => {
                 if let Some(entry) = self.entries.get_mut(&name) {
                     entry.connections.remove(&id);
+                    entry.unanswered.retain(|waiting| *waiting != id);
                     entry.gate.on_drained(id, now);
                 }
                 self.pump(&name);
@@ -427,20 +440,23 @@ impl Hub {
                 break;
             };
             match action {
-                GateAction::Admit(id) => self.admit(name, id),
+                // Answered when it is saved that they are in.
+                GateAction::Admit(id) => entry.unanswered.push(id),
                 GateAction::Refuse(id, reason) => {
                     self.volumes.remove(&id);
                     entry.connections.remove(&id);
                     self.refuse_by_gate(name, id, &reason);
                 }
                 GateAction::Revoke(id, cause) => {
+                    entry.unanswered.retain(|waiting| *waiting != id);
                     self.tell_worker(id, ToWorker::Revoke { id, cause });
                 }
             }
         }
+        self.save(name);
         if let Some(entry) = self.entries.get_mut(name) {
             entry.forget_ended_sessions();
-            if entry.gate.is_unused() && matches!(entry.state, State::Open(_)) {
+            if entry.gate.is_unused() && !entry.saving && matches!(entry.state, State::Open(_)) {
                 tracing::info!(volume = %name, "volume closed");
                 entry.become_closed();
             }
@@ -482,42 +498,6 @@ impl Hub {
         );
     }
 
-    fn claim(&mut self, name: VolumeName) -> Result<(), ApiError> {
-        let now = self.shared.clock.now();
-        let config = &self.shared.config;
-        let entry = self
-            .entries
-            .entry(name.clone())
-            .or_insert_with(|| Entry::new(config, Self::without_fencing(config)));
-        match &entry.state {
-            State::Closed => {
-                entry.state = State::Busy {
-                    waiting: Vec::new(),
-                };
-                Ok(())
-            }
-            State::Busy { .. } => Err(ApiError::new(
-                ErrorCode::Busy,
-                format!("the volume {name} is being opened or changed right now"),
-            )
-            .with_hint("try again in a moment")),
-            State::Open(_) => Err(answers::held_error(&name, &entry.sessions(&name, now))),
-        }
-    }
-
-    fn unclaim(&mut self, name: &VolumeName, forget: bool) {
-        let Some(entry) = self.entries.get_mut(name) else {
-            return;
-        };
-        let waiting = entry.become_closed();
-        if forget || !entry.was_open {
-            self.entries.remove(name);
-        }
-        for introduction in waiting {
-            self.introduce(introduction);
-        }
-    }
-
     fn resized(&mut self, name: &VolumeName) {
         if let Some(State::Open(open)) = self.entries.get_mut(name).map(|e| &mut e.state) {
             open.stat = open.volume.stat();
@@ -553,7 +533,10 @@ impl Hub {
 fn open_volume(shared: &Shared, name: &VolumeName) -> neonsan_engine::Result<OpenVolume> {
     let engine = find_engine(shared, name)?;
     let volume = shared.engines[engine].engine.open(name)?;
+    let record = shared.engines[engine].engine.load_record(name)?;
     Ok(OpenVolume {
+        engine_index: engine,
+        remembered: record::decode(record.as_deref())?,
         stat: volume.stat(),
         limits: volume.limits(),
         boot_id: shared.engines[engine].engine.boot_id(),
@@ -574,4 +557,19 @@ pub fn find_engine(shared: &Shared, name: &VolumeName) -> neonsan_engine::Result
         ErrorKind::NotFound,
         format!("there is no volume {name} on this node"),
     ))
+}
+
+/// The host of a session that held the volume when an earlier process of the
+/// node ended, and has the time to come back; for a volume that is not open.
+/// Blocks.
+pub fn absent_holder(shared: &Shared, engine: usize, name: &VolumeName) -> Option<String> {
+    let linger_ms = u64::from(shared.config.timeouts.session_linger_ms);
+    if shared.clock.now().0 >= linger_ms {
+        return None;
+    }
+    let saved = shared.engines[engine].engine.load_record(name);
+    // Whoever deletes a volume with a damaged record means it.
+    let sessions = record::decode(saved.ok()?.as_deref()).ok()?;
+    let holder = sessions.iter().find(|s| s.standing == Standing::Holds)?;
+    Some(hex(&holder.host_id))
 }

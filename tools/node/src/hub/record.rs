@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+//! What a gate must not forget, as it is saved beside the volume.
+//!
+//! One byte with the version of this layout, 1; then for each session its id,
+//! its host's id (16 bytes each), its mode as on the wire, and where it stands:
+//! 0 holds the volume, 1 departed, 2 fenced.
+
+use neonsan_engine::{Error, ErrorKind, Result, MAX_RECORD_BYTES};
+use neonsan_proto::Mode;
+use neonsan_session::server::{Remembered, Standing};
+
+const VERSION: u8 = 1;
+const SESSION_BYTES: usize = 34;
+
+/// Most sessions that a record has room for.
+const MAX_SESSIONS: usize = (MAX_RECORD_BYTES - 1) / SESSION_BYTES;
+
+/// The record of these sessions. If there are too many, those that come first
+/// are left out: they departed longest ago.
+pub(super) fn encode(sessions: &[Remembered]) -> Vec<u8> {
+    let skip = sessions.len().saturating_sub(MAX_SESSIONS);
+    let mut record = vec![VERSION];
+    for session in sessions.iter().skip(skip) {
+        record.extend_from_slice(&session.session_id);
+        record.extend_from_slice(&session.host_id);
+        record.push(session.mode.to_wire());
+        record.push(match session.standing {
+            Standing::Holds => 0,
+            Standing::Departed => 1,
+            Standing::Fenced => 2,
+        });
+    }
+    record
+}
+
+/// The sessions of a record; `None` is the record of a volume that never had
+/// one.
+///
+/// # Errors
+///
+/// [`ErrorKind::Corrupt`] when it is not as `encode` makes it.
+pub(super) fn decode(record: Option<&[u8]>) -> Result<Vec<Remembered>> {
+    let Some(record) = record else {
+        return Ok(Vec::new());
+    };
+    let corrupt = || {
+        Error::new(
+            ErrorKind::Corrupt,
+            "the record of who holds the volume makes no sense (was it written by a newer version?)",
+        )
+    };
+    let Some((&VERSION, sessions)) = record.split_first() else {
+        return Err(corrupt());
+    };
+    if sessions.len() % SESSION_BYTES != 0 {
+        return Err(corrupt());
+    }
+    sessions
+        .chunks_exact(SESSION_BYTES)
+        .map(|session| {
+            let id = |at: usize| std::array::from_fn(|i| session[at + i]);
+            Ok(Remembered {
+                session_id: id(0),
+                host_id: id(16),
+                mode: Mode::from_wire(session[32]),
+                standing: match session[33] {
+                    0 => Standing::Holds,
+                    1 => Standing::Departed,
+                    2 => Standing::Fenced,
+                    _ => return Err(corrupt()),
+                },
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn session(n: u8, standing: Standing) -> Remembered {
+        Remembered {
+            session_id: [n; 16],
+            host_id: [n + 1; 16],
+            mode: Mode::Shared,
+            standing,
+        }
+    }
+
+    #[test]
+    fn what_was_saved_comes_back() {
+        let sessions = [
+            session(1, Standing::Departed),
+            session(2, Standing::Fenced),
+            session(3, Standing::Holds),
+        ];
+        assert_eq!(decode(Some(&encode(&sessions))).unwrap(), sessions);
+        assert_eq!(decode(Some(&encode(&[]))).unwrap(), []);
+        assert_eq!(decode(None).unwrap(), []);
+    }
+
+    #[test]
+    fn too_many_sessions_lose_the_oldest() {
+        let mut sessions = vec![session(1, Standing::Departed); MAX_SESSIONS];
+        sessions.push(session(9, Standing::Holds));
+        let record = encode(&sessions);
+        assert!(record.len() <= MAX_RECORD_BYTES);
+        assert_eq!(decode(Some(&record)).unwrap(), sessions[1..]);
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for record in [&[][..], &[2], &[1, 0], &[7; 35]] {
+            assert!(decode(Some(record)).is_err(), "{record:?}");
+        }
+        let mut bad = encode(&[session(1, Standing::Holds)]);
+        bad[34] = 3;
+        assert!(decode(Some(&bad)).is_err());
+    }
+}

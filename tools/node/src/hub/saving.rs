@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+//! What a gate must not forget is saved beside its volume before anybody is
+//! let in by what was decided; and claims, which wait for that.
+//!
+//! Saving syncs a file, so a helper thread does it, one at a time for each
+//! volume. Connections that the gate has admitted are answered when the
+//! version of its memory that admitted them is saved, or at once if admitting
+//! them changed nothing, as for a session that comes back.
+
+use std::sync::mpsc::Receiver;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant as StdInstant};
+
+use neonsan_api::{ApiError, ErrorCode, VolumeName};
+use neonsan_engine::Error;
+use neonsan_proto::Status;
+use neonsan_session::server::Remembered;
+use tokio::sync::oneshot;
+
+use super::entry::{Entry, State};
+use super::{answers, record, Hub, ToHub};
+
+/// How long a node that stops waits for what is being saved.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
+
+impl Hub {
+    /// Saves the memory of a volume's gate if it has changed, and answers the
+    /// connections that wait for nothing else.
+    pub(super) fn save(&mut self, name: &VolumeName) {
+        let Some(entry) = self.entries.get_mut(name) else {
+            return;
+        };
+        if entry.saving {
+            return;
+        }
+        let version = entry.gate.memory_version();
+        if version == entry.saved_version {
+            let admitted = std::mem::take(&mut entry.unanswered);
+            for id in admitted {
+                self.admit(name, id);
+            }
+            return;
+        }
+        // A node that stops ends all sessions, but not for good: what is saved
+        // says that they hold their volumes, so that they can come back first.
+        if self.shared.is_going_away() || (entry.save_failed && entry.unanswered.is_empty()) {
+            return;
+        }
+        let State::Open(open) = &entry.state else {
+            return;
+        };
+        let engine = Arc::clone(&self.shared.engines[open.engine_index].engine);
+        let sessions: Vec<Remembered> = entry.gate.memory().collect();
+        let bytes = record::encode(&sessions);
+        entry.saving = true;
+        let shared = Arc::clone(&self.shared);
+        let for_thread = name.clone();
+        let spawned = thread::Builder::new()
+            .name("save-record".to_owned())
+            .spawn(move || {
+                let result = engine.save_record(&for_thread, &bytes);
+                shared.tell_hub(ToHub::Saved {
+                    name: for_thread,
+                    version,
+                    result,
+                });
+            });
+        if let Err(error) = spawned {
+            let result = Err(Error::os(error, "cannot start a thread"));
+            self.saved(name, version, result);
+        }
+    }
+
+    /// Goes on after saving.
+    pub(super) fn saved(
+        &mut self,
+        name: &VolumeName,
+        version: u64,
+        result: neonsan_engine::Result<()>,
+    ) {
+        let now = self.shared.clock.now();
+        let Some(entry) = self.entries.get_mut(name) else {
+            return;
+        };
+        entry.saving = false;
+        match result {
+            Ok(()) => {
+                entry.saved_version = version;
+                entry.save_failed = false;
+            }
+            Err(error) => {
+                tracing::error!(volume = %name, %error, "cannot save who holds the volume");
+                let text = format!("the node cannot save who holds the volume: {error}");
+                // Nobody is let in who would be unknown after a restart.
+                let refused = std::mem::take(&mut entry.unanswered);
+                for id in &refused {
+                    entry.connections.remove(id);
+                    entry.gate.on_drained(*id, now);
+                }
+                entry.save_failed = true;
+                for id in refused {
+                    self.volumes.remove(&id);
+                    self.refuse(id, Status::Internal, text.clone());
+                }
+            }
+        }
+        self.pump(name);
+        let Some(entry) = self.entries.get_mut(name) else {
+            return;
+        };
+        if !entry.saving {
+            for reply in std::mem::take(&mut entry.claims) {
+                self.decide_claim(name.clone(), reply);
+            }
+        }
+    }
+
+    /// Waits for what is being saved, when the node ends.
+    pub(super) fn finish_saving(&mut self, messages: &Receiver<ToHub>) {
+        let deadline = StdInstant::now() + STOP_PATIENCE;
+        while self.entries.values().any(|entry| entry.saving) {
+            let left = deadline.saturating_duration_since(StdInstant::now());
+            match messages.recv_timeout(left) {
+                Ok(message) => self.handle(message),
+                Err(_) => {
+                    tracing::error!("what was being saved when the node stopped is not done");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Decides on a claim, at once or when nothing is being saved.
+    pub(super) fn decide_claim(
+        &mut self,
+        name: VolumeName,
+        reply: oneshot::Sender<Result<(), ApiError>>,
+    ) {
+        if let Some(entry) = self.entries.get_mut(&name) {
+            if entry.saving {
+                entry.claims.push(reply);
+                return;
+            }
+        }
+        let result = self.claim(name.clone());
+        // The one who asked may be gone, and cannot unclaim then.
+        if let Err(Ok(())) = reply.send(result) {
+            self.unclaim(&name, false);
+        }
+    }
+
+    fn claim(&mut self, name: VolumeName) -> Result<(), ApiError> {
+        let now = self.shared.clock.now();
+        let config = &self.shared.config;
+        let entry = self
+            .entries
+            .entry(name.clone())
+            .or_insert_with(|| Entry::new(config, Self::without_fencing(config)));
+        match &entry.state {
+            State::Closed => {
+                entry.state = State::Busy {
+                    waiting: Vec::new(),
+                };
+                Ok(())
+            }
+            State::Busy { .. } => Err(ApiError::new(
+                ErrorCode::Busy,
+                format!("the volume {name} is being opened or changed right now"),
+            )
+            .with_hint("try again in a moment")),
+            State::Open(_) => Err(answers::held_error(&name, &entry.sessions(&name, now))),
+        }
+    }
+
+    pub(super) fn unclaim(&mut self, name: &VolumeName, forget: bool) {
+        let Some(entry) = self.entries.get_mut(name) else {
+            return;
+        };
+        let waiting = entry.become_closed();
+        if forget || !entry.was_open {
+            self.entries.remove(name);
+        }
+        for introduction in waiting {
+            self.introduce(introduction);
+        }
+    }
+}
