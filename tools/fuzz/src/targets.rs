@@ -6,6 +6,7 @@
 //! the corpus tool tells inputs that do something new from those that do not.
 
 mod client;
+mod oracle;
 mod pair;
 mod parse;
 mod server;

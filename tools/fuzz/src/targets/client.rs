@@ -2,6 +2,7 @@
 
 //! The client's machines against any node.
 
+use super::oracle::{judge, Asked};
 use super::{features_of, input, Setup, Trace, SETUPS};
 use crate::conversation::{geometry, identity, message, node_address, open_reply, FIRST_OPEN};
 use neonsan_proto::{
@@ -55,6 +56,24 @@ fn slots() -> SlotTable<Vec<Slot>> {
     }
     assert!(slots.claim(Tag(4), flush, Instant(0)).is_some());
     slots
+}
+
+/// The same requests for the oracle.
+fn asked() -> Vec<Asked> {
+    let mut asked: Vec<Asked> = (0..4)
+        .map(|tag| Asked {
+            slot_generation: cookie(tag).slot_generation,
+            sent: Some(REQUESTS[usize::from(tag)]),
+        })
+        .collect();
+    for slot_generation in [1, 0] {
+        let sent = None;
+        asked.push(Asked {
+            slot_generation,
+            sent,
+        });
+    }
+    asked
 }
 
 fn cookie(tag: u16) -> Cookie {
@@ -130,6 +149,9 @@ pub(super) fn receiver(bytes: &[u8]) -> Trace {
     let mut done = BTreeMap::new();
     let (received, cause) = hear(&setup, bytes, &slots, &mut done);
 
+    // It is what the document says.
+    let verdict = judge(bytes, setup.features, setup.crc32c, &asked());
+    assert_eq!((&done, cause.map(|c| c.name())), (&verdict.0, verdict.1));
     // Every request is completed or still there, never both, never neither.
     for tag in 0..SLOTS {
         let there = slots.park(Tag(tag));
