@@ -223,7 +223,7 @@ impl Host {
         link.attempt += 1;
         link.deadline = Some(deadline);
         link.wire = Wire::Dialling { kind };
-        if env.net.is_parted(&env.core) {
+        if env.net.is_parted(&env.core, self.index) {
             return;
         }
         let leads_there = env
@@ -442,7 +442,7 @@ impl Host {
         }
         let outstanding: usize = self.links.iter().map(Link::outstanding).sum();
         let failed = matches!(self.session.state(), SessionState::Failed(_));
-        if self.issued < env.setup.requests && !failed {
+        if self.issued < self.attach.requests && !failed {
             if outstanding < env.setup.outstanding as usize {
                 self.issued += 1;
                 self.submit(env);

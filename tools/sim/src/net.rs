@@ -150,6 +150,8 @@ pub(crate) struct Net {
     conns: Vec<Conn>,
     /// Nothing gets through, and new connections are not even refused, before this time.
     parted_until_us: u64,
+    /// The same for single hosts.
+    isolated: Vec<(usize, u64)>,
 }
 
 impl Net {
@@ -159,12 +161,26 @@ impl Net {
             setup,
             conns: Vec::new(),
             parted_until_us: 0,
+            isolated: Vec::new(),
         }
     }
 
-    /// Whether hosts and nodes cannot reach each other.
-    pub(crate) fn is_parted(&self, core: &Core) -> bool {
-        core.now_us < self.parted_until_us
+    /// Whether a host cannot reach any node.
+    pub(crate) fn is_parted(&self, core: &Core, host: usize) -> bool {
+        let isolated = |(h, until): &(usize, u64)| *h == host && core.now_us < *until;
+        core.now_us < self.parted_until_us || self.isolated.iter().any(isolated)
+    }
+
+    /// Keeps everything of one host from getting through for a while.
+    pub(crate) fn isolate(&mut self, core: &Core, host: usize, for_us: u64) {
+        let until_us = core.now_us + for_us;
+        self.isolated.push((host, until_us));
+        for id in 0..self.conns.len() {
+            if self.conns[id].host == host {
+                self.stall(ConnId(id), Side::Host, Some(until_us));
+                self.stall(ConnId(id), Side::Node, Some(until_us));
+            }
+        }
     }
 
     /// Keeps everything from getting through for a while.
@@ -180,6 +196,7 @@ impl Net {
     /// Nothing is parted any more (streams that died stay dead).
     pub(crate) fn heal(&mut self, core: &mut Core) {
         self.parted_until_us = 0;
+        self.isolated.clear();
         for (id, conn) in self.conns.iter_mut().enumerate() {
             for (stream, to) in conn.streams.iter_mut().zip([Side::Host, Side::Node]) {
                 if let Pace::StalledUntil(_) = stream.pace {

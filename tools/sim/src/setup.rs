@@ -59,6 +59,11 @@ pub(crate) enum Fault {
     BlackHole,
     /// Nothing gets through on any connection for a while.
     Part,
+    /// The same for one host only.
+    Isolate {
+        /// In order of attaching.
+        host: usize,
+    },
     /// The node's process ends and comes back; its machine may lose power with it.
     Restart {
         /// The write cache is lost, and nobody is told.
@@ -90,6 +95,8 @@ pub(crate) struct Attach {
     pub(crate) at_us: u64,
     pub(crate) host_id: u8,
     pub(crate) force: bool,
+    /// Requests of its workload.
+    pub(crate) requests: u32,
     /// It detaches in order once its workload is done.
     pub(crate) detaches: bool,
     /// It detaches by force after so long, whatever is under way.
@@ -115,7 +122,7 @@ pub struct Setup {
     /// Which addresses lead to the node; the others lead nowhere.
     pub(crate) addresses: Vec<bool>,
     pub(crate) attaches: Vec<Attach>,
-    /// Requests of each host's workload, and how many of them at once.
+    /// Requests of the longest workload, and how many of each at once.
     pub(crate) requests: u32,
     pub(crate) outstanding: u32,
     pub(crate) think_us: u64,
@@ -165,7 +172,7 @@ impl Setup {
             addresses: rng
                 .pick(&[&[true][..], &[true], &[true, true], &[false, true]])
                 .to_vec(),
-            attaches: attaches(rng, calm_at_us),
+            attaches: attaches(rng, calm_at_us, requests),
             requests,
             outstanding: rng.range(1, 24) as u32,
             think_us: calm_at_us / u64::from(requests),
@@ -175,6 +182,7 @@ impl Setup {
         }
         .with_flips(rng)
         .with_impatience(rng)
+        .with_handover(rng)
     }
 
     /// Bits turn over only where checksums protect against it.
@@ -207,6 +215,35 @@ impl Setup {
                 fault: rng.pick(&[Fault::Pause, Fault::Pause, Fault::Hang, Fault::Part]),
             })
             .collect();
+        self
+    }
+
+    /// Some hosts are cut off while another has the volume, and come back with old requests.
+    fn with_handover(mut self, rng: &mut Rng) -> Self {
+        if !rng.permille(100) {
+            return self;
+        }
+        let isolated_at_us = rng.range(500_000, self.calm_at_us / 2);
+        let isolated_us = rng.range(2_000_000, 9_000_000);
+        self.gate.linger_ms = rng.range(200, 1_500);
+        self.node_heartbeat_ms = (200, rng.range(500, 1_000) as u32);
+        self.attaches.truncate(1);
+        self.attaches[0].detaches = false;
+        self.attaches[0].yanked_after_us = None;
+        self.attaches.push(Attach {
+            at_us: isolated_at_us + rng.range(0, isolated_us),
+            host_id: 2,
+            force: rng.permille(400),
+            requests: rng.range(1, 20) as u32,
+            detaches: true,
+            yanked_after_us: None,
+        });
+        self.faults.truncate(3);
+        self.faults.push(Timed {
+            at_us: isolated_at_us,
+            for_us: isolated_us,
+            fault: Fault::Isolate { host: 0 },
+        });
         self
     }
 
@@ -267,11 +304,12 @@ fn timeouts(rng: &mut Rng) -> Timeouts {
     }
 }
 
-fn attaches(rng: &mut Rng, calm_at_us: u64) -> Vec<Attach> {
+fn attaches(rng: &mut Rng, calm_at_us: u64, requests: u32) -> Vec<Attach> {
     let mut attaches = vec![Attach {
         at_us: 0,
         host_id: 1,
         force: rng.permille(300),
+        requests,
         detaches: rng.permille(300),
         yanked_after_us: yanked(rng, calm_at_us),
     }];
@@ -283,6 +321,7 @@ fn attaches(rng: &mut Rng, calm_at_us: u64) -> Vec<Attach> {
             at_us,
             host_id: rng.range(1, 3) as u8,
             force: rng.permille(700),
+            requests: rng.pick(&[requests, requests / 2, 20, 8]),
             detaches: rng.permille(500),
             yanked_after_us: yanked(rng, calm_at_us),
         });
@@ -295,12 +334,14 @@ fn yanked(rng: &mut Rng, calm_at_us: u64) -> Option<u64> {
 }
 
 fn faults(rng: &mut Rng, calm_at_us: u64) -> Vec<Timed> {
-    const ALL: [Fault; 12] = [
+    const ALL: [Fault; 14] = [
         Fault::Cut,
         Fault::CutOneEnd,
         Fault::Stall,
         Fault::BlackHole,
         Fault::Part,
+        Fault::Isolate { host: 0 },
+        Fault::Isolate { host: 1 },
         Fault::Restart { power: false },
         Fault::Restart { power: true },
         Fault::Pause,

@@ -225,6 +225,7 @@ impl World {
                 }
             }
             (Fault::Cut | Fault::CutOneEnd | Fault::Stall | Fault::BlackHole, None) => {}
+            (Fault::Isolate { host }, _) => env.net.isolate(&env.core, host, timed.for_us),
             (Fault::Part, _) => env.net.part(&env.core, timed.for_us),
             (Fault::Restart { power }, _) => {
                 if node.life == Life::Gone {
@@ -285,6 +286,7 @@ impl World {
             | Fault::Stall
             | Fault::BlackHole
             | Fault::Part
+            | Fault::Isolate { .. }
             | Fault::Restart { .. }
             | Fault::Hang
             | Fault::Grow => {}

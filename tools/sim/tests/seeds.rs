@@ -30,10 +30,10 @@ fn run_all(from: u64, to: u64) -> Counts {
 
 #[test]
 fn every_promise_is_kept() {
-    let counts = run_all(0, 3000);
+    let counts = run_all(0, 2000);
     println!("{counts:?}");
     // The runs are worth something: all that is checked has happened often.
-    assert!(counts.requests > 300_000);
+    assert!(counts.requests > 200_000);
     assert!(counts.errors > 1_000);
     assert!(counts.losses > 5_000);
     assert!(counts.resends > 5_000);
