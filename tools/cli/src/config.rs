@@ -210,6 +210,34 @@ mod tests {
     }
 
     #[test]
+    fn the_example_has_every_key_with_its_default() {
+        let example = include_str!("../neonsan.toml");
+        parse(example).unwrap();
+        let config = parse(&example.replace("#= ", "")).unwrap();
+        assert_eq!(config.attach.mode, Some(crate::cli::Mode::Exclusive));
+        let default = neonsan_session::Timeouts::DEFAULT;
+        let times = config.timeouts;
+        assert_eq!(times.request, Some(default.request_ms));
+        assert_eq!(times.connect, Some(default.connect_ms));
+        assert_eq!(
+            times.heartbeat_interval,
+            Some(default.heartbeat_interval_ms)
+        );
+        assert_eq!(times.heartbeat_timeout, Some(default.heartbeat_timeout_ms));
+        assert_eq!(
+            times.reconnect_delay_min,
+            Some(default.reconnect_delay_min_ms)
+        );
+        assert_eq!(
+            times.reconnect_delay_max,
+            Some(default.reconnect_delay_max_ms)
+        );
+        assert_eq!(times.loss, Some(default.loss_ms));
+        assert!(config.api.is_some() && config.host_id.is_some() && config.host_name.is_some());
+        assert!(!config.nodes.is_empty() && config.attach.queue_depth.is_some());
+    }
+
+    #[test]
     fn the_command_line_wins() {
         let line = Timeouts {
             request: Some(1),

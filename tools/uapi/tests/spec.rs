@@ -234,3 +234,45 @@ fn numbers_are_those_of_the_spec() {
         "drivers/block/neonsan/uapi.rs is not what the spec says; make it anew with NEONSAN_UPDATE=1"
     );
 }
+
+#[test]
+fn tracepoints_show_the_names_of_the_spec() {
+    let spec = std::fs::read_to_string(root().join("Documentation/netlink/specs/neonsan.yaml"))
+        .expect("the spec can be read");
+    let spec: Value = serde_norway::from_str(&spec).expect("the spec is YAML");
+    let header = std::fs::read_to_string(root().join("drivers/block/neonsan/trace.h"))
+        .expect("trace.h can be read");
+    for (name, macro_name) in [
+        ("op", "neonsan_show_op"),
+        ("session-state", "neonsan_show_session_state"),
+        ("connection-state", "neonsan_show_connection_state"),
+    ] {
+        let definition = list(&spec, "definitions")
+            .iter()
+            .find(|definition| text(definition, "name") == Some(name))
+            .expect("the spec has the enum");
+        let expected: Vec<String> = entries(definition)
+            .iter()
+            .enumerate()
+            .map(|(value, (entry, _))| format!("{{ {value}, \"{entry}\" }}"))
+            .collect();
+        let start = header
+            .find(&format!("#define {macro_name}("))
+            .expect("the macro");
+        // The macro goes on for as long as its lines end in a backslash.
+        let body: Vec<&str> = header[start..]
+            .split_inclusive('\n')
+            .scan(true, |more, line| {
+                let go_on = *more;
+                *more = line.trim_end().ends_with('\\');
+                go_on.then_some(line)
+            })
+            .collect();
+        let body = body.concat();
+        let found: Vec<String> = body
+            .match_indices("{ ")
+            .filter_map(|(at, _)| Some(body[at..=at + body[at..].find('}')?].to_owned()))
+            .collect();
+        assert_eq!(found, expected, "{macro_name}");
+    }
+}
