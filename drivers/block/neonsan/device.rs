@@ -6,10 +6,11 @@
 //!
 //! 1. `lifecycle` (mutex): attaching and detaching.
 //! 2. `disk` (mutex): the disk comes and goes.
-//! 3. `session` (mutex): the control machine.
-//! 4. A connection's own, see [`crate::connection`].
-//! 5. `connections`, `volume` (mutexes): only around reading or changing them.
-//! 6. `events`, `progress`, `timeouts`: likewise.
+//! 3. `progress` (mutex): who waits for the control machine looks at it with this held.
+//! 4. `session` (mutex): the control machine.
+//! 5. A connection's own, see [`crate::connection`].
+//! 6. `connections`, `volume` (mutexes): only around reading or changing them.
+//! 7. `events`, `timeouts` (spin locks, interrupts off): likewise.
 
 use crate::{
     connection::Connection,

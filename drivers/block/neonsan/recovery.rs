@@ -22,6 +22,7 @@ use kernel::{
     prelude::*,
     sync::{atomic::Relaxed, Arc},
 };
+use neonsan_kernel::mm::NoIoScope;
 use neonsan_proto::Status;
 use neonsan_session::{
     client::{Action, ConnectKind, Notice, SessionState},
@@ -44,6 +45,8 @@ pub(crate) fn is_permanent(cause: CloseCause) -> bool {
 
 /// Looks at what happened, and does what is due.
 pub(crate) fn run(device: &Arc<Device>) {
+    // Dirty pages may wait for what is done here.
+    let _scope = NoIoScope::enter();
     let before = info::session_state(device);
     collect(device);
     loop {
