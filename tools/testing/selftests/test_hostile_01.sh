@@ -10,12 +10,15 @@ tested=0 wrong=0
 while IFS=$'\t' read -r name moment outcome causes _ about; do
 	case $moment in hello|open) continue ;; esac
 	hostile_start --misbehave "$name" --after 40
+	echo "misbehaviour $name" >/dev/kmsg
 	DEVICE=$(neonsan-attach neonsan://127.0.0.1:9710/test/volume "${impatient[@]}" --header-crc --payload-crc --loss-timeout 20s)
 	at_exit detach_leftover "$DEVICE"
 	code=0
 	timeout 60 fio --name=x --filename="$DEVICE" --rw=randrw --bs=4k --size=1M --io_size=1M --direct=1 --ioengine=io_uring \
 		--iodepth=4 --verify=crc32c --verify_fatal=1 --output=fio.log || code=$?
 	said=$(neonsan info --json "$DEVICE" | jq -r '[.connections[].last_cause | select(. != null)] | join("; ")')
+	# The first cause is in the log: a second one may have followed (a session that is unknown).
+	said="$said; $(dmesg | sed -n "/misbehaviour $name\$/,\$p" | grep -o 'lost (.*)' | head -n 1)"
 	state=$(info .state)
 	problem=''
 	grep -q '^misbehaved' hostile.log || problem="the node never came to misbehave"

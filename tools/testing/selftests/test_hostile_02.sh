@@ -11,7 +11,7 @@ while IFS=$'\t' read -r name moment outcome causes _ about; do
 	case $moment in hello|open) ;; *) continue ;; esac
 	hostile_start --misbehave "$name" --after 0
 	problem='' code=0
-	DEVICE=$(timeout 30 neonsan-attach neonsan://127.0.0.1:9710/test/volume "${impatient[@]}" 2>message) || code=$?
+	DEVICE=$(timeout 30 neonsan-attach neonsan://127.0.0.1:9710/test/volume "${impatient[@]}" --header-crc --payload-crc 2>message) || code=$?
 	if [ $code = 0 ]; then
 		at_exit detach_leftover "$DEVICE"
 		dd if="$DEVICE" of=/dev/null bs=4096 count=4 iflag=direct status=none 2>/dev/null ||
