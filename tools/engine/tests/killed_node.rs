@@ -5,9 +5,11 @@
 
 mod common;
 
+use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use common::{file_options, run, spec, volume_name};
@@ -51,6 +53,80 @@ fn child_that_writes_until_it_is_killed() {
     }
 }
 
+/// A control group in which a process writes slowly, so that its writes are
+/// still on their way long after it was killed.
+struct SlowWrites {
+    mount: tempfile::TempDir,
+    group: PathBuf,
+}
+
+impl SlowWrites {
+    /// `None` where control groups of version 1 cannot be mounted, or the
+    /// directory is on no disk.
+    fn on_disk_of(dir: &Path) -> Option<Self> {
+        let device = fs::metadata(dir).unwrap().dev();
+        let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+        let mut disk = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
+        if disk.join("partition").exists() {
+            disk = disk.join("..");
+        }
+        let number = fs::read_to_string(disk.join("dev")).ok()?;
+        let mount = tempfile::tempdir().unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "cgroup", "-o", "blkio", "none"])
+            .arg(mount.path())
+            .stderr(Stdio::null())
+            .status();
+        if !mounted.is_ok_and(|status| status.success()) {
+            return None;
+        }
+        let group = mount
+            .path()
+            .join(format!("neonsan-test-{}", std::process::id()));
+        let slow = Self { mount, group };
+        fs::create_dir(&slow.group).ok()?;
+        let limit = format!("{} {}", number.trim(), 32 << 20);
+        fs::write(slow.group.join("blkio.throttle.write_bps_device"), limit).ok()?;
+        Some(slow)
+    }
+
+    fn add(&self, child: &Child) {
+        fs::write(self.group.join("cgroup.procs"), child.id().to_string()).unwrap();
+    }
+}
+
+impl Drop for SlowWrites {
+    fn drop(&mut self) {
+        // The group goes when nothing is in it any more; not a fault here.
+        let _ = fs::remove_dir(&self.group);
+        let _ = Command::new("umount").arg(self.mount.path()).status();
+    }
+}
+
+/// Starts the child, and kills it while it has many writes on their way.
+fn kill_while_writing(dir: &Path, slow: Option<&SlowWrites>) -> Child {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "child_that_writes_until_it_is_killed",
+            "--nocapture",
+        ])
+        .env(CHILD_DIR, dir)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    if let Some(slow) = slow {
+        slow.add(&child);
+    }
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    while !lines.next().unwrap().unwrap().contains("writing") {}
+    std::thread::sleep(Duration::from_millis(300));
+    let busy = FileEngine::open(file_options(dir)).unwrap_err();
+    assert_eq!(busy.kind(), ErrorKind::Busy);
+    child.kill().unwrap();
+    child
+}
+
 #[test]
 fn a_killed_node_cannot_write_into_its_successors_volume() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
@@ -61,37 +137,29 @@ fn a_killed_node_cannot_write_into_its_successors_volume() {
         .unwrap()
         .create(&name, &spec(SIZE, 4096))
         .unwrap();
-    for _ in 0..3 {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args([
-                "--exact",
-                "child_that_writes_until_it_is_killed",
-                "--nocapture",
-            ])
-            .env(CHILD_DIR, dir.path())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        while !lines.next().unwrap().unwrap().contains("writing") {}
-        std::thread::sleep(Duration::from_millis(300));
-        let busy = FileEngine::open(file_options(dir.path())).unwrap_err();
-        assert_eq!(busy.kind(), ErrorKind::Busy);
-
-        child.kill().unwrap();
+    let slow = SlowWrites::on_disk_of(dir.path());
+    if slow.is_none() {
+        eprintln!(
+            "writes cannot be slowed down here: a fast disk may end them before they are seen"
+        );
+    }
+    for _ in 0..if slow.is_some() { 1 } else { 3 } {
+        let mut child = kill_while_writing(dir.path(), slow.as_ref());
         let engine = FileEngine::open(options.clone()).unwrap();
         let mut queue = engine.open(&name).unwrap().queue(64).unwrap();
         // All of the volume is ours now: what we write stays.
         for i in 0..SIZE >> 20 {
-            let op = Op::WriteZeroes {
+            let op = Op::Write {
                 offset: i << 20,
-                len: 1 << 20,
+                buffer: Buffer::zeroed(1 << 20).unwrap(),
                 fua: false,
-                no_unmap: true,
+                atomic: false,
             };
             run(&mut *queue, op).unwrap();
         }
-        std::thread::sleep(Duration::from_millis(200));
+        // As long as all that was on its way can take.
+        let settle = if slow.is_some() { 3000 } else { 200 };
+        std::thread::sleep(Duration::from_millis(settle));
         child.wait().unwrap();
         for i in 0..SIZE >> 20 {
             let op = Op::Read {
