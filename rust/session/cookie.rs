@@ -32,7 +32,7 @@ pub struct Cookie {
 impl Cookie {
     /// The 64 bits of the header's field.
     pub const fn to_wire(self) -> u64 {
-        (self.slot_generation as u64) << 32 | (self.connection as u64) << 16 | self.tag.0 as u64
+        ((self.slot_generation as u64) << 32) | ((self.connection as u64) << 16) | self.tag.0 as u64
     }
 
     /// Reads the header's field; every value is a cookie of some kind.

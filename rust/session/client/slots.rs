@@ -155,9 +155,9 @@ struct Word {
 
 impl Word {
     const fn pack(self) -> u64 {
-        (self.generation as u64) << 32
-            | (self.kind as u64) << 16
-            | (self.flags as u64) << 8
+        ((self.generation as u64) << 32)
+            | ((self.kind as u64) << 16)
+            | ((self.flags as u64) << 8)
             | self.state as u64
     }
 

@@ -19,8 +19,8 @@ dd if="$DEVICE" of=/dev/null bs=1M count=4 iflag=direct status=none || fail "rea
 equal "the state" "$(info .state)" live
 detach
 node_stop
-damaged=$(find disk -type f -size +64k | head -n 1)
-[ -n "$damaged" ] || damaged=$(find disk -type f | head -n 1)
+damaged=$(find disk -type f -size +64k | sed -n 1p)
+[ -n "$damaged" ] || damaged=$(find disk -type f | sed -n 1p)
 truncate -s 1000 "$damaged"
 node_start
 expect_error 'damaged|truncated|corrupt|shorter|size' neonsan-attach "neonsan://$NODE_DATA/test/full"
