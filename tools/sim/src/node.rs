@@ -82,7 +82,7 @@ impl Node {
     }
 
     fn boot_id(&self) -> [u8; 16] {
-        (u128::from(self.boot) | 1 << 127).to_le_bytes()
+        (u128::from(self.boot) | (1 << 127)).to_le_bytes()
     }
 
     // ---- its life ----

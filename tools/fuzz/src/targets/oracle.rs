@@ -24,7 +24,7 @@ fn number(bytes: &[u8], at: usize, len: usize) -> u64 {
     field
         .iter()
         .rev()
-        .fold(0, |n, byte| n << 8 | u64::from(*byte))
+        .fold(0, |n, byte| (n << 8) | u64::from(*byte))
 }
 
 /// Reads the whole stream. `asked` holds the requests of connection 1 by tag.
@@ -129,7 +129,7 @@ fn check_reply(
     }
     let tag = cookie as u16;
     let request = match asked.get(usize::from(tag)) {
-        Some(request) if cookie >> 16 & 0xffff == 1 => request,
+        Some(request) if (cookie >> 16) & 0xffff == 1 => request,
         _ => return Err("unknown-cookie"),
     };
     let ago = request.slot_generation.wrapping_sub((cookie >> 32) as u32);
