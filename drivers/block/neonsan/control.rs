@@ -6,7 +6,8 @@
 //! Nothing here keeps state: devices are in the [`registry`].
 //!
 //! Attach sleeps for as long as connecting takes, in the caller's own system call, so a signal
-//! stops it. Operations run beside each other.
+//! stops it. Meanwhile the core holds its lock of families for reading, so operations run beside
+//! each other, but families come and go only afterwards (long operations of devlink do the same).
 
 mod reply;
 mod request;

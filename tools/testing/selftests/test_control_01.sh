@@ -7,6 +7,10 @@ node_start
 volume test/ynl 16M
 [ -e /payload/ynl ] || skip "the kernel's tools/net/ynl is not on the payload disk"
 ynl() { PYTHONPATH=/payload/ynl python3 /payload/ynl/pyynl/cli.py --no-schema --spec /payload/specs/neonsan.yaml --output-json "$@"; }
+if [ -e /payload/genetlink.yaml ]; then
+	PYTHONPATH=/payload/ynl python3 /payload/ynl/pyynl/cli.py --schema /payload/genetlink.yaml \
+		--spec /payload/specs/neonsan.yaml --list-ops >/dev/null || fail "the specification breaks the kernel's schema"
+fi
 ynl --do attach --json '{"volume": "test/ynl", "node": [{"ipv4": "127.0.0.1", "port": 9666}], "mode": "exclusive", "host-id": "000102030405060708090a0b0c0d0e0f"}' >attached ||
 	{ cat attached; fail "attach"; }
 index=$(jq -r .index attached)

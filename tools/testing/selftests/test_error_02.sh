@@ -17,7 +17,7 @@ while True:
         pass
     c.close()' "$1" "$2" &
 	at_exit kill $!
-	wait_for 5 "the port $1" bash -c "exec 7<>/dev/tcp/127.0.0.1/$1"
+	wait_for 30 "the port $1" bash -c "exec 7<>/dev/tcp/127.0.0.1/$1"
 }
 serve 9701 'c.sendall(b"SSH-2.0-OpenSSH_9.9\r\n"); time.sleep(2)'
 serve 9702 'c.sendall(os.urandom(65536)); time.sleep(1)'
