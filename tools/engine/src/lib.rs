@@ -7,7 +7,7 @@
 //! data connection of the node has a queue of its own.
 //!
 //! * [`mem`]: volumes in memory, for tests and benchmarks.
-//! * [`file`]: volumes in sparse files, through io_uring.
+//! * [`mod@file`]: volumes in sparse files, through io_uring.
 //!
 //! What every engine guarantees:
 //!

@@ -3,10 +3,10 @@
 //!
 //! Threads, and who owns what:
 //!
-//! * *workers* ([`data`]): connections, their engine queues, buffers;
-//! * *hub* ([`hub`]): the gates, which say who holds a volume, and the open
+//! * *workers* (`data`): connections, their engine queues, buffers;
+//! * *hub* (`hub`): the gates, which say who holds a volume, and the open
 //!   volumes;
-//! * *control* ([`control`]): a small tokio runtime for HTTP and signals, with
+//! * *control* (`control`): a small tokio runtime for HTTP and signals, with
 //!   threads for engine calls that block;
 //! * helper threads of the hub, one while a volume is being opened.
 //!
