@@ -218,7 +218,7 @@ fn module_missing(loaded: bool) -> Error {
     } else {
         Error::new(Kind::Module, "the kernel module neonsan is not loaded").with_hint(
             "run `modprobe neonsan` as root; if there is no such module, build and install it for \
-             this kernel (Documentation/admin-guide)",
+             this kernel (Documentation/admin-guide.rst)",
         )
     }
 }
@@ -291,7 +291,12 @@ fn kind_of(errno: Errno) -> Kind {
     match errno {
         Errno::PERM | Errno::ACCESS => Kind::Permission,
         Errno::NODEV | Errno::NOENT | Errno::NXIO => Kind::NotFound,
-        Errno::BUSY | Errno::EXIST | Errno::USERS | Errno::STALE | Errno::AGAIN => Kind::Busy,
+        Errno::BUSY
+        | Errno::EXIST
+        | Errno::USERS
+        | Errno::STALE
+        | Errno::AGAIN
+        | Errno::ALREADY => Kind::Busy,
         Errno::CONNREFUSED
         | Errno::CONNRESET
         | Errno::CONNABORTED
