@@ -40,14 +40,14 @@ impl SocketAddr {
         match self.ip {
             IpAddr::V4(ip) => {
                 let mut v4: bindings::sockaddr_in = pin_init::zeroed();
-                v4.sin_family = bindings::AF_INET as _;
+                v4.sin_family = bindings::AF_INET as u16;
                 v4.sin_port = self.port.to_be();
                 v4.sin_addr.s_addr = u32::from_ne_bytes(ip);
                 (RawAddr { v4 }, size_of::<bindings::sockaddr_in>())
             }
             IpAddr::V6(ip) => {
                 let mut v6: bindings::sockaddr_in6 = pin_init::zeroed();
-                v6.sin6_family = bindings::AF_INET6 as _;
+                v6.sin6_family = bindings::AF_INET6 as u16;
                 v6.sin6_port = self.port.to_be();
                 v6.sin6_scope_id = self.scope_id;
                 v6.sin6_addr.in6_u.u6_addr8 = ip;

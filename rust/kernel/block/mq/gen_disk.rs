@@ -29,7 +29,7 @@ unsafe impl Sync for Fops {}
 /// The disk operations: all that is not done by requests is the block layer's default. While a
 /// disk is open, this module cannot be removed.
 static FOPS: Fops = Fops(bindings::block_device_operations {
-    owner: &raw mut kernel::bindings::__this_module as *mut bindings::module,
+    owner: &raw mut kernel::bindings::__this_module,
     ..pin_init::zeroed()
 });
 
@@ -87,7 +87,7 @@ impl GenDiskBuilder {
         unsafe {
             let slot = (*disk).disk_name.get_mut(..name.len()).ok_or(EINVAL)?;
             for (to, from) in slot.iter_mut().zip(name) {
-                *to = *from as _;
+                *to = *from;
             }
             (*disk).fops = &FOPS.0;
             bindings::set_capacity(disk, self.capacity_sectors);
