@@ -231,7 +231,9 @@ pub trait Queue: Send {
     fn submit(&mut self, request: Request);
 
     /// Begins all that was submitted since the last call; one system call for
-    /// many requests.
+    /// many requests. If the system takes no more for the moment the rest
+    /// begins with a later call: make one now and then while requests are in
+    /// flight.
     fn kick(&mut self);
 
     /// Appends the completions there are. Never blocks.

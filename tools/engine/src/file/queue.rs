@@ -532,23 +532,22 @@ impl Queue for FileQueue {
     }
 
     fn kick(&mut self) {
-        while !self.unsent.is_empty() || self.mailbox.as_ref().is_some_and(|mail| !mail.armed) {
+        loop {
             self.fill_ring();
+            if self.ring.submission().is_empty() {
+                return;
+            }
             match self.ring.submit() {
-                Ok(_) => {}
-                // Too much is on its way; it goes on with the next `kick`,
-                // which follows the completions that make room.
-                Err(error)
-                    if matches!(
-                        error.raw_os_error(),
-                        Some(libc::EBUSY | libc::EAGAIN | libc::EINTR)
-                    ) =>
-                {
-                    break;
-                }
+                Ok(taken) if taken > 0 => {}
+                // Too much is on its way, or there is too little memory: it
+                // goes on with the next `kick`.
+                Ok(_) => return,
                 Err(error) => {
-                    tracing::error!(volume = %self.volume.name, %error, "io_uring does not take requests");
-                    break;
+                    let later = [libc::EBUSY, libc::EAGAIN, libc::EINTR];
+                    if !error.raw_os_error().is_some_and(|e| later.contains(&e)) {
+                        tracing::error!(volume = %self.volume.name, %error, "io_uring does not take requests");
+                    }
+                    return;
                 }
             }
         }

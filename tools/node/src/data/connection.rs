@@ -382,17 +382,22 @@ impl Connection {
                 if deaf || now.since_ms(self.heard_at) >= limit {
                     return self.close(CloseCause::HeartbeatTimeout, context);
                 }
+                // In case the system took no more requests for a moment.
+                active.run_engine(Some(&mut self.output), context);
                 let quiet = u64::from(timeouts.heartbeat_interval_ms);
                 if self.output.is_empty()
                     && self.finishing.is_none()
                     && now.since_ms(self.sent_at) >= quiet
                 {
                     active.send_ping(now, &mut self.output);
+                }
+                if !self.output.is_empty() {
                     self.turn(EventFlags::empty(), context);
                 }
             }
-            // The gate and the engine have the say there.
-            Phase::Waiting(_) | Phase::Draining(_) | Phase::Ended => {}
+            Phase::Draining(_) => self.turn(EventFlags::empty(), context),
+            // The gate has the say there.
+            Phase::Waiting(_) | Phase::Ended => {}
         }
     }
 
