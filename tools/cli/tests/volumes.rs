@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+
+//! The volume commands against a real node, which runs in a thread of this test.
+
+#![allow(clippy::unwrap_used)]
+
+use assert_cmd::Command;
+use predicates::prelude::PredicateBooleanExt as _;
+use predicates::str::contains;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// A node with a file engine, and a directory for it and the test. The node ends with the test.
+struct Lab {
+    directory: tempfile::TempDir,
+    data: SocketAddr,
+    control: SocketAddr,
+}
+
+/// An address that was free a moment ago.
+fn free_address() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap()
+}
+
+impl Lab {
+    fn new() -> Self {
+        let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let (data, control) = (free_address(), free_address());
+        let text = format!(
+            "[engine.main]\nkind = \"file\"\npath = {:?}\n\
+             [data]\nlisten = [\"{data}\"]\n[control]\nlisten = [\"{control}\"]\n",
+            directory.path().join("volumes")
+        );
+        let config = neonsan_node::config::Config::parse(&text).unwrap();
+        std::thread::spawn(move || neonsan_node::run(config));
+        let end = Instant::now() + Duration::from_secs(60);
+        while TcpStream::connect(control).is_err() {
+            assert!(Instant::now() < end, "the node does not start");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Lab {
+            directory,
+            data,
+            control,
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn target(&self, volume: &str) -> String {
+        format!("neonsan://{}/{volume}", self.data)
+    }
+
+    fn volume(&self, words: &[&str]) -> Command {
+        let mut command = Command::cargo_bin("neonsan").unwrap();
+        let config = self.path("empty.toml");
+        std::fs::write(
+            &config,
+            "host-id = \"00112233-4455-6677-8899-aabbccddeeff\"\n",
+        )
+        .unwrap();
+        command.arg("--config").arg(config);
+        command.args(["volume", "--api", &self.control.to_string()]);
+        command.args(words);
+        command.timeout(Duration::from_secs(60));
+        command
+    }
+
+    fn json(&self, words: &[&str]) -> serde_json::Value {
+        let output = self.volume(words).arg("--json").output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+}
+
+/// An image of this size with data in some places and holes elsewhere.
+fn image(path: &Path, size: u64) {
+    let file = std::fs::File::create(path).unwrap();
+    file.set_len(size).unwrap();
+    let data: Vec<u8> = (0..300_000_u32).map(|i| (i * 7 + i / 251) as u8).collect();
+    file.write_all_at(&data, 4096).unwrap();
+    file.write_all_at(&data, size / 2 + 12_345).unwrap();
+    file.write_all_at(b"the end", size - 7).unwrap();
+}
+
+fn same(a: &Path, b: &Path) -> bool {
+    std::fs::read(a).unwrap() == std::fs::read(b).unwrap()
+}
+
+#[test]
+fn volumes_are_created_listed_resized_and_deleted() {
+    let lab = Lab::new();
+    let target = lab.target("pool/a");
+    lab.volume(&["create", &target, "--size", "8M", "--block-size", "4096"])
+        .assert()
+        .success()
+        .stdout("pool/a\n");
+    lab.volume(&["create", &target, "--size", "8M"])
+        .assert()
+        .code(7)
+        .stderr(contains("pool/a already"));
+    lab.volume(&["create", &lab.target("pool/b"), "--size", "1000"])
+        .assert()
+        .code(10)
+        .stderr(contains("multiple of 512"));
+    lab.volume(&["list"])
+        .assert()
+        .success()
+        .stdout(contains("pool/a").and(contains("4096/4096")));
+    lab.volume(&["list", "other"])
+        .assert()
+        .success()
+        .stdout(contains("pool/a").not());
+    assert_eq!(lab.json(&["info", &target])["size_bytes"], 8 << 20);
+    lab.volume(&["resize", &target, "--size", "4M"])
+        .assert()
+        .code(10);
+    lab.volume(&["resize", &target, "--size", "16M"])
+        .assert()
+        .success();
+    assert_eq!(lab.json(&["list"])["volumes"][0]["size_bytes"], 16 << 20);
+    assert_eq!(lab.json(&["delete", &target, "--yes"])["deleted"], "pool/a");
+    lab.volume(&["info", &target])
+        .assert()
+        .code(6)
+        .stderr(contains("no volume pool/a"));
+}
+
+#[test]
+fn an_image_comes_back_as_it_went_and_stays_sparse() {
+    let lab = Lab::new();
+    let (original, copy) = (lab.path("original"), lab.path("copy"));
+    let size = 24 << 20;
+    image(&original, size);
+    let (original_name, copy_name) = (original.to_str().unwrap(), copy.to_str().unwrap());
+    for (volume, line) in [
+        ("pool/made", &["--create"][..]),
+        ("pool/made4k", &["--create", "--block-size", "4096"]),
+    ] {
+        let target = lab.target(volume);
+        let sent = lab.json(&[&["import", &target, original_name], line].concat());
+        assert_eq!(sent["size_bytes"], size);
+        assert!(sent["data_bytes"].as_u64().unwrap() < 6 << 20, "{sent}");
+        let received = lab.json(&["export", &target, copy_name, "--force"]);
+        assert_eq!(received["volume"], volume);
+        assert!(same(&original, &copy));
+        let allocated = std::fs::metadata(&copy).unwrap().blocks() * 512;
+        assert!(allocated < 4 << 20, "{allocated} bytes are allocated");
+    }
+}
+
+#[test]
+fn an_import_overwrites_what_was_there_zeroes_included() {
+    let lab = Lab::new();
+    let target = lab.target("pool/v");
+    let (full, sparse, copy) = (lab.path("full"), lab.path("sparse"), lab.path("copy"));
+    let size = 6 << 20;
+    std::fs::write(&full, vec![0xa5; size]).unwrap();
+    image(&sparse, size as u64);
+    let create = ["create", &target, "--size", "8M"];
+    lab.volume(&create).assert().success();
+    for file in [&full, &sparse] {
+        let line = ["import", &target, file.to_str().unwrap()];
+        lab.volume(&line).assert().success().stdout("");
+    }
+    let line = ["export", &target, copy.to_str().unwrap()];
+    lab.volume(&line).assert().success();
+    // Behind the end of the file the volume stays as it is.
+    let mut expected = std::fs::read(&sparse).unwrap();
+    expected.resize(8 << 20, 0);
+    assert!(std::fs::read(&copy).unwrap() == expected);
+}
+
+#[test]
+fn what_cannot_be_transferred_is_refused_and_leaves_nothing() {
+    let lab = Lab::new();
+    let target = lab.target("pool/v");
+    let (big, copy) = (lab.path("big"), lab.path("copy"));
+    let (big_name, copy_name) = (big.to_str().unwrap(), copy.to_str().unwrap());
+    let create = ["create", &target, "--size", "1M"];
+    lab.volume(&create).assert().success();
+    image(&big, 2 << 20);
+    lab.volume(&["import", &target, big_name])
+        .assert()
+        .code(10)
+        .stderr(contains("does not fit").and(contains("volume resize")));
+    lab.volume(&["import", &target, "/nonexistent/file"])
+        .assert()
+        .code(6);
+    lab.volume(&["import", &lab.target("pool/v@s"), big_name])
+        .assert()
+        .code(2)
+        .stderr(contains("snapshot"));
+    lab.volume(&["export", &lab.target("pool/none"), copy_name])
+        .assert()
+        .code(6)
+        .stderr(contains("no volume pool/none"));
+    let http = format!("neonsan://{}/pool/v", lab.control);
+    lab.volume(&["export", &http, copy_name])
+        .assert()
+        .code(9)
+        .stderr(contains("HTTP"));
+    let nobody = format!("neonsan://{}/pool/v", free_address());
+    lab.volume(&["export", &nobody, copy_name])
+        .assert()
+        .code(8)
+        .stderr(contains("neonsan-node runs there"));
+    assert!(!copy.exists());
+    lab.volume(&["export", &target, big_name])
+        .assert()
+        .code(7)
+        .stderr(contains("--force"));
+}
