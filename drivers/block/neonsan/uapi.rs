@@ -480,8 +480,8 @@ pub mod attr {
         /// Who holds the volume. The same for every attach of one host, across reboots. Not all
         /// zero.
         pub const HOST_ID: u16 = 6;
-        /// The host's name for people, shown where the volume is refused to another host. The
-        /// system's own name when absent.
+        /// The host's name for people, shown where the volume is refused to another host. None
+        /// when absent.
         pub const HOST_NAME: u16 = 7;
         /// Identity of the volume, wherever it is served.
         pub const VOLUME_ID: u16 = 8;

@@ -29,8 +29,6 @@ pub struct Device {
     pub state: String,
     /// Time without service; 0 while there is.
     pub lost_ms: u64,
-    /// What happened last that is worth saying.
-    pub message: Option<String>,
     /// Size.
     pub size_bytes: u64,
     /// Whether writes are refused.
@@ -190,16 +188,6 @@ fn named<T: Copy>(
     }
 }
 
-/// The name of a session's state.
-pub fn session_state(attrs: Attrs<'_>) -> String {
-    let state = attrs.u32(attr::device::STATE);
-    named(
-        state,
-        uapi::SessionState::from_raw,
-        uapi::SessionState::name,
-    )
-}
-
 fn flag_names(value: u32, names: &[(&str, u32)]) -> Vec<String> {
     names
         .iter()
@@ -222,9 +210,12 @@ impl Device {
             volume: attrs.text(a::VOLUME).unwrap_or_default(),
             volume_id: uuid(a::VOLUME_ID),
             mode: named(attrs.u32(a::MODE), uapi::Mode::from_raw, uapi::Mode::name),
-            state: session_state(attrs),
+            state: named(
+                attrs.u32(a::STATE),
+                uapi::SessionState::from_raw,
+                uapi::SessionState::name,
+            ),
             lost_ms: attrs.number(a::LOST_MS).unwrap_or(0),
-            message: attrs.text(a::MESSAGE),
             size_bytes: attrs.number(a::SIZE).unwrap_or(0),
             read_only: abilities & uapi::ability::READ_ONLY != 0,
             open_count: attrs.u32(a::OPEN_COUNT).unwrap_or(0),

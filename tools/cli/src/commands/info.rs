@@ -88,17 +88,12 @@ fn show(device: &Device) -> String {
         show_size(device.size_bytes),
         device.size_bytes
     );
-    let mut pairs = vec![
+    let pairs = [
         ("device", device.device.clone()),
         ("volume", device.volume.clone()),
         ("volume id", text(&device.volume_id)),
         ("mode", device.mode.clone()),
         ("state", state),
-    ];
-    if let Some(message) = &device.message {
-        pairs.push(("last", message.clone()));
-    }
-    pairs.extend([
         ("size", size_text),
         ("open count", device.open_count.to_string()),
         ("nodes", nodes.join(", ")),
@@ -128,7 +123,7 @@ fn show(device: &Device) -> String {
         ),
         ("queue depth", device.queue_depth.to_string()),
         ("statistics", show_statistics(device)),
-    ]);
+    ];
     let mut out = fields(&pairs);
     if !device.connections.is_empty() {
         let rows: Vec<_> = device.connections.iter().map(connection_row).collect();

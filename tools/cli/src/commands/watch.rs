@@ -4,7 +4,6 @@
 
 use super::{parse_device_name, DeviceName};
 use crate::cli::{Common, Watch};
-use crate::device::session_state;
 use crate::error::{Error, Kind, Result};
 use crate::netlink::{Client, Event};
 use crate::output::{print, print_json_line};
@@ -21,8 +20,6 @@ struct Happened {
     device: Option<String>,
     index: Option<u32>,
     volume: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    state: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     connection: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -95,7 +92,6 @@ impl Happened {
             device: attrs.text(a::NAME).map(|name| format!("/dev/{name}")),
             index: attrs.u32(a::INDEX),
             volume: attrs.text(a::VOLUME),
-            state: attrs.u32(a::STATE).map(|_| session_state(attrs)),
             connection: attrs.u32(a::CONNECTION_INDEX),
             size_bytes: attrs.number(a::SIZE),
             message: attrs.text(a::MESSAGE),
@@ -112,7 +108,6 @@ impl Happened {
                 "  connection ",
                 self.connection.map(|index| index.to_string()),
             ),
-            ("  ", self.state.clone()),
             ("  ", self.size_bytes.map(show_size)),
             ("  ", self.message.clone()),
         ] {
