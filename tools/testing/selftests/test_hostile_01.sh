@@ -18,7 +18,7 @@ while IFS=$'\t' read -r name moment outcome causes _ about; do
 		--iodepth=4 --verify=crc32c --verify_fatal=1 --output=fio.log || code=$?
 	said=$(neonsan info --json "$DEVICE" | jq -r '[.connections[].last_cause | select(. != null)] | join("; ")')
 	# The first cause is in the log: a second one may have followed (a session that is unknown).
-	said="$said; $(dmesg | sed -n "/misbehaviour $name\$/,\$p" | grep -o 'lost (.*)' | sed -n 1p)"
+	said="$said; $(dmesg | sed -n "/misbehaviour $name\$/,\$p" | sed -n 's/.*\(lost (.*)\).*/\1/p' | sed -n 1p)"
 	state=$(info .state)
 	problem=''
 	grep -q '^misbehaved' hostile.log || problem="the node never came to misbehave"
