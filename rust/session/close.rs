@@ -173,6 +173,15 @@ impl fmt::Display for CloseCause {
             CloseCause::NotNeonsan(HelloError::NotNeonsan | HelloError::Short) => {
                 f.write_str("the peer does not speak NeonSAN: is the port right?")
             }
+            CloseCause::Version { min, max }
+                if *min <= neonsan_proto::MAX_VERSION && neonsan_proto::MIN_VERSION <= *max =>
+            {
+                write!(
+                    f,
+                    "the peer did not agree to a version of the protocol, though it claims to speak \
+                     {min} to {max} as this side does: its software is faulty"
+                )
+            }
             CloseCause::Version { min, max } => write!(
                 f,
                 "the peer speaks versions {min} to {max} of the protocol, this side {} to {}: upgrade the older one",

@@ -9,7 +9,7 @@
 //! Any state ends with a [`CloseCause`] instead. The deadline belongs to the caller
 //! ([`Timeouts::connect_ms`](crate::Timeouts)), since only it can interrupt a socket.
 
-use super::session::ConnectKind;
+use super::terms::ConnectKind;
 use crate::CloseCause;
 use neonsan_proto::{
     Capabilities, ClientHello, Crc32c, Features, Geometry, Header, Kind, Mode, NodeAddress,

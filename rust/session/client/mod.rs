@@ -7,12 +7,11 @@ mod handshake;
 mod receiver;
 mod session;
 mod slots;
+mod terms;
 
 pub use durability::{Durability, FlushMark, WritesLost};
 pub use handshake::{check_same_volume, Handshake, Identity, Opened, Progress, RefusedOpen};
 pub use receiver::{Received, Receiver, Want};
-pub use session::{
-    Action, Config, ConnectKind, Connection, ConnectionState, Notice, Session, SessionState,
-    MAX_CONNECTIONS,
-};
+pub use session::{Connection, Session, MAX_CONNECTIONS};
 pub use slots::{Matched, Request, Slot, SlotInfo, SlotState, SlotTable};
+pub use terms::{Action, Config, ConnectKind, ConnectionState, Notice, SessionState};
