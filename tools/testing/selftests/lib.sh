@@ -48,11 +48,11 @@ expect_error() {
 # $TEST_DIR/NAME*; $NODE_PID, $NODE_DATA (host:port) and $NODE_API are of the one
 # started last.
 
-# need_programs: skip where the tools are not built into the payload.
+# need_programs: without the tools there is nothing to test, and that is no reason to pass.
 need_programs() {
 	local program
 	for program in neonsan neonsan-node; do
-		[ -x "/payload/bin/$program" ] || skip "the program $program is not on the payload disk"
+		[ -x "/payload/bin/$program" ] || fail "the program $program is not on the payload disk: build the tools"
 	done
 }
 
