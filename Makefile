@@ -70,7 +70,8 @@ module:
 	rustc=$$($(metadata)/check-kdir "$$kdir" '$(RUSTC)'); \
 	cc=$$($(metadata)/kernel-cc "$$kdir"); \
 	mkdir -p '$(MO)'; \
-	$(MAKE) -C "$$kdir" M='$(top)' MO='$(abspath $(MO))' RUSTC="$$rustc" CC="$$cc" $(if $(CLIPPY),CLIPPY=$(CLIPPY)) modules
+	llvm=; if grep -q '^CONFIG_LD_IS_LLD=y' "$$kdir/.config"; then llvm=LLVM=1; fi; \
+	$(MAKE) -C "$$kdir" M='$(top)' MO='$(abspath $(MO))' RUSTC="$$rustc" CC="$$cc" $$llvm $(if $(CLIPPY),CLIPPY=$(CLIPPY)) modules
 
 else
 
