@@ -25,15 +25,18 @@ pub(crate) fn run(connection: &Arc<Connection>) {
     // Dirty pages may wait for this connection.
     let _scope = NoIoScope::enter();
     let result = connect(connection, &task);
-    {
+    // The last owner of a socket releases it, which sleeps: never under the lock.
+    let done_with = {
         let mut shared = connection.shared.lock();
         shared.step = ConnectStep::None;
-        shared.connecting = None;
-    }
+        shared.connecting.take()
+    };
+    drop(done_with);
     let device = &connection.device;
     match result {
         Ok((established, opened)) => {
-            connection.shared.lock().established = Some(established);
+            let older = connection.shared.lock().established.replace(established);
+            drop(older);
             let max_connections = opened.reply.max_connections.get();
             let mut session = device.session().lock();
             let wanted = session.on_opened(connection.index, max_connections, now());
@@ -41,7 +44,8 @@ pub(crate) fn run(connection: &Arc<Connection>) {
             let lost_writes = wanted && device.on_volume(&opened);
             drop(session);
             if !wanted {
-                connection.shared.lock().established = None;
+                let unwanted = connection.shared.lock().established.take();
+                drop(unwanted);
             }
             if lost_writes {
                 device.report_lost_writes();
@@ -122,7 +126,8 @@ fn open_socket(
     let failed = |e: Error| CloseCause::ConnectFailed(-e.to_errno());
     let socket = TcpSocket::new(&device.params().net, &node.addr).map_err(failed)?;
     let socket = Arc::new(socket, GFP_KERNEL).map_err(|_| CloseCause::NoMemory)?;
-    connection.shared.lock().connecting = Some(socket.clone());
+    let older = connection.shared.lock().connecting.replace(socket.clone());
+    drop(older);
     if device.is_closing() {
         return Err(CloseCause::Detached);
     }

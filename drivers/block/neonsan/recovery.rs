@@ -202,7 +202,9 @@ fn stop(device: &Arc<Device>, index: u16, cause: CloseCause) {
     );
     let parked = connection.park();
     traced(device, index, uapi::ConnectionState::Idle, "");
-    connection.shared.lock().established = None;
+    // Releasing a socket sleeps: not under the lock.
+    let unused = connection.shared.lock().established.take();
+    drop(unused);
     if !device.is_closing() {
         pr_debug!(
             "{}: connection {index}: {text}; {parked} parked\n",
