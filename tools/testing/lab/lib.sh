@@ -26,7 +26,9 @@ lab_stamps=$NEONSAN_CACHE/stamps
 lab_metadata=$NEONSAN_CACHE/kernel-metadata
 lab_images=$NEONSAN_CACHE/images
 lab_cargo_home=$NEONSAN_CACHE/cargo-home
-lab_cargo_target=$NEONSAN_CACHE/cargo-target
+# Two checkouts that build at the same time each name a directory of their own
+# here (under $NEONSAN_CACHE): else they would overwrite each other's programs.
+lab_cargo_target=${NEONSAN_CARGO_TARGET:-$NEONSAN_CACHE/cargo-target}
 
 log() { printf '[lab %s] %s\n' "$(date +%H:%M:%S)" "$*" >&2; }
 die() { printf 'lab: error: %s\n' "$*" >&2; exit 1; }
