@@ -9,6 +9,8 @@
 
 MAKEFLAGS += --no-print-directory
 SHELL := /bin/bash
+# A failed program in a pipe is a failure.
+.SHELLFLAGS := -o pipefail -c
 
 top := $(patsubst %/,%,$(dir $(abspath $(lastword $(MAKEFILE_LIST)))))
 lab := $(top)/tools/testing/lab
