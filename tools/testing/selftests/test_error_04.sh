@@ -1,0 +1,66 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0 OR MIT
+# the node's disk fails a flush: no later flush succeeds; and nobody is let in who cannot be remembered
+# timeout: 300
+. "$TEST_LIB"
+
+# A file system on a disk that takes what is written to the page cache and loses
+# it later: a loop device whose file is on a file system that fills up.
+need_programs
+modprobe loop
+mkdir -p backing disk
+mount -t tmpfs -o size=32m tmpfs backing
+at_exit umount -l backing
+truncate -s 96M backing/image
+mkfs.ext4 -q -E lazy_itable_init=1,lazy_journal_init=1,nodiscard -J size=4 -I 256 -N 64 backing/image
+loop=$(losetup --find --show backing/image)
+at_exit losetup -d "$loop"
+mount -o errors=continue,data=writeback "$loop" disk
+at_exit umount -l disk
+{
+	printf '[engine.main]\nkind = "file"\npath = "%s"\nbuffered = true\n' "$TEST_DIR/disk"
+	printf '[data]\nlisten = ["127.0.0.1:9666"]\n[control]\nlisten = ["127.0.0.1:9667"]\n[timeouts]\nshutdown_grace_ms = 200\n'
+} >node.toml
+node_start
+volume test/flush 64M
+attach test/flush
+boot=$(info .session.boot_id)
+fill "$DEVICE" 1048576 before
+# The disk below is full from here on; the file system above does not know.
+dd if=/dev/zero of=backing/ballast bs=64k status=none 2>/dev/null || true
+dd if=/dev/urandom of="$DEVICE" bs=1M seek=8 count=24 oflag=direct status=none || fail "the page cache did not take the writes"
+if sync "$DEVICE" 2>sync.log; then fail "a flush succeeded though the disk lost the data"; fi
+note "as it should: $(cat sync.log)"
+rm backing/ballast
+# The kernel below would now say that all is well. The node knows better.
+for try in 1 2 3; do
+	if sync "$DEVICE" 2>/dev/null; then fail "flush $try after the failed one succeeded"; fi
+	if dd if=/dev/zero of="$DEVICE" bs=4k count=1 oflag=direct,sync status=none 2>/dev/null; then
+		fail "a durable write after the failed flush succeeded"
+	fi
+done
+# Reads and the device go on.
+dd if="$DEVICE" of=/dev/null bs=1M count=1 iflag=direct status=none || fail "reads fail"
+equal "the state" "$(info .state)" live
+detach
+# The next node process says that its memory is not the one of before.
+node_stop
+node_start
+attach test/flush
+[ "$(info .session.boot_id)" != "$boot" ] || fail "the node kept its boot id over a failed flush"
+fill "$DEVICE" 1048576 after || fail "the volume does not take writes after the restart"
+detach
+
+node_stop
+
+# Who would be unknown after a restart of the node is not let in.
+node_start other file 9676
+volume test/record 4M
+record=/var/tmp/other-volumes/test/record/record
+chattr +i "$record"
+at_exit chattr -i "$record"
+expect_error 'cannot save who holds the volume' neonsan-attach "neonsan://$NODE_DATA/test/record"
+chattr -i "$record"
+attach test/record
+detach
+node_stop
