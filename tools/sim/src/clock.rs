@@ -48,8 +48,16 @@ pub(crate) enum Event {
     Start { node: usize },
     /// A fault of the scenario begins.
     Fault { index: usize },
-    /// A fault of the scenario ends.
-    Repair { index: usize, boot: u64 },
+    /// A fault of the scenario ends that befell a node in that life of its process.
+    Repair {
+        index: usize,
+        node: usize,
+        boot: u64,
+    },
+    /// The storage gives the volume to a node that asked for it in that life of its process.
+    Owned { node: usize, boot: u64 },
+    /// A node hears that the volume is not its own any more since the end of a term.
+    Disowned { node: usize, term: u64 },
     /// The time of faults is over.
     Calm,
 }

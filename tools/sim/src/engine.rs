@@ -5,6 +5,10 @@
 //!
 //! The engine also watches over fencing, without asking the gate: it is told who was let in, and
 //! from then on no operation of anybody displaced may touch a block.
+//!
+//! Several nodes may have this one storage (a cluster's image, say). It then belongs to one of them
+//! at a time, for a *term*. A node that takes it begins a new term, and the storage refuses whatever
+//! comes with an older one: that is what breaking a lock and blocklisting its holder come to.
 
 use crate::clock::{Core, Event};
 use crate::content::{Block, BLOCK_BYTES, ZEROES};
@@ -20,6 +24,10 @@ pub(crate) type SessionId = [u8; 16];
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ticket {
     pub(crate) node: usize,
+    /// Its session only reads, beside others.
+    pub(crate) read_only: bool,
+    /// The term in which the node let the connection in.
+    pub(crate) term: u64,
     pub(crate) conn: ConnId,
     pub(crate) session: SessionId,
     pub(crate) generation: u64,
@@ -34,6 +42,8 @@ pub(crate) struct Done {
     pub(crate) command: Command,
     /// What was read.
     pub(crate) data: Vec<u8>,
+    /// The storage did not carry it out, or not to its end: another node has the volume.
+    pub(crate) refused: bool,
 }
 
 #[derive(Debug)]
@@ -45,6 +55,8 @@ struct Op {
     split: u64,
     low_first: bool,
     step: u8,
+    /// Its node has lost the volume.
+    refused: bool,
 }
 
 /// Properties of the engine of a run.
@@ -58,6 +70,10 @@ pub(crate) struct EngineSetup {
     pub(crate) lying_flush: bool,
     /// The engine watches over fencing.
     pub(crate) watched: bool,
+    /// The storage carries out what comes with an older term: a planted bug.
+    pub(crate) without_blocklist: bool,
+    /// After so much silence the storage takes a node for dead, in microseconds.
+    pub(crate) watch_us: u64,
 }
 
 /// The storage of one volume.
@@ -78,11 +94,24 @@ pub(crate) struct Engine {
     pub(crate) remembered: Vec<Remembered>,
     owner: Option<SessionId>,
     displaced: BTreeSet<SessionId>,
+    /// The term in force, and whose it is.
+    term: u64,
+    term_owner: Option<usize>,
+    nodes: Vec<NodeSeen>,
+}
+
+/// A node as its storage sees it.
+#[derive(Clone, Copy, Debug, Default)]
+struct NodeSeen {
+    /// Since when its process does nothing.
+    away_since_us: Option<u64>,
+    /// It cannot reach the storage before this time.
+    cut_off_until_us: u64,
 }
 
 impl Engine {
     /// An engine with a volume of zeroes.
-    pub(crate) fn new(setup: EngineSetup, blocks: u64) -> Self {
+    pub(crate) fn new(setup: EngineSetup, blocks: u64, nodes: usize) -> Self {
         Engine {
             setup,
             durable: vec![ZEROES; blocks as usize],
@@ -95,8 +124,76 @@ impl Engine {
             remembered: Vec::new(),
             owner: None,
             displaced: BTreeSet::new(),
+            term: 0,
+            term_owner: None,
+            nodes: vec![NodeSeen::default(); nodes],
         }
     }
+
+    // ---- terms ----
+
+    /// A node takes the volume. Whatever another one has under way gets to some point, or not even
+    /// begins, and nothing of it touches a block later. Returns the new term, and who had the
+    /// last.
+    pub(crate) fn take(&mut self, core: &mut Core, node: usize) -> (u64, Option<(usize, u64)>) {
+        let last = self
+            .term_owner
+            .filter(|owner| *owner != node)
+            .map(|owner| (owner, self.term));
+        let ids: Vec<u64> = self.ops.keys().copied().collect();
+        for id in ids {
+            if self.setup.without_blocklist {
+                break;
+            }
+            let Some(mut op) = self.ops.remove(&id) else {
+                continue;
+            };
+            self.stop_somewhere(core, &mut op);
+            op.refused = true;
+            self.ops.insert(id, op);
+        }
+        self.term += 1;
+        self.term_owner = Some(node);
+        core.trace(|| format!("node {node} has the volume, term {}", self.term));
+        (self.term, last)
+    }
+
+    /// Saves what a node's gate remembers, unless another node has the volume.
+    pub(crate) fn save(&mut self, term: u64, remembered: Vec<Remembered>) -> bool {
+        let valid = term == self.term;
+        if valid {
+            self.remembered = remembered;
+        }
+        valid
+    }
+
+    /// A node's process stands still or is gone (since when), or is there.
+    pub(crate) fn set_away(&mut self, node: usize, since_us: Option<u64>) {
+        self.nodes[node].away_since_us = since_us;
+    }
+
+    /// A node cannot reach the storage for a while.
+    pub(crate) fn cut_off(&mut self, core: &Core, node: usize, for_us: u64) {
+        self.nodes[node].cut_off_until_us = core.now_us + for_us;
+    }
+
+    /// Until when a node cannot reach the storage, if it cannot.
+    pub(crate) fn cut_off_until_us(&self, core: &Core, node: usize) -> Option<u64> {
+        let until_us = self.nodes[node].cut_off_until_us;
+        (until_us > core.now_us).then_some(until_us)
+    }
+
+    /// Whether another node has the volume and, by all that the storage knows, uses it.
+    pub(crate) fn is_in_other_hands(&self, core: &Core, node: usize) -> bool {
+        let Some(owner) = self.term_owner.filter(|owner| *owner != node) else {
+            return false;
+        };
+        let away_since_us = self.nodes[owner].away_since_us;
+        let silent = away_since_us.is_some_and(|at| core.now_us - at >= self.setup.watch_us);
+        !silent && self.cut_off_until_us(core, owner).is_none()
+    }
+
+    // ---- sessions ----
 
     /// Number of blocks.
     pub(crate) fn blocks(&self) -> u64 {
@@ -131,6 +228,11 @@ impl Engine {
         opens: bool,
     ) -> Option<SessionId> {
         let session = ticket.session;
+        if ticket.term != self.term {
+            // The node does not know yet that it has lost the volume. Nobody is harmed: the storage
+            // does nothing that is asked for on this connection.
+            return None;
+        }
         if self.displaced.contains(&session) {
             core.fail(format!(
                 "session {} was let in again after another had the volume",
@@ -147,13 +249,17 @@ impl Engine {
             ));
         }
         self.epochs.insert((session, ticket.index), ticket.epoch);
-        let lost = self.owner.filter(|owner| *owner != session);
+        let lost = self
+            .owner
+            .filter(|owner| *owner != session && !ticket.read_only);
         if let Some(lost) = lost {
             self.displaced.insert(lost);
         }
-        self.owner = Some(session);
+        if !ticket.read_only {
+            self.owner = Some(session);
+        }
         // Nothing displaced may even be there: it would touch blocks later.
-        for op in self.ops.values() {
+        for op in self.ops.values().filter(|op| !op.refused) {
             if let Some(why) = self.displacement(&op.ticket) {
                 core.fail(format!(
                     "{:?} of {} is in the engine while its successor is let in: {why}",
@@ -175,7 +281,10 @@ impl Engine {
         if !self.setup.watched {
             return None;
         }
-        if self.owner != Some(ticket.session) {
+        if ticket.term != self.term {
+            return Some("another node has the volume".into());
+        }
+        if self.owner != Some(ticket.session) && !ticket.read_only {
             return Some("another session has the volume".into());
         }
         let generation = self.generations.get(&ticket.session).copied().unwrap_or(0);
@@ -211,6 +320,7 @@ impl Engine {
             split: first + core.rng.below(count + 1),
             low_first: core.rng.permille(500),
             step: 0,
+            refused: ticket.term != self.term && !self.setup.without_blocklist,
         };
         self.next_op += 1;
         self.ops.insert(self.next_op, op);
@@ -220,12 +330,22 @@ impl Engine {
 
     /// An operation makes its next step.
     pub(crate) fn on_step(&mut self, core: &mut Core, id: u64) -> Option<Done> {
-        if self.hangs_until_us > core.now_us && self.ops.contains_key(&id) {
+        let node = self.ops.get(&id)?.ticket.node;
+        let stands_until_us = self.hangs_until_us.max(self.nodes[node].cut_off_until_us);
+        if stands_until_us > core.now_us {
             let delay = core.rng.delay_us(self.setup.step_us);
-            core.at(self.hangs_until_us + delay, Event::Engine { op: id });
+            core.at(stands_until_us + delay, Event::Engine { op: id });
             return None;
         }
         let mut op = self.ops.remove(&id)?;
+        if op.refused {
+            return Some(Done {
+                ticket: op.ticket,
+                command: op.command,
+                data: Vec::new(),
+                refused: true,
+            });
+        }
         op.step += 1;
         if op.step <= 2 {
             self.touch(core, &mut op);
@@ -244,11 +364,19 @@ impl Engine {
             ticket: op.ticket,
             command: op.command,
             data: op.data,
+            refused: false,
         })
     }
 
     /// Carries out one half of an operation.
     fn touch(&mut self, core: &mut Core, op: &mut Op) {
+        if op.ticket.read_only && op.command.kind != Kind::Read {
+            core.fail(format!(
+                "{:?} of {}, which may only read",
+                op.command.kind,
+                describe(&op.ticket)
+            ));
+        }
         if let Some(why) = self.displacement(&op.ticket) {
             core.fail(format!(
                 "{:?} of {} touches the engine: {why}",
@@ -315,10 +443,16 @@ impl Engine {
             let Some(mut op) = self.ops.remove(&id) else {
                 continue;
             };
-            while op.step < 2 && op.command.kind != Kind::Flush && core.rng.permille(500) {
-                op.step += 1;
-                self.touch(core, &mut op);
-            }
+            self.stop_somewhere(core, &mut op);
+        }
+    }
+
+    /// Carries an operation that will never end to some point.
+    fn stop_somewhere(&mut self, core: &mut Core, op: &mut Op) {
+        while !op.refused && op.step < 2 && op.command.kind != Kind::Flush && core.rng.permille(500)
+        {
+            op.step += 1;
+            self.touch(core, op);
         }
     }
 

@@ -24,8 +24,8 @@ pub(crate) struct Env {
     pub(crate) model: Model,
     pub(crate) setup: Setup,
     pub(crate) counts: Counts,
-    /// The node's machine accepts connections.
-    pub(crate) listening: bool,
+    /// Which nodes' machines accept connections.
+    pub(crate) listening: Vec<bool>,
 }
 
 /// How much a run has tried.
@@ -45,6 +45,8 @@ pub struct Counts {
     pub failed_flushes: u64,
     /// Hosts that lost the volume to another.
     pub fenced: u64,
+    /// How often a volume went from one node to another.
+    pub moves: u64,
 }
 
 impl Counts {
@@ -57,6 +59,7 @@ impl Counts {
         self.resends += other.resends;
         self.failed_flushes += other.failed_flushes;
         self.fenced += other.fenced;
+        self.moves += other.moves;
     }
 }
 

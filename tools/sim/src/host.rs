@@ -226,15 +226,11 @@ impl Host {
         if env.net.is_parted(&env.core, self.index) {
             return;
         }
-        let leads_there = env
-            .setup
-            .addresses
-            .get(usize::from(node))
-            .copied()
-            .unwrap_or(false);
+        let there = env.setup.addresses.get(usize::from(node)).copied();
+        let there = there.flatten().filter(|node| env.listening[*node]);
         let delay_us = env.core.rng.delay_us(env.setup.net.delay_us);
-        let conn = (leads_there && env.listening).then(|| {
-            let conn = env.net.connect(self.index, connection, 0);
+        let conn = there.map(|node| {
+            let conn = env.net.connect(self.index, connection, node);
             env.core.after(delay_us, Event::Accept { conn });
             conn
         });
@@ -278,7 +274,10 @@ impl Host {
         };
         let identity = Identity {
             volume,
-            mode: Mode::Exclusive,
+            mode: match self.attach.read_only {
+                true => Mode::ReadOnly,
+                false => Mode::Exclusive,
+            },
             force: self.attach.force,
             session_id: self.session_id,
             host_id: [self.attach.host_id; 16],
@@ -464,7 +463,7 @@ impl Host {
         let connections = u64::from(self.session.connection_count());
         let connection = env.core.rng.below(connections) as u16;
         let version = Version(((self.index as u64 + 1) << 32) | u64::from(self.issued));
-        let mut io: Io = next_io(env, self.index, self.blocks, version);
+        let mut io: Io = next_io(env, self.index, self.blocks, version, self.attach.read_only);
         if io.request.kind == Kind::Flush {
             io.flush_mark = Some(self.cache.begin_flush());
         }

@@ -5,6 +5,7 @@
 //! All decisions are those of `neonsan_session::server`; what is here only carries bytes, as the
 //! daemon does.
 
+mod ownership;
 mod peer;
 
 use crate::clock::{Core, Event};
@@ -12,8 +13,10 @@ use crate::engine::{name, Done, SessionId, Ticket};
 use crate::env::Env;
 use crate::net::{Closing, ConnId, Side};
 use crate::setup::Planted;
-use neonsan_proto::{EventKind, Header, OpenReply, Refusal, Status};
-use neonsan_session::server::{ConnectionId, Gate, GateAction, Opening, Receiver, RefuseReason};
+use neonsan_proto::{EventKind, Header, Mode, OpenReply, Refusal, Status};
+use neonsan_session::server::{
+    ConnectionId, Gate, GateAction, Introduced, Opening, Receiver, RefuseReason,
+};
 use neonsan_session::{CloseCause, Instant};
 use peer::{Peer, Phase, Pumped};
 use std::collections::BTreeMap;
@@ -37,6 +40,10 @@ pub(crate) struct Node {
     stopping: bool,
     /// How often it was started.
     pub(crate) boot: u64,
+    /// The term in which it has the volume, if it has.
+    term: Option<u64>,
+    /// Connections that wait for the node to have the volume.
+    callers: Vec<ConnId>,
     gate: Gate,
     /// The version of the gate's memory that was saved last.
     saved_memory: Option<u64>,
@@ -45,6 +52,7 @@ pub(crate) struct Node {
     missed: Vec<Done>,
     missed_wakes: Vec<ConnId>,
     missed_accepts: Vec<ConnId>,
+    missed_disowned: Option<u64>,
     timer_at: Option<u64>,
 }
 
@@ -64,14 +72,18 @@ impl Node {
             life: Life::Running,
             stopping: false,
             boot: 1,
+            term: None,
+            callers: Vec::new(),
             gate: Gate::new(env.setup.gate),
             saved_memory: None,
             peers: BTreeMap::new(),
             missed: Vec::new(),
             missed_wakes: Vec::new(),
             missed_accepts: Vec::new(),
+            missed_disowned: None,
             timer_at: None,
         };
+        node.own_alone(env);
         node.set_timer(env);
         node
     }
@@ -103,9 +115,13 @@ impl Node {
             env.net.close(&mut env.core, conn, Side::Node, closing);
         }
         self.peers.clear();
+        self.callers.clear();
         self.missed.clear();
         self.missed_wakes.clear();
+        self.missed_disowned = None;
         env.engine.on_node_gone(&mut env.core, self.index);
+        let now_us = env.core.now_us;
+        env.engine.set_away(self.index, Some(now_us));
     }
 
     /// The process is started again.
@@ -115,15 +131,13 @@ impl Node {
         }
         self.boot += 1;
         self.life = Life::Running;
-        let remembered = match env.setup.planted {
-            Planted::ForgetfulNode => Vec::new(),
-            _ => env.engine.remembered.clone(),
-        };
-        self.gate = Gate::restore(env.setup.gate, remembered, env.core.now());
-        self.saved_memory = None;
+        env.engine.set_away(self.index, None);
+        self.term = None;
+        self.gate = Gate::new(env.setup.gate);
         self.timer_at = None;
         env.core
             .trace(|| format!("node {} starts, boot {}", self.index, self.boot));
+        self.own_alone(env);
         self.set_timer(env);
     }
 
@@ -132,6 +146,8 @@ impl Node {
         if self.life == Life::Running {
             env.core.trace(|| format!("node {} pauses", self.index));
             self.life = Life::Paused;
+            let now_us = env.core.now_us;
+            env.engine.set_away(self.index, Some(now_us));
         }
     }
 
@@ -142,8 +158,9 @@ impl Node {
         }
         env.core.trace(|| format!("node {} goes on", self.index));
         self.life = Life::Running;
+        env.engine.set_away(self.index, None);
         // In any order: its threads wake as they like.
-        let mut steps: Vec<u64> = (0..3).collect();
+        let mut steps: Vec<u64> = (0..4).collect();
         while !steps.is_empty() {
             let at = env.core.rng.index(steps.len());
             match steps.swap_remove(at) {
@@ -155,6 +172,11 @@ impl Node {
                 1 => {
                     for conn in std::mem::take(&mut self.missed_wakes) {
                         env.net.wake(&mut env.core, conn, Side::Node, 500);
+                    }
+                }
+                2 => {
+                    if let Some(term) = self.missed_disowned.take() {
+                        self.on_disowned(env, term);
                     }
                 }
                 _ => {
@@ -250,7 +272,9 @@ impl Node {
             Ok(Pumped::Idle) => {}
             Ok(Pumped::Introduced) => self.introduce(env, conn),
             Ok(Pumped::Release) => {
-                self.gate.on_release(id_of(conn));
+                if self.term.is_some() {
+                    self.gate.on_release(id_of(conn));
+                }
                 self.close(env, conn, CloseCause::Released);
             }
             Err(cause) => {
@@ -297,12 +321,25 @@ impl Node {
                 },
             );
         }
+        if self.term.is_some() {
+            self.ask_gate(env, conn, introduced);
+        } else {
+            self.call_for_volume(env, conn, introduced);
+        }
+    }
+
+    fn ask_gate(&mut self, env: &mut Env, conn: ConnId, introduced: Introduced) {
         let now = env.core.now();
+        let request = introduced.request;
         match self
             .gate
             .introduce(id_of(conn), introduced.kind, &request, now)
         {
-            Opening::Waiting => peer.phase = Phase::Waiting,
+            Opening::Waiting => {
+                if let Some(peer) = self.peers.get_mut(&conn) {
+                    peer.phase = Phase::Waiting;
+                }
+            }
             Opening::Refused(reason) => self.refuse(env, conn, reason),
         }
     }
@@ -351,11 +388,9 @@ impl Node {
     }
 
     fn admit(&mut self, env: &mut Env, conn: ConnId) {
-        let version = Some(self.gate.memory_version());
-        if self.saved_memory != version {
-            self.saved_memory = version;
-            env.engine.remembered = self.gate.memory().collect();
-        }
+        let Some(term) = self.save_memory(env) else {
+            return;
+        };
         let boot_id = self.boot_id();
         let Some(peer) = self.peers.get_mut(&conn) else {
             env.core
@@ -368,6 +403,8 @@ impl Node {
         let request = introduced.request;
         let ticket = Ticket {
             node: self.index,
+            read_only: request.mode() == Mode::ReadOnly,
+            term,
             conn,
             session: request.session_id,
             generation: request.generation.get(),
@@ -382,7 +419,7 @@ impl Node {
             env.model.settle_host(host_of(&lost));
         }
         let geometry = env.geometry();
-        let limits = peer::limits(env);
+        let limits = peer::limits(env, ticket.read_only);
         let reply = OpenReply {
             geometry,
             volume_id: [0x70; 16],
@@ -451,6 +488,10 @@ impl Node {
             Life::Gone => return,
             Life::Paused => return self.missed.push(done),
             Life::Running => {}
+        }
+        if done.refused {
+            // The storage says so itself: no need to wait for the news.
+            self.on_disowned(env, done.ticket.term);
         }
         let conn = done.ticket.conn;
         let Some(peer) = self.peers.get_mut(&conn) else {

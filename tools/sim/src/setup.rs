@@ -30,11 +30,14 @@ pub enum Planted {
     IgnoredBootId,
     /// A restarted node does not know who was displaced before.
     ForgetfulNode,
+    /// The storage goes on with the operations of a node that has lost the volume to another; only
+    /// the bytes can tell.
+    NoBlocklist,
 }
 
 impl Planted {
     /// Every planted fault, by the name of its switch.
-    pub const ALL: [(&'static str, Planted); 8] = [
+    pub const ALL: [(&'static str, Planted); 9] = [
         ("no-fencing", Planted::NoFencing),
         ("stale-writes", Planted::StaleWrites),
         ("early-resend", Planted::EarlyResend),
@@ -43,6 +46,7 @@ impl Planted {
         ("lying-flush", Planted::LyingFlush),
         ("ignored-boot-id", Planted::IgnoredBootId),
         ("forgetful-node", Planted::ForgetfulNode),
+        ("no-blocklist", Planted::NoBlocklist),
     ];
 }
 
@@ -77,6 +81,8 @@ pub(crate) enum Fault {
     Refuse,
     /// The engine stands still.
     Hang,
+    /// A node cannot reach its storage: what it began there stands still.
+    CutOff,
     /// The volume grows.
     Grow,
 }
@@ -95,6 +101,8 @@ pub(crate) struct Attach {
     pub(crate) at_us: u64,
     pub(crate) host_id: u8,
     pub(crate) force: bool,
+    /// It only reads, beside whoever has the volume.
+    pub(crate) read_only: bool,
     /// Requests of its workload.
     pub(crate) requests: u32,
     /// It detaches in order once its workload is done.
@@ -119,8 +127,14 @@ pub struct Setup {
     pub(crate) gate: GateConfig,
     /// After how much silence the node sends PING, and gives a connection up.
     pub(crate) node_heartbeat_ms: (u32, u32),
-    /// Which addresses lead to the node; the others lead nowhere.
-    pub(crate) addresses: Vec<bool>,
+    /// Nodes over the one storage.
+    pub(crate) nodes: usize,
+    /// How long a node that takes the volume waits for the storage, shortest and longest, and how
+    /// much later the node that loses it hears of that at most; in microseconds.
+    pub(crate) take_us: (u64, u64),
+    pub(crate) disowned_us: u64,
+    /// Which node each address leads to, if any.
+    pub(crate) addresses: Vec<Option<usize>>,
     pub(crate) attaches: Vec<Attach>,
     /// Requests of the longest workload, and how many of each at once.
     pub(crate) requests: u32,
@@ -158,7 +172,9 @@ impl Setup {
                 step_us: rng.pick(&[(5, 100), (50, 2_000), (500, 60_000)]),
                 volatile_cache,
                 lying_flush: planted == Planted::LyingFlush,
-                watched: planted != Planted::StaleWrites,
+                watched: !matches!(planted, Planted::StaleWrites | Planted::NoBlocklist),
+                without_blocklist: planted == Planted::NoBlocklist,
+                watch_us: rng.range(300_000, 3_000_000),
             },
             timeouts,
             gate: GateConfig {
@@ -169,8 +185,16 @@ impl Setup {
                 without_fencing: matches!(planted, Planted::NoFencing | Planted::StaleWrites),
             },
             node_heartbeat_ms: (rng.range(200, 1_500) as u32, rng.range(2_000, 5_000) as u32),
+            nodes: 1,
+            take_us: (1_000, rng.range(5_000, 500_000)),
+            disowned_us: rng.pick(&[2_000, 100_000, 3_000_000]),
             addresses: rng
-                .pick(&[&[true][..], &[true], &[true, true], &[false, true]])
+                .pick(&[
+                    &[Some(0)][..],
+                    &[Some(0)],
+                    &[Some(0), Some(0)],
+                    &[None, Some(0)],
+                ])
                 .to_vec(),
             attaches: attaches(rng, calm_at_us, requests),
             requests,
@@ -183,6 +207,56 @@ impl Setup {
         .with_flips(rng)
         .with_impatience(rng)
         .with_handover(rng)
+        .with_nodes(rng)
+        .with_reader(rng)
+    }
+
+    /// Some worlds have a host that reads all along what others write. One node only: who may read
+    /// from a node that does not have the volume is not decided yet.
+    fn with_reader(mut self, rng: &mut Rng) -> Self {
+        if self.nodes == 1 && rng.permille(200) {
+            self.attaches.push(Attach {
+                at_us: rng.below(self.calm_at_us / 2),
+                host_id: 9,
+                force: rng.permille(100),
+                read_only: true,
+                requests: self.requests,
+                detaches: rng.permille(500),
+                yanked_after_us: yanked(rng, self.calm_at_us),
+            });
+        }
+        self
+    }
+
+    /// Some worlds have several nodes over one storage. What is written there is durable at once,
+    /// as with a cluster whose clients keep no cache of their own.
+    fn with_nodes(mut self, rng: &mut Rng) -> Self {
+        let planted = matches!(
+            self.planted,
+            Planted::LyingFlush | Planted::IgnoredBootId | Planted::ForgetfulNode
+        );
+        if planted || !rng.permille(300) {
+            return self;
+        }
+        let (nodes, addresses): (usize, &[Option<usize>]) = rng.pick(&[
+            (2, &[Some(0), Some(1)][..]),
+            (2, &[Some(1), Some(0), Some(1)]),
+            (2, &[None, Some(0), Some(1)]),
+            (3, &[Some(0), Some(1), Some(2)]),
+        ]);
+        self.nodes = nodes;
+        self.addresses = addresses.to_vec();
+        self.engine.volatile_cache = false;
+        // Nodes that fall out of the world and come back, under hosts that go elsewhere.
+        for _ in 0..rng.range(0, 4) {
+            self.faults.push(Timed {
+                at_us: rng.below(self.calm_at_us),
+                for_us: rng.range(500_000, 6_000_000),
+                fault: rng.pick(&[Fault::Pause, Fault::Pause, Fault::CutOff, Fault::GoAway]),
+            });
+        }
+        self.faults.sort_by_key(|f| f.at_us);
+        self
     }
 
     /// Bits turn over only where checksums protect against it.
@@ -234,6 +308,7 @@ impl Setup {
             at_us: isolated_at_us + rng.range(0, isolated_us),
             host_id: 2,
             force: rng.permille(400),
+            read_only: false,
             requests: rng.range(1, 20) as u32,
             detaches: true,
             yanked_after_us: None,
@@ -260,7 +335,8 @@ impl Setup {
             + u64::from(t.connect_ms)
             + u64::from(t.reconnect_delay_max_ms)
             + u64::from(self.node_heartbeat_ms.1)
-            + self.gate.drain_timeout_ms;
+            + self.gate.drain_timeout_ms
+            + (self.take_us.1 + self.disowned_us) / 1000;
         // What was begun in the last moment of faults may need one round to be noticed, one to be
         // joined or opened again, and the workload its own time.
         let work = u64::from(self.requests) * (self.think_us + 30 * self.engine.step_us.1 * 3);
@@ -269,7 +345,8 @@ impl Setup {
             .iter()
             .map(|attach| attach.at_us)
             .fold(self.calm_at_us, u64::max);
-        begin_us + 4 * round * 1000 + 2 * work
+        // Hosts that find the volume at another node each time may need a round for each.
+        begin_us + (4 + 2 * (self.nodes as u64 - 1)) * round * 1000 + 2 * work
     }
 }
 
@@ -309,6 +386,7 @@ fn attaches(rng: &mut Rng, calm_at_us: u64, requests: u32) -> Vec<Attach> {
         at_us: 0,
         host_id: 1,
         force: rng.permille(300),
+        read_only: false,
         requests,
         detaches: rng.permille(300),
         yanked_after_us: yanked(rng, calm_at_us),
@@ -321,6 +399,7 @@ fn attaches(rng: &mut Rng, calm_at_us: u64, requests: u32) -> Vec<Attach> {
             at_us,
             host_id: rng.range(1, 3) as u8,
             force: rng.permille(700),
+            read_only: false,
             requests: rng.pick(&[requests, requests / 2, 20, 8]),
             detaches: rng.permille(500),
             yanked_after_us: yanked(rng, calm_at_us),
@@ -334,7 +413,7 @@ fn yanked(rng: &mut Rng, calm_at_us: u64) -> Option<u64> {
 }
 
 fn faults(rng: &mut Rng, calm_at_us: u64) -> Vec<Timed> {
-    const ALL: [Fault; 14] = [
+    const ALL: [Fault; 15] = [
         Fault::Cut,
         Fault::CutOneEnd,
         Fault::Stall,
@@ -348,6 +427,7 @@ fn faults(rng: &mut Rng, calm_at_us: u64) -> Vec<Timed> {
         Fault::GoAway,
         Fault::Refuse,
         Fault::Hang,
+        Fault::CutOff,
         Fault::Grow,
     ];
     // Each run has a liking for some of them.

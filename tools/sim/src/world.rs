@@ -10,6 +10,7 @@ use crate::model::Model;
 use crate::net::{Closing, Net, Side};
 use crate::node::{Life, Node};
 use crate::setup::{Fault, Setup};
+use neonsan_proto::Mode;
 
 /// Events after which a run is given up as a loop.
 const MAX_EVENTS: u64 = 5_000_000;
@@ -34,13 +35,15 @@ pub(crate) fn run(setup: Setup, tracing: Tracing) -> Outcome {
     let mut env = Env {
         core: Core::new(setup.seed, tracing),
         net: Net::new(setup.net),
-        engine: Engine::new(setup.engine, setup.blocks),
+        engine: Engine::new(setup.engine, setup.blocks, setup.nodes),
         model: Model::new(setup.blocks, setup.engine.volatile_cache),
-        setup,
         counts: Counts::default(),
-        listening: true,
+        listening: vec![true; setup.nodes],
+        setup,
     };
-    let nodes = vec![Node::new(&mut env, 0)];
+    let nodes = (0..env.setup.nodes)
+        .map(|index| Node::new(&mut env, index))
+        .collect();
     let mut world = World {
         env,
         hosts: Vec::new(),
@@ -112,12 +115,16 @@ impl World {
             let late = self.env.core.now_us > deadline_us || events > MAX_EVENTS;
             let Some(event) = event.filter(|_| !late) else {
                 let hosts: Vec<String> = self.hosts.iter().map(Host::describe).collect();
+                let nodes: Vec<String> = self
+                    .nodes
+                    .iter()
+                    .map(|node| format!("node {:?} {:?}", node.life, node.gate()))
+                    .collect();
                 return Err(format!(
-                    "liveness: at {} ms, after {events} events, the world did not {what}: {}; node {:?} {:?}",
+                    "liveness: at {} ms, after {events} events, the world did not {what}: {}; {}",
                     self.env.core.now().0,
                     hosts.join("; "),
-                    self.nodes[0].life,
-                    self.nodes[0].gate()
+                    nodes.join("; ")
                 ));
             };
             self.dispatch(event);
@@ -176,11 +183,13 @@ impl World {
             }
             Event::Yank { host } => self.hosts[host].finish(env),
             Event::Start { node } => {
-                env.listening = true;
+                env.listening[node] = true;
                 self.nodes[node].start(env);
             }
             Event::Fault { index } => self.begin_fault(index),
-            Event::Repair { index, boot } => self.repair(index, boot),
+            Event::Repair { index, node, boot } => self.repair(index, node, boot),
+            Event::Owned { node, boot } => self.nodes[node].on_owned(env, boot),
+            Event::Disowned { node, term } => self.nodes[node].on_disowned(env, term),
             Event::Calm => self.calm(),
         }
     }
@@ -189,12 +198,22 @@ impl World {
 
     fn begin_fault(&mut self, index: usize) {
         let env = &mut self.env;
-        let node = &mut self.nodes[0];
+        let at = env.core.rng.index(self.nodes.len());
+        let node = &mut self.nodes[at];
         let timed = env.setup.faults[index];
         let end_us = env.core.now_us + timed.for_us;
         let boot = node.boot;
-        env.core
-            .trace(|| format!("fault {:?} for {} us", timed.fault, timed.for_us));
+        let repair = Event::Repair {
+            index,
+            node: at,
+            boot,
+        };
+        env.core.trace(|| {
+            format!(
+                "fault {:?} for {} us (of a node: {at})",
+                timed.fault, timed.for_us
+            )
+        });
         let open = env.net.open_conns();
         let conn = (!open.is_empty()).then(|| open[env.core.rng.index(open.len())]);
         let mut sides = match env.core.rng.below(4) {
@@ -237,49 +256,52 @@ impl World {
                     (false, false) => Closing::Rst,
                 };
                 node.kill(env, closing);
-                env.listening = false;
+                env.listening[at] = false;
                 if power && env.setup.engine.volatile_cache {
                     env.engine.lose_cache(&mut env.core);
                     env.model.lose_cache(boot);
                 }
-                env.core.at(end_us, Event::Start { node: 0 });
+                env.core.at(end_us, Event::Start { node: at });
             }
             (Fault::Pause, _) => {
                 node.pause(env);
-                env.core.at(end_us, Event::Repair { index, boot });
+                env.core.at(end_us, repair);
             }
             (Fault::GoAway, _) => {
                 node.go_away(env, timed.for_us / 1000);
-                env.core.at(end_us, Event::Repair { index, boot });
+                env.core.at(end_us, repair);
             }
             (Fault::Refuse, _) => {
-                env.listening = false;
-                env.core.at(end_us, Event::Repair { index, boot });
+                env.listening[at] = false;
+                env.core.at(end_us, repair);
             }
             (Fault::Hang, _) => env.engine.hang(&env.core, timed.for_us),
+            (Fault::CutOff, _) => env.engine.cut_off(&env.core, at, timed.for_us),
             (Fault::Grow, _) => {
                 let blocks = env.engine.blocks() + env.core.rng.range(1, 8);
                 env.engine.grow(blocks);
                 env.model.grow(blocks);
-                node.on_grown(env);
+                for node in &mut self.nodes {
+                    node.on_grown(env);
+                }
             }
         }
     }
 
-    fn repair(&mut self, index: usize, boot: u64) {
+    fn repair(&mut self, index: usize, at: usize, boot: u64) {
         let env = &mut self.env;
-        let node = &mut self.nodes[0];
+        let node = &mut self.nodes[at];
         if env.core.calm || node.boot != boot {
             return;
         }
         match env.setup.faults[index].fault {
             Fault::Pause => node.resume(env),
-            Fault::Refuse => env.listening = node.life != Life::Gone,
+            Fault::Refuse => env.listening[at] = node.life != Life::Gone,
             Fault::GoAway => {
                 node.kill(env, Closing::Fin);
-                env.listening = false;
+                env.listening[at] = false;
                 let away_us = env.core.rng.range(1_000, 2_000_000);
-                env.core.after(away_us, Event::Start { node: 0 });
+                env.core.after(away_us, Event::Start { node: at });
             }
             Fault::Cut
             | Fault::CutOneEnd
@@ -289,6 +311,7 @@ impl World {
             | Fault::Isolate { .. }
             | Fault::Restart { .. }
             | Fault::Hang
+            | Fault::CutOff
             | Fault::Grow => {}
         }
     }
@@ -300,7 +323,10 @@ impl World {
         env.core.calm = true;
         env.net.heal(&mut env.core);
         env.engine.hang(&env.core, 0);
-        env.listening = true;
+        for at in 0..self.nodes.len() {
+            env.engine.cut_off(&env.core, at, 0);
+            env.listening[at] = true;
+        }
         for node in &mut self.nodes {
             match node.life {
                 Life::Running => {}
@@ -316,7 +342,8 @@ impl World {
     /// An exclusive volume has one holder.
     fn check_gates(&mut self) {
         for node in &self.nodes {
-            let holders = node.gate().holders().count();
+            let writers = |h: &neonsan_session::server::Holder| h.mode != Mode::ReadOnly;
+            let holders = node.gate().holders().filter(writers).count();
             if holders > 1 {
                 self.env
                     .core

@@ -53,6 +53,12 @@ fn not_minding_another_boot_id_is_found() {
 }
 
 #[test]
+fn late_operations_of_a_node_that_lost_the_volume_are_found_by_the_bytes_alone() {
+    let failure = find(Planted::NoBlocklist, 100);
+    assert!(failure.what.contains("reads as version"), "{failure}");
+}
+
+#[test]
 fn a_node_that_forgets_who_was_displaced_is_found() {
     find(Planted::ForgetfulNode, 800);
 }

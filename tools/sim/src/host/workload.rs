@@ -65,7 +65,13 @@ impl Io {
 }
 
 /// The next request of a workload on a device of `blocks` blocks.
-pub(super) fn next_io(env: &mut Env, host: usize, blocks: u64, version: Version) -> Io {
+pub(super) fn next_io(
+    env: &mut Env,
+    host: usize,
+    blocks: u64,
+    version: Version,
+    read_only: bool,
+) -> Io {
     let rng = &mut env.core.rng;
     let count = rng.range(1, 6).min(blocks);
     let first = rng.below(blocks - count + 1);
@@ -74,7 +80,8 @@ pub(super) fn next_io(env: &mut Env, host: usize, blocks: u64, version: Version)
     } else {
         RequestFlags::NONE
     };
-    let (kind, flags) = match rng.below(100) {
+    let dice = if read_only { 0 } else { rng.below(100) };
+    let (kind, flags) = match dice {
         0..=37 => (Kind::Read, RequestFlags::NONE),
         38..=79 => (Kind::Write, fua),
         80..=87 => (Kind::Flush, RequestFlags::NONE),

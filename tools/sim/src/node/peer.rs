@@ -35,12 +35,12 @@ pub(super) enum Pumped {
 }
 
 /// What the node allows on one connection.
-pub(super) fn limits(env: &Env) -> Limits {
+pub(super) fn limits(env: &Env, read_only: bool) -> Limits {
     let depth = env.setup.depth;
     Limits {
         max_depth: depth,
         max_inflight_bytes: u32::from(depth) * env.geometry().max_io_bytes.get(),
-        read_only: false,
+        read_only,
     }
 }
 
