@@ -224,6 +224,8 @@ impl Setup {
                 detaches: rng.permille(500),
                 yanked_after_us: yanked(rng, self.calm_at_us),
             });
+            // Hosts are counted in order of attaching.
+            self.attaches.sort_by_key(|attach| attach.at_us);
         }
         self
     }
