@@ -42,6 +42,7 @@ help:
 	@echo 'make demo         a guest runs from /dev/neonsan0: build, boot, attach, show'
 	@echo 'make check        every test; ends with the line "N passed, N failed, N skipped"'
 	@echo 'make check-debug  the selftests on a kernel with KASAN, lockdep and kmemleak'
+	@echo 'make bench        guest instructions per I/O of neonsan, its peers and its floors'
 	@echo 'make module       neonsan.ko; KDIR=DIR or KERNEL=RELEASE for a kernel of this machine, MO=DIR'
 	@echo 'make tools        neonsan and neonsan-node; NATIVE=1 with the cargo of this machine'
 	@echo 'make clippy       lint the tools and the module with warnings as errors'
@@ -113,6 +114,10 @@ check:
 .PHONY: check-debug
 check-debug:
 	@$(top)/tools/testing/check --debug-kernel
+
+.PHONY: bench
+bench:
+	@$(top)/tools/testing/bench/bench
 
 .PHONY: shell
 shell:
