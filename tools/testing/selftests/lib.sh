@@ -19,6 +19,10 @@ run_cleanups() {
 }
 trap run_cleanups EXIT
 
+# less N: N, or an eighth of it on the debug kernel. That one is there to find what
+# one round shows as well as eight, and takes ten times as long for each.
+less() { if [ "${LAB_DEBUG_KERNEL:-0}" = 1 ]; then echo $((($1 + 7) / 8)); else echo "$1"; fi; }
+
 # wait_for SECONDS WHAT COMMAND…: poll until the command succeeds.
 wait_for() {
 	local limit=$1 what=$2 end

@@ -13,7 +13,7 @@ attach test/v
 second=$DEVICE
 [ "$first" != "$second" ] || fail "both are $first"
 for DEVICE in "$first" "$second"; do
-	verify "$(basename "$DEVICE")" --rw=randwrite --bs=4k --size=32M --direct=1 --ioengine=io_uring --iodepth=16 &
+	verify "$(basename "$DEVICE")" --rw=randwrite --bs=4k --size="$(less 32)M" --direct=1 --ioengine=io_uring --iodepth=16 &
 	jobs="${jobs:-} $!"
 done
 for job in $jobs; do wait "$job" || fail "a job failed"; done

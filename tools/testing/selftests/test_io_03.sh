@@ -10,10 +10,10 @@ node_start
 volume test/b4096 128M 4096
 attach test/b4096
 verify b4096 --rw=randrw --direct=1 --ioengine=io_uring --iodepth=32 --bssplit=4k/50:16k/20:64k/20:1m/10 --numjobs=4 \
-	--size=24M --offset_increment=32M --io_size=16M
+	--size=24M --offset_increment=32M --io_size="$(less 16)M"
 detach
 volume test/b512 128M 512
 attach test/b512
 verify b512 --rw=randrw --direct=1 --ioengine=io_uring --iodepth=32 --bsrange=512-16k --blockalign=512 --numjobs=4 \
-	--size=8M --offset_increment=32M --io_size=6M
+	--size=8M --offset_increment=32M --io_size="$(less 6)M"
 detach
