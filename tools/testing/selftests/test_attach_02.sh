@@ -35,7 +35,10 @@ before=$(held)
 for i in $(seq 1 "$(less 64)"); do round "$i"; done
 after=$(held)
 note "held before $before KiB, after $after KiB"
-# A leak of one connection's buffers per round would be some megabytes.
-[ $((after - before)) -lt 2048 ] || fail "$(less 64) rounds left $((after - before)) KiB"
+# A leak of one connection's buffers per round would be some megabytes. On the debug
+# kernel KASAN keeps what was freed for a while; there the runner asks kmemleak.
+if [ "${LAB_DEBUG_KERNEL:-0}" != 1 ]; then
+	[ $((after - before)) -lt 2048 ] || fail "64 rounds left $((after - before)) KiB"
+fi
 equal "the number of devices" "$(ls -d /sys/block/neonsan* 2>/dev/null | wc -l)" 0
 equal "the module's users" "$(cat /sys/module/neonsan/refcnt)" 0
