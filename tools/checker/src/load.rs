@@ -151,6 +151,7 @@ impl Load {
         }
         let mut report = books.report;
         report.unreported_losses = books.model.unreported_losses();
+        report.torn_by_overlap = books.model.torn_by_overlap();
         report.service = shared.service.summary();
         Ok((books.model, report))
     }

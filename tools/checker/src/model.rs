@@ -18,6 +18,10 @@
 //! from `durable` on. That is no violation if a flush fails for it: the first flush that begins
 //! after the loss was seen must not succeed. Once a flush has failed, `acked` falls back to
 //! `durable` everywhere.
+//!
+//! A block that is read while it is written may be found torn: no block layer promises more of
+//! requests that are in flight together. It is counted and forgotten; if it stays so, the next read
+//! finds it.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -104,13 +108,22 @@ struct Write {
     failed_flushes: u64,
 }
 
+/// What was known of a block when a read of it began.
+#[derive(Clone, Copy, Debug)]
+struct Floor {
+    acked: u64,
+    durable: u64,
+    last_issued: u64,
+    being_written: bool,
+}
+
 /// A read under way: what it may find.
 #[derive(Debug)]
 pub struct Read {
     /// The first block.
     pub first: u64,
-    /// `acked` and `durable` of each block when it began.
-    floors: Vec<(u64, u64)>,
+    /// What was known of each block when it began.
+    floors: Vec<Floor>,
     /// How many flushes had failed when it began.
     failed_flushes: u64,
 }
@@ -139,6 +152,7 @@ pub struct Model {
     flushes_begun: u64,
     failed_flushes: u64,
     suspects: Vec<Suspect>,
+    torn_by_overlap: u64,
 }
 
 impl Model {
@@ -155,6 +169,7 @@ impl Model {
             flushes_begun: 0,
             failed_flushes: 0,
             suspects: Vec::new(),
+            torn_by_overlap: 0,
         }
     }
 
@@ -166,6 +181,11 @@ impl Model {
     /// The version of the last write that was issued.
     pub fn last_version(&self) -> u64 {
         self.last_version
+    }
+
+    /// Blocks that were found torn while they were written.
+    pub fn torn_by_overlap(&self) -> u64 {
+        self.torn_by_overlap
     }
 
     /// Losses that were seen and that no flush has reported yet.
@@ -327,7 +347,12 @@ impl Model {
             .iter_mut()
             .map(|block| {
                 block.readers += 1;
-                (block.acked, block.durable)
+                Floor {
+                    acked: block.acked,
+                    durable: block.durable,
+                    last_issued: block.last_issued(),
+                    being_written: block.being_written,
+                }
             })
             .collect();
         Read {
@@ -359,11 +384,13 @@ impl Model {
     fn judge(
         &mut self,
         number: u64,
-        (acked, durable): (u64, u64),
+        floor: Floor,
         found: Content,
         flush_failed: bool,
     ) -> Option<Violation> {
+        let Floor { acked, durable, .. } = floor;
         let block = self.blocks.get(number as usize)?;
+        let written_meanwhile = floor.being_written || floor.last_issued != block.last_issued();
         let mut violation = Violation {
             broken: Broken::Stale,
             block: number,
@@ -374,6 +401,10 @@ impl Model {
         let version = match found {
             Content::Zeroes => 0,
             Content::Version { version } => version,
+            Content::Torn { .. } | Content::Damaged { .. } if written_meanwhile => {
+                self.torn_by_overlap += 1;
+                return None;
+            }
             Content::Torn { .. } => {
                 violation.broken = Broken::Torn;
                 return Some(violation);

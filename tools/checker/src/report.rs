@@ -48,6 +48,8 @@ pub struct Report {
     pub violations: Vec<Violation>,
     /// Losses that were seen, and no flush has come since to report them.
     pub unreported_losses: usize,
+    /// Blocks that were found torn while they were written, which no disk promises not to be.
+    pub torn_by_overlap: u64,
     /// Times without service.
     pub service: Summary,
 }

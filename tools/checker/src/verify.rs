@@ -73,6 +73,7 @@ pub fn verify(disk: &dyn Disk, start: &Start, model: &mut Model, flush: bool) ->
         first += u64::from(count);
     }
     report.unreported_losses = model.unreported_losses();
+    report.torn_by_overlap = model.torn_by_overlap();
     report.service = service.summary();
     report
 }

@@ -121,6 +121,25 @@ fn every_way_to_break_a_promise_has_its_name() {
 }
 
 #[test]
+fn a_block_may_be_torn_only_while_it_is_written() {
+    let torn = Content::Torn {
+        oldest: 1,
+        newest: 2,
+    };
+    let mut model = Model::new(Cache::WriteThrough, 1);
+    write(&mut model, 0, false);
+    let before = model.begin_read(0, 1);
+    let second = model.issue(0, 1, false).unwrap();
+    let during = model.begin_read(0, 1);
+    model.on_written(second, true);
+    for overlapping in [before, during] {
+        assert!(model.on_read(overlapping, &[torn]).is_empty());
+    }
+    assert_eq!(model.torn_by_overlap(), 2);
+    assert_eq!(broken(&read(&mut model, 0, torn)), [Broken::Torn]);
+}
+
+#[test]
 fn what_was_flushed_stays() {
     let mut model = Model::new(Cache::Volatile, 2);
     write(&mut model, 0, false);
