@@ -34,21 +34,49 @@ pub struct Faults {
     pub fail: Option<ErrorKind>,
     /// Only changing requests are concerned, not reads.
     pub writes_only: bool,
+    /// So many of the next changing requests stall before storage has them, until the faults are
+    /// changed: then they are done, however late that is.
+    pub stall_next: u32,
 }
 
 /// The faults in force; shared by the test's controls and all queues.
 #[derive(Debug, Default)]
-pub struct FaultPlan(Mutex<Faults>);
+pub struct FaultPlan(Mutex<Plan>);
+
+#[derive(Debug, Default)]
+struct Plan {
+    faults: Faults,
+    /// How often they were changed.
+    changes: u64,
+}
 
 impl FaultPlan {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Plan> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Changes what goes wrong, for requests in flight too.
     pub fn set(&self, faults: Faults) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = faults;
+        let mut plan = self.lock();
+        plan.faults = faults;
+        plan.changes += 1;
     }
 
     /// What goes wrong now.
     pub fn get(&self) -> Faults {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lock().faults
+    }
+
+    /// How often the faults were changed.
+    fn changes(&self) -> u64 {
+        self.lock().changes
+    }
+
+    /// Whether the next changing request is to stall; the value of [`FaultPlan::changes`] then.
+    fn take_stall(&self) -> Option<u64> {
+        let mut plan = self.lock();
+        plan.faults.stall_next = plan.faults.stall_next.checked_sub(1)?;
+        Some(plan.changes)
     }
 }
 
@@ -157,6 +185,8 @@ struct FaultQueue {
     inner: Box<dyn Queue>,
     plan: Arc<FaultPlan>,
     held: VecDeque<Held>,
+    /// Requests that storage does not have yet, and until when: the next change of the plan.
+    stalled: Vec<(u64, Request)>,
     /// Tokens of changing requests in `inner`.
     changing: Vec<u64>,
     /// Readable when `inner` or `timer` is.
@@ -182,6 +212,7 @@ impl FaultQueue {
             inner,
             plan,
             held: VecDeque::new(),
+            stalled: Vec::new(),
             changing: Vec::new(),
             events,
             timer,
@@ -221,16 +252,34 @@ impl Queue for FaultQueue {
         }
         if changes {
             self.changing.push(request.token);
+            if let Some(since) = self.plan.take_stall() {
+                tracing::warn!("a request stalls");
+                self.stalled.push((since, request));
+                return;
+            }
         }
         self.inner.submit(request);
     }
 
     fn kick(&mut self) {
         self.inner.kick();
+        if !self.stalled.is_empty() {
+            self.set_timer(HANG_CHECK);
+        }
     }
 
     fn reap(&mut self, completions: &mut Vec<Completion>) {
         let now = Instant::now();
+        let changes = self.plan.changes();
+        for (since, request) in std::mem::take(&mut self.stalled) {
+            if since == changes {
+                self.stalled.push((since, request));
+            } else {
+                tracing::warn!("a request that stalled goes on");
+                self.inner.submit(request);
+                self.inner.kick();
+            }
+        }
         let mut ended = Vec::new();
         self.inner.reap(&mut ended);
         for completion in ended {
@@ -247,7 +296,7 @@ impl Queue for FaultQueue {
         // Resets the timer; it fails when it has not run out.
         let _ = rustix::io::read(&self.timer, &mut [0; 8]);
         let faults = self.plan.get();
-        let mut wake: Option<Duration> = None;
+        let mut wake: Option<Duration> = (!self.stalled.is_empty()).then_some(HANG_CHECK);
         for held in std::mem::take(&mut self.held) {
             let concerned = held.changes || !faults.writes_only;
             let age = now.saturating_duration_since(held.since);
@@ -274,7 +323,7 @@ impl Queue for FaultQueue {
     }
 
     fn in_flight(&self) -> usize {
-        self.inner.in_flight() + self.held.len()
+        self.inner.in_flight() + self.held.len() + self.stalled.len()
     }
 }
 
@@ -317,6 +366,8 @@ mod tests {
     }
 
     fn wait(queue: &mut dyn Queue, done: &mut Vec<Completion>) {
+        // Requests to memory end during `kick`, without an event.
+        queue.reap(done);
         while done.is_empty() {
             let mut fds = [PollFd::from_borrowed_fd(
                 queue.event_fd().unwrap(),
@@ -345,6 +396,42 @@ mod tests {
         plan.set(Faults::default());
         wait(&mut *queue, &mut done);
         assert!(done[0].result.is_ok());
+    }
+
+    #[test]
+    fn a_stalled_write_lands_over_newer_ones() {
+        let plan = Arc::new(FaultPlan::default());
+        let mut queue = queue(&plan);
+        let mut done = Vec::new();
+        let write = |queue: &mut dyn Queue, token, byte| {
+            let mut buffer = Buffer::zeroed(512).unwrap();
+            buffer.fill(byte);
+            queue.submit(Request {
+                token,
+                op: Op::Write {
+                    offset: 0,
+                    buffer,
+                    fua: false,
+                    atomic: false,
+                },
+            });
+            queue.kick();
+        };
+        plan.set(Faults {
+            stall_next: 1,
+            ..Faults::default()
+        });
+        write(&mut *queue, 2, 2);
+        write(&mut *queue, 3, 3);
+        wait(&mut *queue, &mut done);
+        assert_eq!(done.pop().unwrap().token, 3);
+        assert_eq!(queue.in_flight(), 1);
+        plan.set(Faults::default());
+        wait(&mut *queue, &mut done);
+        assert_eq!(done.pop().unwrap().token, 2);
+        read(&mut *queue);
+        wait(&mut *queue, &mut done);
+        assert_eq!(done[0].buffer.as_ref().unwrap()[0], 2);
     }
 
     #[test]

@@ -33,6 +33,8 @@ mod interface;
 pub mod fault;
 pub mod file;
 pub mod mem;
+#[cfg(feature = "test-faults")]
+pub mod volatile;
 
 pub use buffer::{Buffer, BufferPool, BUFFER_ALIGN};
 pub use error::{Error, ErrorKind, Result};

@@ -38,6 +38,11 @@ pub struct Config {
     /// volumes do not outlive the node.
     #[serde(default, rename = "volume")]
     pub volumes: Vec<VolumeConfig>,
+    /// The node does not fence. Set by the program `neonsan-node-unfenced` of
+    /// the lab, never by a file.
+    #[cfg(feature = "test-faults")]
+    #[serde(skip)]
+    pub without_fencing: bool,
 }
 
 /// One engine.
@@ -54,6 +59,11 @@ pub enum EngineConfig {
         /// Treat the storage as if its blocks had at least this many bytes.
         #[serde(default = "default_min_block_bytes")]
         min_block_bytes: u32,
+        /// The lab's: keep what was not flushed in the process alone, so that
+        /// it is lost with it.
+        #[cfg(feature = "test-faults")]
+        #[serde(default)]
+        test_volatile_cache: bool,
     },
     /// Volumes in memory.
     Mem {

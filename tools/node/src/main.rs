@@ -1,70 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 //! `neonsan-node`: reads the configuration and runs a storage node.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
-use neonsan_node::config::{Config, LogConfig, LogFormat};
-use tracing_subscriber::EnvFilter;
-
-/// The NeonSAN storage node: serves volumes to hosts.
-#[derive(Debug, Parser)]
-#[command(version)]
-struct Args {
-    /// The configuration file.
-    #[arg(
-        short,
-        long,
-        value_name = "FILE",
-        default_value = "/etc/neonsan/neonsan-node.toml"
-    )]
-    config: PathBuf,
-    /// Check the configuration, say what is wrong with it, and end.
-    #[arg(long)]
-    check: bool,
-}
-
-/// Exit status when the configuration is wrong (EX_CONFIG of sysexits.h).
-const EXIT_CONFIG: u8 = 78;
-
-fn start_logs(config: &LogConfig) -> Result<(), String> {
-    let filter = std::env::var("NEONSAN_LOG").unwrap_or_else(|_| config.filter.clone());
-    let filter = EnvFilter::try_new(&filter).map_err(|e| format!("log.filter {filter:?}: {e}"))?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
-    match config.format {
-        LogFormat::Text => builder.with_target(false).init(),
-        LogFormat::Json => builder.json().init(),
-    }
-    Ok(())
-}
-
 fn main() -> ExitCode {
-    let args = Args::parse();
-    let config = match Config::load(&args.config) {
-        Ok(config) => config,
-        Err(error) => {
-            eprintln!("neonsan-node: {error}");
-            return ExitCode::from(EXIT_CONFIG);
-        }
-    };
-    if args.check {
-        println!("{}: the configuration is good", args.config.display());
-        return ExitCode::SUCCESS;
-    }
-    if let Err(error) = start_logs(&config.log) {
-        eprintln!("neonsan-node: {error}");
-        return ExitCode::from(EXIT_CONFIG);
-    }
-    match neonsan_node::run(config) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!("{error}");
-            eprintln!("neonsan-node: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    neonsan_node::program::main(|_| {})
 }

@@ -70,12 +70,22 @@ fn open_engine(
             path,
             buffered,
             min_block_bytes,
-        } => Arc::new(FileEngine::open(FileOptions {
-            root: path.clone(),
-            buffered: *buffered,
-            min_block_bytes: *min_block_bytes,
-            lock_wait: Duration::from_millis(u64::from(config.timeouts.lock_wait_ms)),
-        })?),
+            #[cfg(feature = "test-faults")]
+            test_volatile_cache,
+        } => {
+            let engine = Arc::new(FileEngine::open(FileOptions {
+                root: path.clone(),
+                buffered: *buffered,
+                min_block_bytes: *min_block_bytes,
+                lock_wait: Duration::from_millis(u64::from(config.timeouts.lock_wait_ms)),
+            })?);
+            #[cfg(feature = "test-faults")]
+            if *test_volatile_cache {
+                let cached = neonsan_engine::volatile::VolatileEngine::new(engine)?;
+                return Ok(Arc::new(cached));
+            }
+            engine
+        }
         EngineConfig::Mem {
             capacity_bytes,
             volatile_cache,

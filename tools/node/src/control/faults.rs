@@ -22,6 +22,8 @@ pub(super) struct FaultsBody {
     fail: Option<String>,
     /// Reads are spared.
     writes_only: bool,
+    /// So many of the next changing requests stall until the faults are changed.
+    stall_next: u32,
 }
 
 impl FaultsBody {
@@ -42,6 +44,7 @@ impl FaultsBody {
             hang: self.hang,
             fail,
             writes_only: self.writes_only,
+            stall_next: self.stall_next,
         })
     }
 }

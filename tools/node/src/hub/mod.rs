@@ -291,14 +291,14 @@ impl Hub {
         }
     }
 
-    /// Whether the lab asked for a node which does not fence, to see that its
-    /// checkers notice.
+    /// Whether this is the program that does not fence, with which the lab sees
+    /// that its checkers notice.
     fn without_fencing(_config: &crate::config::Config) -> bool {
         #[cfg(feature = "test-faults")]
-        if std::env::var_os("NEONSAN_TEST_WITHOUT_FENCING").is_some() {
-            return true;
-        }
-        false
+        let without = _config.without_fencing;
+        #[cfg(not(feature = "test-faults"))]
+        let without = false;
+        without
     }
 
     /// Opens the volume on a helper thread, which answers with

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+//! The program: reads the command line and the configuration, and runs a node.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{Config, LogConfig, LogFormat};
+
+/// The NeonSAN storage node: serves volumes to hosts.
+#[derive(Debug, Parser)]
+#[command(name = "neonsan-node", version)]
+struct Args {
+    /// The configuration file.
+    #[arg(
+        short,
+        long,
+        value_name = "FILE",
+        default_value = "/etc/neonsan/neonsan-node.toml"
+    )]
+    config: PathBuf,
+    /// Check the configuration, say what is wrong with it, and end.
+    #[arg(long)]
+    check: bool,
+}
+
+/// Exit status when the configuration is wrong (EX_CONFIG of sysexits.h).
+const EXIT_CONFIG: u8 = 78;
+
+fn start_logs(config: &LogConfig) -> Result<(), String> {
+    let filter = std::env::var("NEONSAN_LOG").unwrap_or_else(|_| config.filter.clone());
+    let filter = EnvFilter::try_new(&filter).map_err(|e| format!("log.filter {filter:?}: {e}"))?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
+    match config.format {
+        LogFormat::Text => builder.with_target(false).init(),
+        LogFormat::Json => builder.json().init(),
+    }
+    Ok(())
+}
+
+/// Runs the program; `adjust` changes what the configuration says, for the lab's own nodes.
+pub fn main(adjust: fn(&mut Config)) -> ExitCode {
+    let args = Args::parse();
+    let mut config = match Config::load(&args.config) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("neonsan-node: {error}");
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
+    adjust(&mut config);
+    if args.check {
+        println!("{}: the configuration is good", args.config.display());
+        return ExitCode::SUCCESS;
+    }
+    if let Err(error) = start_logs(&config.log) {
+        eprintln!("neonsan-node: {error}");
+        return ExitCode::from(EXIT_CONFIG);
+    }
+    match crate::run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error}");
+            eprintln!("neonsan-node: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
