@@ -18,7 +18,9 @@ pub struct Config {
     pub mode: Mode,
     /// Take the volume from the host that holds it.
     pub force: bool,
-    /// Identity of this host; by default made from `/etc/machine-id`, else random.
+    /// Identity of this host; by default a random one. Whoever comes back under the same identity
+    /// takes over what it left behind; the machine's own must not leave the machine as it is (see
+    /// machine-id(5)), so it is for the caller to make one of it.
     pub host_id: [u8; 16],
     /// The host's name for people.
     pub host_name: String,
@@ -41,7 +43,7 @@ impl Config {
             nodes,
             mode: Mode::Exclusive,
             force: false,
-            host_id: host_id(),
+            host_id: random_id(),
             host_name: host_name(),
             connections: 1,
             depth: 128,
@@ -88,15 +90,6 @@ pub(crate) fn random_id() -> [u8; 16] {
     let _ = rustix::rand::getrandom(&mut id[..], rustix::rand::GetRandomFlags::empty());
     id[15] |= 1;
     id
-}
-
-/// This host's identity: the one that systemd keeps across reboots, else a random one.
-fn host_id() -> [u8; 16] {
-    let text = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
-    match u128::from_str_radix(text.trim(), 16) {
-        Ok(id) if id != 0 => id.to_be_bytes(),
-        _ => random_id(),
-    }
 }
 
 fn host_name() -> String {

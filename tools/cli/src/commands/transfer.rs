@@ -143,10 +143,12 @@ fn client_config(
     client.mode = mode;
     client.connections = args.connections;
     client.checksums = config.attach.payload_crc.unwrap_or(false);
-    client.host_id = match &config.host_id {
-        Some(id) => host::parse_host_id(id)?,
-        None => host::default_host_id()?,
-    };
+    if let Some(id) = &config.host_id {
+        client.host_id = host::parse_host_id(id)?;
+    } else if let Ok(id) = host::default_host_id() {
+        client.host_id = id;
+    }
+    // Else the client has a random one of its own: good enough for as long as this command runs.
     client.timeouts = Timeouts {
         request_ms: times.request.unwrap_or(default.request_ms),
         connect_ms: times.connect.unwrap_or(default.connect_ms),
