@@ -307,8 +307,8 @@ impl Model {
             let Some(block) = self.blocks.get_mut(*number as usize) else {
                 continue;
             };
-            let covered = block.unflushed.iter().filter(|(_, at)| *at <= acks);
-            if let Some((version, _)) = covered.last().copied() {
+            let covered = block.unflushed.iter().rev().find(|(_, at)| *at <= acks);
+            if let Some((version, _)) = covered.copied() {
                 block.durable = block.durable.max(version);
                 block.unflushed.retain(|(_, at)| *at > acks);
             }
