@@ -38,6 +38,8 @@ pub enum ErrorKind {
     NotPermitted,
     /// The process is out of memory or file descriptors.
     NoResources,
+    /// Another node has taken the volume; nothing was done.
+    NotOwner,
     /// Reading or writing the storage failed.
     Io,
 }
@@ -67,6 +69,19 @@ impl Error {
             kind: kind_of(&source),
             context: context.into(),
             source: Some(source),
+        }
+    }
+
+    /// An error number of a library whose numbers mean something of its own.
+    pub(crate) fn with_kind(
+        kind: ErrorKind,
+        source: impl Into<io::Error>,
+        context: impl Into<String>,
+    ) -> Self {
+        Self {
+            kind,
+            context: context.into(),
+            source: Some(source.into()),
         }
     }
 

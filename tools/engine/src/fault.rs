@@ -135,6 +135,21 @@ impl Engine for FaultEngine {
         }))
     }
 
+    fn is_shared(&self) -> bool {
+        self.inner.is_shared()
+    }
+
+    fn take(&self, name: &VolumeName) -> Result<Arc<dyn Volume>> {
+        Ok(Arc::new(FaultVolume {
+            inner: self.inner.take(name)?,
+            plan: Arc::clone(&self.plan),
+        }))
+    }
+
+    fn is_in_other_hands(&self, name: &VolumeName) -> Result<bool> {
+        self.inner.is_in_other_hands(name)
+    }
+
     fn load_record(&self, name: &VolumeName) -> Result<Option<Vec<u8>>> {
         self.inner.load_record(name)
     }
@@ -156,6 +171,14 @@ struct FaultVolume {
 impl Volume for FaultVolume {
     fn stat(&self) -> VolumeStat {
         self.inner.stat()
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.inner.size_bytes()
+    }
+
+    fn is_lost(&self) -> bool {
+        self.inner.is_lost()
     }
 
     fn limits(&self) -> Limits {

@@ -253,6 +253,18 @@ pub trait Volume: Send + Sync {
     /// Size, block sizes, identity. Blocks for a short time.
     fn stat(&self) -> VolumeStat;
 
+    /// Its size now. Never blocks.
+    fn size_bytes(&self) -> u64 {
+        self.stat().size_bytes
+    }
+
+    /// Another node has taken the volume: every request ends with
+    /// [`ErrorKind::NotOwner`], and all that is left is to close it. It never
+    /// comes back. Never blocks.
+    fn is_lost(&self) -> bool {
+        false
+    }
+
     /// What can be done with it. Constant while it is open.
     fn limits(&self) -> Limits;
 
@@ -271,7 +283,7 @@ pub trait Volume: Send + Sync {
 
 /// Keeps volumes. All methods block: they are for threads that may.
 pub trait Engine: Send + Sync {
-    /// `mem`, `file`.
+    /// `mem`, `file`, `rbd`.
     fn kind(&self) -> &'static str;
 
     /// Whether volumes outlive the process.
@@ -302,6 +314,24 @@ pub trait Engine: Send + Sync {
     /// here or in another process, is [`ErrorKind::Busy`] (after the engine
     /// has waited for a process that is ending).
     fn open(&self, name: &VolumeName) -> Result<Arc<dyn Volume>>;
+
+    /// Whether other nodes can have the same volumes.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
+    /// Opens a volume though another node may have it open: takes it from
+    /// that node first. When this returns, nothing that the other node has
+    /// begun or will begin can change or read what this one does with the
+    /// volume. Only for [shared](Engine::is_shared) engines; others open.
+    fn take(&self, name: &VolumeName) -> Result<Arc<dyn Volume>> {
+        self.open(name)
+    }
+
+    /// Whether another node has the volume open and seems to be alive.
+    fn is_in_other_hands(&self, _name: &VolumeName) -> Result<bool> {
+        Ok(false)
+    }
 
     /// The record that was saved last beside the volume; `None` if there
     /// never was one.

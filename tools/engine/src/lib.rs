@@ -8,6 +8,7 @@
 //!
 //! * [`mem`]: volumes in memory, for tests and benchmarks.
 //! * [`mod@file`]: volumes in sparse files, through io_uring.
+//! * [`rbd`]: volumes in a Ceph cluster, which several nodes share.
 //!
 //! What every engine guarantees:
 //!
@@ -33,6 +34,7 @@ mod interface;
 pub mod fault;
 pub mod file;
 pub mod mem;
+pub mod rbd;
 #[cfg(feature = "test-faults")]
 pub mod volatile;
 

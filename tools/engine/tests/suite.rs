@@ -392,7 +392,7 @@ fn engines_do_what_a_vec_does() {
     for subject in engines() {
         for logical in [512, 4096] {
             let mut runner = TestRunner::new(Config {
-                cases: 40,
+                cases: subject.cases,
                 failure_persistence: None,
                 ..Config::default()
             });

@@ -4,11 +4,13 @@
 
 use std::os::fd::AsFd as _;
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use neonsan_api::VolumeName;
 use neonsan_engine::file::{FileEngine, FileOptions};
 use neonsan_engine::mem::{MemEngine, MemOptions};
+use neonsan_engine::rbd::{RbdEngine, RbdOptions};
 use neonsan_engine::{Buffer, Engine, Error, Op, Queue, Request, VolumeSpec};
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
 
@@ -16,8 +18,12 @@ use rustix::event::{poll, PollFd, PollFlags, Timespec};
 pub struct Subject {
     pub label: &'static str,
     pub engine: Box<dyn Engine>,
+    /// How many random cases a test can afford.
+    pub cases: u32,
     /// Removed last.
     _dir: Option<tempfile::TempDir>,
+    /// Held while a test uses what all tests share.
+    _alone: Option<MutexGuard<'static, ()>>,
 }
 
 pub fn volume_name(name: &str) -> VolumeName {
@@ -41,8 +47,40 @@ pub fn file_options(root: &Path) -> FileOptions {
     }
 }
 
-/// Every engine in every way it can work here.
+/// The cluster that `tools/testing/lab/ceph` has started, with objects so small
+/// that tests see many.
+pub fn rbd_options() -> Option<RbdOptions> {
+    let conf = std::env::var_os("NEONSAN_CEPH_CONF")?;
+    let user = std::env::var("NEONSAN_CEPH_USER").unwrap();
+    let pool = std::env::var("NEONSAN_CEPH_POOL").unwrap();
+    let mut options = RbdOptions::new(conf, &user, &pool);
+    options.object_bytes = 256 << 10;
+    Some(options)
+}
+
+/// The engine rbd on an empty pool.
+fn rbd(options: RbdOptions) -> Subject {
+    static ALONE: Mutex<()> = Mutex::new(());
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let engine = RbdEngine::open(options).unwrap();
+    for name in engine.list().unwrap() {
+        engine.delete(&name).unwrap();
+    }
+    Subject {
+        label: "rbd",
+        engine: Box::new(engine),
+        cases: 6,
+        _dir: None,
+        _alone: Some(alone),
+    }
+}
+
+/// Every engine in every way it can work here; with a Ceph cluster, the engine
+/// that needs one.
 pub fn engines() -> Vec<Subject> {
+    if let Some(options) = rbd_options() {
+        return vec![rbd(options)];
+    }
     let mut subjects = vec![Subject {
         label: "mem",
         engine: Box::new(
@@ -52,7 +90,9 @@ pub fn engines() -> Vec<Subject> {
             })
             .unwrap(),
         ),
+        cases: 40,
         _dir: None,
+        _alone: None,
     }];
     let mut file = |label, parent: &str, change: fn(&mut FileOptions)| {
         let dir = tempfile::Builder::new()
@@ -64,7 +104,9 @@ pub fn engines() -> Vec<Subject> {
         subjects.push(Subject {
             label,
             engine: Box::new(FileEngine::open(options).unwrap()),
+            cases: 40,
             _dir: Some(dir),
+            _alone: None,
         });
     };
     let target = env!("CARGO_TARGET_TMPDIR");

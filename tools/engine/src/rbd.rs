@@ -1,0 +1,399 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+//! The engine `rbd`: volumes in a Ceph cluster, through librbd.
+//!
+//! A volume `pool/name` is the RBD image `name` in the RBD namespace `pool` of
+//! one Ceph pool, so that a cluster's user can be bound to it, and `rbd` lists
+//! what there is. An image is a volume by one entry of its metadata (see
+//! `attributes`); images without it are left alone. Replication, recovery and
+//! consistency are Ceph's.
+//!
+//! Several nodes share the engine's volumes. One node at a time has a volume
+//! (see `term`): it holds the image's exclusive lock, and taking the lock from
+//! another node fences that node in the cluster itself.
+//!
+//! There is no cache: a completed write is stored on the acting replicas, so
+//! nothing is lost with a node, and flush and `fua` cost nothing.
+//!
+//! Who blocks: everything but queues. librbd's own threads complete requests;
+//! they append to the queue's outbox and set its eventfd. A thread for each
+//! open volume asks once a second who owns it, and closes it in the end.
+
+mod attributes;
+mod outbox;
+mod pulse;
+mod registry;
+mod sys;
+mod term;
+mod volume;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use neonsan_api::VolumeName;
+
+use crate::identity::{random_id, unix_seconds};
+use crate::{
+    Engine, EngineStatus, Error, ErrorKind, Limits, Result, Volume, VolumeSpec, VolumeStat,
+};
+use attributes::{from_hex, to_hex, Attributes, RECORD_KEY, VOLUME_KEY};
+use pulse::Pulse;
+use registry::Registry;
+use sys::{Access, Cluster, ClusterOptions, Image, Pool};
+use term::{live_owner, Manner, Term};
+use volume::RbdVolume;
+
+/// What a crash tears at most: less than what an OSD writes at once.
+const UNTORN_BYTES: u32 = 4096;
+
+/// Names of images that are being made; no volume's name begins with a dot.
+const CREATE_PREFIX: &str = ".neonsan-create-";
+
+/// How long the end of the engine waits for volumes that are being closed.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How the engine behaves.
+#[derive(Clone, Debug)]
+pub struct RbdOptions {
+    /// Ceph's configuration file.
+    pub conf: PathBuf,
+    /// The user's keyring; `None`: what the configuration file says.
+    pub keyring: Option<PathBuf>,
+    /// The user, without `client.`.
+    pub user: String,
+    /// The Ceph pool.
+    pub pool: String,
+    /// Size of the objects of new volumes: a power of two from 64 KiB to
+    /// 32 MiB.
+    pub object_bytes: u64,
+    /// How long connecting to the cluster may take.
+    pub connect_timeout: Duration,
+    /// How long to wait for a volume that is being closed.
+    pub close_wait: Duration,
+    /// A process that stood still for longer gives up its volumes. Much less
+    /// than the time for which the cluster fences a client.
+    pub max_pause: Duration,
+    /// Fence whoever a volume is taken from. Always, but in tests which prove
+    /// that they notice when it is not done.
+    pub fence: bool,
+}
+
+impl RbdOptions {
+    /// The usual values, for a pool and a user without `client.`.
+    pub fn new(conf: impl Into<PathBuf>, user: &str, pool: &str) -> Self {
+        Self {
+            conf: conf.into(),
+            keyring: None,
+            user: user.to_owned(),
+            pool: pool.to_owned(),
+            object_bytes: 4 << 20,
+            connect_timeout: Duration::from_secs(30),
+            close_wait: Duration::from_secs(30),
+            max_pause: Duration::from_secs(60),
+            fence: true,
+        }
+    }
+
+    fn cluster(&self) -> ClusterOptions {
+        ClusterOptions {
+            conf: self.conf.clone(),
+            keyring: self.keyring.clone(),
+            user: self.user.clone(),
+            connect_timeout_s: u32::try_from(self.connect_timeout.as_secs().max(1))
+                .unwrap_or(u32::MAX),
+            blocklist: self.fence,
+        }
+    }
+}
+
+/// Volumes in a Ceph cluster.
+pub struct RbdEngine {
+    options: RbdOptions,
+    order: u32,
+    /// The client for everything but open volumes. It never holds a lock that
+    /// another node could break.
+    cluster: Arc<Cluster>,
+    fsid: [u8; 16],
+    registry: Arc<Registry>,
+    pulse: Arc<Pulse>,
+}
+
+impl RbdEngine {
+    /// Connects to the cluster.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Unsupported`] where Ceph's libraries are not installed;
+    /// [`ErrorKind::NotPermitted`] for a user or key that the cluster does not
+    /// know, [`ErrorKind::NotFound`] if there is no such pool; else what the
+    /// libraries say.
+    pub fn open(options: RbdOptions) -> Result<Self> {
+        let object_bytes = options.object_bytes;
+        if !object_bytes.is_power_of_two() || !((64 << 10)..=(32 << 20)).contains(&object_bytes) {
+            return Err(Error::new(
+                ErrorKind::BadSize,
+                format!("objects of {object_bytes} bytes are not possible: a power of two from 65536 to 33554432 is"),
+            ));
+        }
+        let cluster = Arc::new(Cluster::connect(&options.cluster())?);
+        cluster.pool(&options.pool, "")?.namespaces()?;
+        Ok(Self {
+            order: object_bytes.ilog2(),
+            fsid: cluster.fsid()?,
+            pulse: Pulse::start(options.max_pause)?,
+            cluster,
+            options,
+            registry: Arc::default(),
+        })
+    }
+
+    fn pool_of(&self, name: &VolumeName) -> Result<Arc<Pool>> {
+        self.cluster
+            .pool(&self.options.pool, name.pool())
+            .map(Arc::new)
+    }
+
+    fn not_found(name: &VolumeName) -> Error {
+        Error::new(
+            ErrorKind::NotFound,
+            format!("the rbd engine has no volume {name}"),
+        )
+    }
+
+    /// Opens the image of a volume to look at it.
+    fn look_at(&self, name: &VolumeName) -> Result<Image> {
+        self.image(name, Access::Read)
+    }
+
+    fn image(&self, name: &VolumeName, access: Access) -> Result<Image> {
+        Image::open(&self.pool_of(name)?, name.volume(), access)
+            .map_err(|error| or_not_found(error, name))
+    }
+
+    /// The attributes of an image.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotFound`] if it is no volume of ours.
+    fn attributes(name: &VolumeName, image: &Image) -> Result<Attributes> {
+        let value = image
+            .metadata(VOLUME_KEY)
+            .map_err(|error| or_not_found(error, name))?;
+        Attributes::decode(&value)
+    }
+
+    fn stat_image(name: &VolumeName, image: &Image) -> Result<VolumeStat> {
+        let attributes = Self::attributes(name, image)?;
+        let (size_bytes, _) = image.sizes()?;
+        Ok(VolumeStat {
+            id: attributes.id,
+            size_bytes,
+            logical_block_size: attributes.logical_block_size,
+            physical_block_size: attributes.physical_block_size,
+            created_unix_s: attributes.created_unix_s,
+            allocated_bytes: image.allocated_bytes()?,
+        })
+    }
+
+    /// Makes the image `temporary` a volume named `name`.
+    fn finish(
+        pool: &Arc<Pool>,
+        temporary: &str,
+        name: &VolumeName,
+        attributes: &Attributes,
+    ) -> Result<()> {
+        let image = Image::open(pool, temporary, Access::Write)?;
+        image.set_metadata(VOLUME_KEY, &attributes.encode())?;
+        drop(image);
+        pool.rename_image(temporary, name.volume())
+            .map_err(|error| match error.kind() {
+                ErrorKind::AlreadyExists => Error::new(
+                    ErrorKind::AlreadyExists,
+                    format!("there is a volume {name} already, or another image of that name"),
+                ),
+                _ => error,
+            })
+    }
+
+    fn begin_term(&self, name: &VolumeName, manner: Manner) -> Result<Arc<dyn Volume>> {
+        let claim = self.registry.claim(name, self.options.close_wait)?;
+        let attributes = Self::attributes(name, &self.look_at(name)?)?;
+        let options = self.options.cluster();
+        let term = Term::begin(&options, &self.options.pool, claim, &self.pulse, manner)
+            .map_err(|error| or_not_found(error, name))?;
+        let volume = RbdVolume::new(name, &self.registry, term, attributes)?;
+        Ok(Arc::new(volume))
+    }
+}
+
+/// The usual words when a volume is not there.
+fn or_not_found(error: Error, name: &VolumeName) -> Error {
+    match error.kind() {
+        ErrorKind::NotFound => RbdEngine::not_found(name),
+        _ => error,
+    }
+}
+
+impl Drop for RbdEngine {
+    fn drop(&mut self) {
+        self.pulse.stop();
+        if !self.registry.wait_until_empty(CLOSE_PATIENCE) {
+            tracing::warn!("volumes could not be closed in time; the next node breaks their locks");
+        }
+    }
+}
+
+impl Engine for RbdEngine {
+    fn kind(&self) -> &'static str {
+        "rbd"
+    }
+
+    fn is_persistent(&self) -> bool {
+        true
+    }
+
+    /// The cluster's: nothing that is completed is lost with a node.
+    fn boot_id(&self) -> [u8; 16] {
+        self.fsid
+    }
+
+    fn status(&self) -> Result<EngineStatus> {
+        Ok(EngineStatus {
+            capacity_bytes: None,
+            available_bytes: None,
+            untorn_bytes: UNTORN_BYTES,
+            notes: vec![format!(
+                "Ceph cluster {:032x}, pool {}, as client.{}",
+                u128::from_be_bytes(self.fsid),
+                self.options.pool,
+                self.options.user
+            )],
+        })
+    }
+
+    fn create(&self, name: &VolumeName, spec: &VolumeSpec) -> Result<VolumeStat> {
+        let attributes = Attributes {
+            id: random_id()?,
+            logical_block_size: spec.logical_block_size,
+            physical_block_size: spec.settle(UNTORN_BYTES)?,
+            created_unix_s: unix_seconds(),
+        };
+        let root = self.cluster.pool(&self.options.pool, "")?;
+        if !root.namespaces()?.iter().any(|n| n == name.pool()) {
+            match root.create_namespace(name.pool()) {
+                Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+                // By another node, if not by this one.
+                _ => {}
+            }
+        }
+        let pool = self.pool_of(name)?;
+        let temporary = format!("{CREATE_PREFIX}{:032x}", u128::from_be_bytes(attributes.id));
+        pool.create_image(&temporary, spec.size_bytes, self.order)?;
+        if let Err(error) = Self::finish(&pool, &temporary, name, &attributes) {
+            if let Err(e) = pool.remove_image(&temporary) {
+                tracing::warn!(image = %temporary, error = %e, "cannot remove");
+            }
+            return Err(error);
+        }
+        self.stat(name)
+    }
+
+    fn list(&self) -> Result<Vec<VolumeName>> {
+        let mut names = Vec::new();
+        for namespace in self.cluster.pool(&self.options.pool, "")?.namespaces()? {
+            if VolumeName::new(&namespace, "x").is_err() {
+                continue;
+            }
+            let images = match self.cluster.pool(&self.options.pool, &namespace)?.images() {
+                Ok(images) => images,
+                // Removed meanwhile.
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            let volumes = images
+                .iter()
+                .map(|image| VolumeName::new(&namespace, image));
+            names.extend(volumes.flatten());
+        }
+        Ok(names)
+    }
+
+    fn stat(&self, name: &VolumeName) -> Result<VolumeStat> {
+        Self::stat_image(name, &self.look_at(name)?)
+    }
+
+    fn limits(&self, stat: &VolumeStat) -> Limits {
+        volume::limits(self.options.object_bytes, stat.logical_block_size)
+    }
+
+    fn open(&self, name: &VolumeName) -> Result<Arc<dyn Volume>> {
+        self.begin_term(name, Manner::Polite)
+    }
+
+    fn is_shared(&self) -> bool {
+        true
+    }
+
+    fn take(&self, name: &VolumeName) -> Result<Arc<dyn Volume>> {
+        self.begin_term(name, Manner::Force)
+    }
+
+    fn is_in_other_hands(&self, name: &VolumeName) -> Result<bool> {
+        if self.registry.term(name).is_some() {
+            return Ok(false);
+        }
+        // librbd tells the owner only to who could become it.
+        Ok(live_owner(&self.image(name, Access::Write)?)?.is_some())
+    }
+
+    fn load_record(&self, name: &VolumeName) -> Result<Option<Vec<u8>>> {
+        match self.look_at(name)?.metadata(RECORD_KEY) {
+            Ok(text) => from_hex(&text).map(Some),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Saves through the client of the volume's term, so that a node which has
+    /// lost the volume cannot save any more.
+    fn save_record(&self, name: &VolumeName, record: &[u8]) -> Result<()> {
+        let Some(term) = self.registry.term(name) else {
+            return Err(Error::new(
+                ErrorKind::NotOwner,
+                format!("the volume {name} is not open on this node"),
+            ));
+        };
+        if term.ownership.is_lost() {
+            return Err(term.ownership.error());
+        }
+        let saved = term.image.set_metadata(RECORD_KEY, &to_hex(record));
+        if saved
+            .as_ref()
+            .is_err_and(|e| e.kind() == ErrorKind::NotOwner)
+        {
+            term.ownership.lose("the cluster refuses its requests");
+        }
+        saved
+    }
+
+    /// Through a client of its own: it takes the image's lock, and another node
+    /// may break it.
+    fn delete(&self, name: &VolumeName) -> Result<()> {
+        let _claim = self.registry.claim(name, self.options.close_wait)?;
+        Self::attributes(name, &self.look_at(name)?)?;
+        let cluster = Arc::new(Cluster::connect(&self.options.cluster())?);
+        let pool = cluster.pool(&self.options.pool, name.pool())?;
+        pool.remove_image(name.volume())
+            .map_err(|error| match error.kind() {
+                ErrorKind::NotFound => Self::not_found(name),
+                ErrorKind::Busy => Error::new(
+                    ErrorKind::Busy,
+                    format!(
+                        "the volume {name} is open on another node, was until its node died \
+                         less than half a minute ago, or has snapshots"
+                    ),
+                ),
+                _ => error,
+            })
+    }
+}
