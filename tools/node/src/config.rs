@@ -73,6 +73,48 @@ pub enum EngineConfig {
         #[serde(default = "default_true")]
         volatile_cache: bool,
     },
+    /// Volumes in a Ceph cluster.
+    Rbd {
+        /// The Ceph pool.
+        pool: String,
+        /// The Ceph user, without `client.`.
+        user: String,
+        /// Ceph's configuration file.
+        #[serde(default = "default_ceph_conf")]
+        conf: PathBuf,
+        /// The user's keyring; absent: what the configuration file says.
+        keyring: Option<PathBuf>,
+        /// Size of the objects of new volumes.
+        #[serde(default = "default_object_bytes")]
+        object_bytes: u64,
+        /// How long connecting to the cluster may take.
+        #[serde(default = "default_connect_timeout_ms")]
+        connect_timeout_ms: u32,
+        /// A node that stood still for longer gives up its volumes.
+        #[serde(default = "default_max_pause_ms")]
+        max_pause_ms: u32,
+        /// The lab's: do not fence whoever a volume is taken from, to see that
+        /// its tests notice.
+        #[cfg(feature = "test-faults")]
+        #[serde(default)]
+        test_without_blocklist: bool,
+    },
+}
+
+fn default_ceph_conf() -> PathBuf {
+    PathBuf::from("/etc/ceph/ceph.conf")
+}
+
+fn default_object_bytes() -> u64 {
+    4 << 20
+}
+
+fn default_connect_timeout_ms() -> u32 {
+    30_000
+}
+
+fn default_max_pause_ms() -> u32 {
+    60_000
 }
 
 fn default_min_block_bytes() -> u32 {
@@ -305,6 +347,26 @@ impl Config {
                 ),
             )?;
         }
+        for (name, engine) in &self.engines {
+            if let EngineConfig::Rbd {
+                object_bytes,
+                max_pause_ms,
+                ..
+            } = engine
+            {
+                ensure(
+                    object_bytes.is_power_of_two()
+                        && ((64 << 10)..=(32 << 20)).contains(object_bytes),
+                    &format!(
+                        "engine.{name}.object_bytes must be a power of two from 65536 to 33554432"
+                    ),
+                )?;
+                ensure(
+                    (5_000..=600_000).contains(max_pause_ms),
+                    &format!("engine.{name}.max_pause_ms must be from 5000 to 600000"),
+                )?;
+            }
+        }
         let default = self.default_engine_name()?;
         let known = |name: &str| {
             ensure(
@@ -406,6 +468,22 @@ mod tests {
             Config::parse("[engine.a]\nkind = \"mem\"\ncapacity_bytes = 1\npath = \"/x\"\n")
                 .unwrap_err();
         assert!(error.contains("path"), "{error}");
+    }
+
+    #[test]
+    fn an_engine_in_a_ceph_cluster_needs_a_pool_and_a_user() {
+        const RBD: &str = "[engine.ceph]\nkind = \"rbd\"\npool = \"p\"\nuser = \"u\"\n";
+        Config::parse(RBD).unwrap();
+        for (from, to, key) in [
+            ("pool = \"p\"\n", "", "pool"),
+            ("user = \"u\"\n", "", "user"),
+            ("pool", "object_bytes = 5\npool", "engine.ceph.object_bytes"),
+            ("pool", "max_pause_ms = 1\npool", "engine.ceph.max_pause_ms"),
+            ("pool", "path = \"/x\"\npool", "path"),
+        ] {
+            let error = Config::parse(&RBD.replacen(from, to, 1)).unwrap_err();
+            assert!(error.contains(key), "{error}");
+        }
     }
 
     #[test]

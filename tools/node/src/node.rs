@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use neonsan_engine::file::{FileEngine, FileOptions};
 use neonsan_engine::mem::{MemEngine, MemOptions};
+use neonsan_engine::rbd::{RbdEngine, RbdOptions};
 use neonsan_engine::{Engine, ErrorKind, VolumeSpec};
 use rustix::rand::{getrandom, GetRandomFlags};
 use tokio::signal::unix::{signal, SignalKind};
@@ -93,6 +94,29 @@ fn open_engine(
             capacity_bytes: *capacity_bytes,
             volatile_cache: *volatile_cache,
         })?),
+        EngineConfig::Rbd {
+            pool,
+            user,
+            conf,
+            keyring,
+            object_bytes,
+            connect_timeout_ms,
+            max_pause_ms,
+            #[cfg(feature = "test-faults")]
+            test_without_blocklist,
+        } => {
+            let mut options = RbdOptions::new(conf.clone(), user, pool);
+            options.keyring.clone_from(keyring);
+            options.object_bytes = *object_bytes;
+            options.connect_timeout = Duration::from_millis(u64::from(*connect_timeout_ms));
+            options.max_pause = Duration::from_millis(u64::from(*max_pause_ms));
+            options.close_wait = Duration::from_millis(u64::from(config.timeouts.lock_wait_ms));
+            #[cfg(feature = "test-faults")]
+            {
+                options.fence = !test_without_blocklist;
+            }
+            Arc::new(RbdEngine::open(options)?)
+        }
     })
 }
 

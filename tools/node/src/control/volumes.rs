@@ -45,6 +45,10 @@ fn from_engine(error: &Error) -> ApiError {
         ),
         ErrorKind::AlreadyExists => (ErrorCode::AlreadyExists, Some("choose another name")),
         ErrorKind::Busy => (ErrorCode::Busy, None),
+        ErrorKind::NotOwner => (
+            ErrorCode::Busy,
+            Some("ask the node that has the volume now"),
+        ),
         ErrorKind::NoSpace => (
             ErrorCode::NoSpace,
             Some("delete volumes, or give the engine's file system more space"),

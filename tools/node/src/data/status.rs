@@ -14,6 +14,7 @@ pub(super) fn status_of(kind: ErrorKind) -> Status {
         ErrorKind::AtomicLimit => Status::AtomicLimit,
         ErrorKind::Unsupported => Status::Unsupported,
         ErrorKind::NoResources => Status::Busy,
+        ErrorKind::NotOwner => Status::NotOwner,
         ErrorKind::Corrupt | ErrorKind::Io | ErrorKind::NotPermitted => Status::MediaError,
         ErrorKind::NotFound | ErrorKind::AlreadyExists | ErrorKind::Busy | ErrorKind::BadSize => {
             Status::Internal

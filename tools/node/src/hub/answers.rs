@@ -171,6 +171,7 @@ pub(super) fn refusal_for_open_error(name: &VolumeName, error: &Error) -> (Statu
             format!("{error}: is another neonsan-node still running?"),
         ),
         ErrorKind::NoResources => (Status::Busy, error.to_string()),
+        ErrorKind::NotOwner => (Status::NotOwner, error.to_string()),
         ErrorKind::NotPermitted => (Status::NotPermitted, error.to_string()),
         ErrorKind::AlreadyExists
         | ErrorKind::NoSpace

@@ -6,11 +6,16 @@
 //!   Closed ─────────────▶ Busy ─────────────────▶ Open
 //!     ▲  ▲      claim       │ cannot be opened,     │
 //!     │  └──────────────────┘ end of the claim      │
-//!     └─────────────────────────────────────────────┘
-//!                    nobody holds it any more
+//!     ├─────────────────────────────────────────────┤
+//!     │              nobody holds it any more       │ another node
+//!     │                                             │ has it
+//!     └──────────────── Lost ◀──────────────────────┘
+//!          all is drained
 //! ```
 //!
-//! The gate outlives the states: it remembers who was fenced.
+//! The gate outlives the states: it remembers who was fenced. Not so where
+//! several nodes have the same volumes: then what is saved beside the volume
+//! remembers, and each opening begins with it.
 
 use std::collections::HashMap;
 use std::mem;
@@ -39,6 +44,8 @@ pub struct OpenVolume {
     pub boot_id: [u8; 16],
     /// The index of its engine.
     pub engine_index: usize,
+    /// Other nodes may take it.
+    pub is_shared: bool,
     /// What the gate of an earlier process has saved.
     pub remembered: Vec<Remembered>,
     /// Size and block sizes.
@@ -55,6 +62,9 @@ pub(super) enum State {
     Busy { waiting: Vec<Introduction> },
     /// It is.
     Open(OpenVolume),
+    /// Another node has it; requests of old connections are still in the
+    /// engine, which fails them.
+    Lost,
 }
 
 /// A connection which knocked at the gate.
@@ -124,7 +134,7 @@ impl Entry {
     fn change_state(&mut self, state: State) -> Vec<Introduction> {
         match mem::replace(&mut self.state, state) {
             State::Busy { waiting } => waiting,
-            State::Closed | State::Open(_) => Vec::new(),
+            State::Closed | State::Open(_) | State::Lost => Vec::new(),
         }
     }
 
@@ -135,14 +145,30 @@ impl Entry {
         config: &Config,
         now: Instant,
     ) -> Vec<Introduction> {
-        if !self.was_open {
+        if !self.was_open || volume.is_shared {
             let remembered = volume.remembered.iter().copied();
             let config = gate_config(config, self.without_fencing);
             self.gate = Gate::restore(config, remembered, now);
             self.saved_version = self.gate.memory_version();
+            self.save_failed = false;
         }
         self.was_open = true;
         self.change_state(State::Open(volume))
+    }
+
+    /// Another node has taken the volume: nobody holds it here, and nothing is
+    /// saved any more. Gives the connections that are to be closed.
+    pub(super) fn become_lost(&mut self, config: &Config) -> Vec<ConnectionId> {
+        self.change_state(State::Lost);
+        self.gate = Gate::new(gate_config(config, self.without_fencing));
+        self.saved_version = self.gate.memory_version();
+        self.unanswered.clear();
+        self.connections.keys().copied().collect()
+    }
+
+    /// A gate with what is saved beside a volume that is not open here.
+    pub(super) fn gate_from(config: &Config, remembered: Vec<Remembered>, now: Instant) -> Gate {
+        Gate::restore(gate_config(config, false), remembered, now)
     }
 
     /// The volume is closed, or could not be opened; gives those who waited.
@@ -160,7 +186,7 @@ impl Entry {
     pub(super) fn volume(&self) -> Option<Arc<dyn Volume>> {
         match &self.state {
             State::Open(open) => Some(Arc::clone(&open.volume)),
-            State::Closed | State::Busy { .. } => None,
+            State::Closed | State::Busy { .. } | State::Lost => None,
         }
     }
 

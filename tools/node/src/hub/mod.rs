@@ -10,6 +10,7 @@
 
 mod answers;
 mod entry;
+mod ownership;
 mod record;
 mod saving;
 
@@ -34,7 +35,8 @@ use crate::data::ToWorker;
 use crate::shared::{hex, Shared};
 pub(crate) use answers::node_address;
 use answers::{refusal_for_open_error, refusal_text, OpenParameters};
-use entry::{Entry, OpenVolume, State};
+use entry::{Entry, State};
+pub use ownership::Found;
 
 /// How often timeouts of the gates are looked at.
 const TICK: Duration = Duration::from_millis(100);
@@ -62,7 +64,7 @@ pub enum ToHub {
         /// Its name.
         name: VolumeName,
         /// How it went.
-        result: neonsan_engine::Result<OpenVolume>,
+        result: neonsan_engine::Result<Found>,
     },
     /// A helper thread has tried to save what a gate must not forget.
     Saved {
@@ -149,6 +151,7 @@ impl Hub {
     }
 
     fn tick(&mut self) {
+        self.look_for_losses();
         let now = self.shared.clock.now();
         let due: Vec<VolumeName> = self
             .entries
@@ -270,6 +273,7 @@ impl Hub {
         let is_open = introduction.introduced.kind == IntroducedAs::Open;
         match self.entries.get_mut(&name).map(|entry| &mut entry.state) {
             Some(State::Busy { waiting }) => waiting.push(introduction),
+            Some(State::Lost) => self.refuse(id, Status::NotOwner, ownership::lost_text(&name)),
             Some(State::Open(_)) => self.knock(&name, introduction),
             Some(State::Closed) if !is_open => self.knock(&name, introduction),
             None if !is_open => self.refuse(
@@ -283,10 +287,11 @@ impl Hub {
                     .entries
                     .entry(name.clone())
                     .or_insert_with(|| Entry::new(config, Self::without_fencing(config)));
+                let asks = introduction.introduced;
                 entry.state = State::Busy {
                     waiting: vec![introduction],
                 };
-                self.begin_opening(name);
+                self.begin_opening(name, id, asks);
             }
         }
     }
@@ -303,13 +308,13 @@ impl Hub {
 
     /// Opens the volume on a helper thread, which answers with
     /// [`ToHub::Opened`].
-    fn begin_opening(&mut self, name: VolumeName) {
+    fn begin_opening(&mut self, name: VolumeName, id: ConnectionId, asks: Introduced) {
         let shared = Arc::clone(&self.shared);
         let for_thread = name.clone();
         let spawned = thread::Builder::new()
             .name("open-volume".to_owned())
             .spawn(move || {
-                let result = open_volume(&shared, &for_thread);
+                let result = ownership::find(&shared, &for_thread, id, &asks);
                 shared.tell_hub(ToHub::Opened {
                     name: for_thread,
                     result,
@@ -321,15 +326,22 @@ impl Hub {
         }
     }
 
-    fn opened(&mut self, name: &VolumeName, result: neonsan_engine::Result<OpenVolume>) {
+    fn opened(&mut self, name: &VolumeName, result: neonsan_engine::Result<Found>) {
         let Some(entry) = self.entries.get_mut(name) else {
             return;
         };
         match result {
-            Ok(volume) => {
+            Ok(Found::Elsewhere { asked, reason }) => {
+                let waiting = entry.become_closed();
+                if !entry.was_open {
+                    self.entries.remove(name);
+                }
+                self.answer_from_elsewhere(name, asked, &reason, waiting);
+            }
+            Ok(Found::Here(volume)) => {
                 tracing::info!(volume = %name, engine = volume.engine, "volume opened");
                 let now = self.shared.clock.now();
-                let waiting = entry.become_open(volume, &self.shared.config, now);
+                let waiting = entry.become_open(*volume, &self.shared.config, now);
                 for introduction in waiting {
                     self.introduce(introduction);
                 }
@@ -456,7 +468,12 @@ impl Hub {
         self.save(name);
         if let Some(entry) = self.entries.get_mut(name) {
             entry.forget_ended_sessions();
-            if entry.gate.is_unused() && !entry.saving && matches!(entry.state, State::Open(_)) {
+            let unused = match entry.state {
+                State::Open(_) => entry.gate.is_unused(),
+                State::Lost => entry.connections.is_empty(),
+                State::Closed | State::Busy { .. } => false,
+            };
+            if unused && !entry.saving {
                 tracing::info!(volume = %name, "volume closed");
                 entry.become_closed();
             }
@@ -500,7 +517,7 @@ impl Hub {
 
     fn resized(&mut self, name: &VolumeName) {
         if let Some(State::Open(open)) = self.entries.get_mut(name).map(|e| &mut e.state) {
-            open.stat = open.volume.stat();
+            open.stat.size_bytes = open.volume.size_bytes();
         }
         let Some(entry) = self.entries.get(name) else {
             return;
@@ -527,22 +544,6 @@ impl Hub {
             );
         }
     }
-}
-
-/// Finds the engine which has the volume, and opens it. Blocks.
-fn open_volume(shared: &Shared, name: &VolumeName) -> neonsan_engine::Result<OpenVolume> {
-    let engine = find_engine(shared, name)?;
-    let volume = shared.engines[engine].engine.open(name)?;
-    let record = shared.engines[engine].engine.load_record(name)?;
-    Ok(OpenVolume {
-        engine_index: engine,
-        remembered: record::decode(record.as_deref())?,
-        stat: volume.stat(),
-        limits: volume.limits(),
-        boot_id: shared.engines[engine].engine.boot_id(),
-        volume,
-        engine: shared.engines[engine].name.clone(),
-    })
 }
 
 /// The index of the engine which has the volume, damaged or not. Blocks.

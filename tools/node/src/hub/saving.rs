@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant as StdInstant};
 
 use neonsan_api::{ApiError, ErrorCode, VolumeName};
-use neonsan_engine::Error;
+use neonsan_engine::{Error, ErrorKind};
 use neonsan_proto::Status;
 use neonsan_session::server::Remembered;
 use tokio::sync::oneshot;
@@ -89,6 +89,7 @@ impl Hub {
                 entry.saved_version = version;
                 entry.save_failed = false;
             }
+            Err(error) if error.kind() == ErrorKind::NotOwner => self.lose(name),
             Err(error) => {
                 tracing::error!(volume = %name, %error, "cannot save who holds the volume");
                 let text = format!("the node cannot save who holds the volume: {error}");
@@ -169,7 +170,9 @@ impl Hub {
                 format!("the volume {name} is being opened or changed right now"),
             )
             .with_hint("try again in a moment")),
-            State::Open(_) => Err(answers::held_error(&name, &entry.sessions(&name, now))),
+            State::Open(_) | State::Lost => {
+                Err(answers::held_error(&name, &entry.sessions(&name, now)))
+            }
         }
     }
 
