@@ -44,6 +44,7 @@ help:
 	@echo 'make check-debug  the selftests on a kernel with KASAN, lockdep and kmemleak'
 	@echo 'make bench        guest instructions per I/O of neonsan, its peers and its floors'
 	@echo 'make check-faults the whole fault matrix; one cell: tools/testing/run-faults NAME'
+	@echo 'make check-ceph   the engine rbd and failover between nodes, on a real Ceph cluster'
 	@echo 'make module       neonsan.ko; KDIR=DIR or KERNEL=RELEASE for a kernel of this machine, MO=DIR'
 	@echo 'make tools        neonsan and neonsan-node; NATIVE=1 with the cargo of this machine'
 	@echo 'make clippy       lint the tools and the module with warnings as errors'
@@ -119,10 +120,15 @@ check-debug:
 .PHONY: bench
 bench:
 	@$(top)/tools/testing/bench/bench
+
 # FAULTS=… are options and cells for tools/testing/run-faults.
 .PHONY: check-faults
 check-faults:
 	@$(top)/tools/testing/run-faults $(FAULTS)
+
+.PHONY: check-ceph
+check-ceph:
+	@$(top)/tools/testing/check --ceph
 
 .PHONY: shell
 shell:
