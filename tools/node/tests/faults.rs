@@ -66,6 +66,62 @@ fn nobody_is_let_in_while_an_older_write_is_in_the_engine() {
     }
 }
 
+/// The story of ydb-platform/nbs #7070: a write stalls in the engine, the client loses patience,
+/// comes back and sends it again, newer data is acknowledged, the stalled write wakes up. Returns
+/// what the block holds in the end.
+fn stale_write(program: &str) -> Vec<u8> {
+    let dir = directory();
+    let path = dir.path().join("node.toml");
+    let config = common::config(dir.path(), "[timeouts]\ndrain_ms = 300\n");
+    std::fs::write(&path, config).unwrap();
+    let node = Node::start_program(program, &path);
+    create(&node, "p/v", MIB, 512, "main");
+    let mut open = Open::new("p/v", 1);
+    let mut first = Wire::open(node.data, &open).unwrap();
+    set_faults(&node, r#"{"stall_next":1}"#);
+    first.ask(Kind::Write, RequestFlags::NONE, 0, 512, &[1; 512]);
+    std::thread::sleep(Duration::from_millis(50));
+    // A node that fences lets nobody in until the stalled write is done.
+    let mut stalls = true;
+    let until = Instant::now() + common::PATIENCE;
+    let mut second = loop {
+        open.generation += 1;
+        match Wire::open(node.data, &open) {
+            Ok(wire) => break wire,
+            Err(refused) => {
+                assert_eq!(refused.status, Status::Draining, "{}", refused.text);
+                assert!(Instant::now() < until);
+                set_faults(&node, "{}");
+                stalls = false;
+            }
+        }
+    };
+    assert_eq!(second.write(0, &[1; 512]), Status::Ok);
+    assert_eq!(second.write(0, &[2; 512]), Status::Ok);
+    assert_eq!(second.flush(), Status::Ok);
+    assert_eq!(second.read(0, 512), [2; 512]);
+    if stalls {
+        set_faults(&node, "{}");
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    second.read(0, 512)
+}
+
+#[test]
+fn a_stalled_write_never_lands_over_newer_data() {
+    assert_eq!(
+        stale_write(env!("CARGO_BIN_EXE_neonsan-node-faulty")),
+        [2; 512]
+    );
+}
+
+#[test]
+fn the_planted_node_without_fencing_shows_stale_data() {
+    // What the lab's checkers must notice is really there.
+    let program = env!("CARGO_BIN_EXE_neonsan-node-unfenced");
+    assert_eq!(stale_write(program), [1; 512]);
+}
+
 #[test]
 fn failures_of_the_engine_reach_the_client_as_what_they_are() {
     let dir = directory();

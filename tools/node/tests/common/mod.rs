@@ -69,10 +69,15 @@ impl Node {
     }
 
     /// Starts a node and waits until it is ready.
+    pub fn start_from(config: &Path) -> Self {
+        Self::start_program(env!("CARGO_BIN_EXE_neonsan-node"), config)
+    }
+
+    /// Starts another program that is a node, and waits until it is ready.
     // `Drop` waits for the child; clippy 1.85 looks at the panics before `Self` exists.
     #[allow(clippy::zombie_processes)]
-    pub fn start_from(config: &Path) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_neonsan-node"))
+    pub fn start_program(program: &str, config: &Path) -> Self {
+        let mut child = Command::new(program)
             .arg("--config")
             .arg(config)
             .stderr(Stdio::piped())
