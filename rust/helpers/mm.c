@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
+#include <linux/cpufeature.h>
 #include <linux/gfp.h>
+#include <linux/instrumented.h>
 #include <linux/mm.h>
 #include <linux/sched/mm.h>
 
@@ -37,4 +39,20 @@ void neonsan_helper_put_page(struct page *page)
 void *neonsan_helper_page_address(struct page *page)
 {
 	return page_address(page);
+}
+
+bool neonsan_helper_cpu_has_fast_short_rep_mov(void)
+{
+#ifdef CONFIG_X86
+	return cpu_feature_enabled(X86_FEATURE_FSRM);
+#else
+	return true;
+#endif
+}
+
+/* Tells the sanitizers of a copy that they cannot see. */
+void neonsan_helper_instrument_copy(void *to, const void *from, size_t len)
+{
+	instrument_read(from, len);
+	instrument_write(to, len);
 }

@@ -107,6 +107,16 @@ void neonsan_helper_sock_abort(struct sock *sk)
 	release_sock(sk);
 }
 
+unsigned int neonsan_helper_tcp_rcv_mss(const struct sock *sk)
+{
+	return inet_csk(sk)->icsk_ack.rcv_mss;
+}
+
+bool neonsan_helper_tcp_epollin_ready(const struct sock *sk, unsigned int target)
+{
+	return tcp_epollin_ready(sk, min_t(unsigned int, target, INT_MAX));
+}
+
 bool neonsan_helper_sendpages_ok(struct page *page, size_t len, size_t offset)
 {
 	return sendpages_ok(page, len, offset);

@@ -20,6 +20,6 @@ pub mod genetlink;
 pub mod mm;
 pub mod net;
 pub mod random;
-pub mod skbuff;
+mod skbuff;
 pub mod trace;
 pub mod workqueue;

@@ -18,6 +18,7 @@ pub struct NoReclaimScope {
 
 impl NoReclaimScope {
     /// Begins. Scopes nest.
+    #[inline]
     pub fn enter() -> Self {
         NoReclaimScope {
             // SAFETY: Process context, and undone by `drop`.
@@ -90,6 +91,7 @@ impl PageArray {
     }
 
     /// The page and the offset in it of a range, which must lie within one page.
+    #[inline]
     fn locate(&self, offset: usize, len: usize) -> Result<(NonNull<bindings::page>, usize)> {
         let page = *self.pages.get(offset / bindings::PAGE_SIZE).ok_or(EINVAL)?;
         let offset = offset % bindings::PAGE_SIZE;
@@ -104,6 +106,7 @@ impl PageArray {
     /// # Errors
     ///
     /// `EINVAL` if the range is not within one page of the array.
+    #[inline]
     pub fn write(&mut self, offset: usize, data: &[u8]) -> Result {
         let (page, offset) = self.locate(offset, data.len())?;
         // SAFETY: The page is ours and mapped; the range was checked. The network may read it at
@@ -119,6 +122,7 @@ impl PageArray {
     }
 
     /// Describes a range within one page for sending.
+    #[inline]
     pub(crate) fn bvec(&self, offset: usize, len: usize) -> Result<bindings::bio_vec> {
         let (page, offset) = self.locate(offset, len)?;
         let mut bvec: bindings::bio_vec = pin_init::zeroed();
@@ -137,4 +141,42 @@ impl Drop for PageArray {
             unsafe { bindings::put_page(page.as_ptr()) };
         }
     }
+}
+
+/// From this length on the start of a string instruction is worth its while.
+#[cfg(CONFIG_X86_64)]
+const LONG_BYTES: usize = 256;
+
+/// Copies bytes of the linear map that do not overlap.
+///
+/// Where the CPU has fast short string instructions, `memcpy` is one. Where it lacks them,
+/// `memcpy` is a loop of 13 instructions for 32 bytes, made for short pieces; for long ones
+/// `copy_page` and copies to user space take a string instruction by words, and so does this.
+///
+/// # Safety
+///
+/// `from` must be valid for reads of `len` bytes, `to` for writes.
+#[inline]
+pub(crate) unsafe fn copy_long(to: *mut u8, from: *const u8, len: usize) {
+    #[cfg(CONFIG_X86_64)]
+    // SAFETY: By the caller's promise; the words are within `len`, and the rest is what is left.
+    unsafe {
+        if len >= LONG_BYTES && !bindings::cpu_has_fast_short_rep_mov() {
+            // The compiler's instrumentation does not see what an instruction does.
+            #[cfg(CONFIG_KASAN)]
+            bindings::instrument_copy(to.cast(), from.cast(), len);
+            let (to_rest, from_rest): (*mut u8, *const u8);
+            core::arch::asm!(
+                "rep movsq",
+                inout("rcx") len / 8 => _,
+                inout("rdi") to => to_rest,
+                inout("rsi") from => from_rest,
+                options(nostack, preserves_flags),
+            );
+            core::ptr::copy_nonoverlapping(from_rest, to_rest, len % 8);
+            return;
+        }
+    }
+    // SAFETY: By the caller's promise.
+    unsafe { core::ptr::copy_nonoverlapping(from, to, len) };
 }

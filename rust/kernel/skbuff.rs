@@ -4,7 +4,8 @@
 //!
 //! C header: `include/linux/skbuff.h`.
 
-use kernel::{error::to_result, prelude::*, types::Opaque};
+use core::marker::PhantomData;
+use kernel::types::Opaque;
 use neonsan_bindings as bindings;
 
 /// A packet in the receive queue of a socket.
@@ -13,7 +14,7 @@ use neonsan_bindings as bindings;
 ///
 /// Valid for as long as the reference that the receive callback got.
 #[repr(transparent)]
-pub struct SkBuff(Opaque<bindings::sk_buff>);
+pub(crate) struct SkBuff(Opaque<bindings::sk_buff>);
 
 impl SkBuff {
     /// # Safety
@@ -24,45 +25,63 @@ impl SkBuff {
         unsafe { &*skb.cast() }
     }
 
-    /// Copies bytes from `offset` on. Any context.
-    ///
-    /// # Errors
-    ///
-    /// `EFAULT` if the packet has fewer bytes.
-    pub fn copy_bits(&self, offset: usize, to: &mut [u8]) -> Result {
-        let (offset, len) = (c_int::try_from(offset)?, c_int::try_from(to.len())?);
-        // SAFETY: `to` is valid for that many bytes; the call checks the packet's length.
-        to_result(unsafe {
-            bindings::skb_copy_bits(self.0.get(), offset, to.as_mut_ptr().cast(), len)
-        })
+    /// The bytes from `offset` to `offset + len`, in pieces as they lie in memory. Any context;
+    /// nothing may sleep while there are pieces.
+    pub(crate) fn pieces(&self, offset: u32, len: u32) -> Pieces<'_> {
+        let mut state = pin_init::zeroed();
+        // SAFETY: The packet is valid.
+        unsafe {
+            bindings::skb_prepare_seq_read(
+                self.0.get(),
+                offset,
+                offset.saturating_add(len),
+                &mut state,
+            )
+        };
+        Pieces {
+            state,
+            done: 0,
+            len,
+            _packet: PhantomData,
+        }
     }
+}
 
-    /// Copies `len` bytes from `offset` on into the memory that `iter` describes, and goes on with
-    /// their checksum if there is one.
-    ///
-    /// # Safety
-    ///
-    /// `iter` must be valid, and so must the memory that it describes.
-    pub(crate) unsafe fn copy_to_iter(
-        &self,
-        offset: usize,
-        iter: *mut bindings::iov_iter,
-        len: usize,
-        crc: Option<&mut u32>,
-    ) -> Result {
-        let (offset, len) = (c_int::try_from(offset)?, c_int::try_from(len)?);
-        // SAFETY: The packet is valid; so is `iter` by the caller's promise.
-        to_result(unsafe {
-            match crc {
-                None => bindings::skb_copy_datagram_iter(self.0.get(), offset, iter, len),
-                Some(crc) => bindings::skb_copy_and_crc32c_datagram_iter(
-                    self.0.get(),
-                    offset,
-                    iter,
-                    len,
-                    crc,
-                ),
-            }
-        })
+/// See [`SkBuff::pieces`].
+///
+/// # Invariants
+///
+/// `state` was prepared for a packet that is valid during `'a`; `done` bytes of `len` were read.
+pub(crate) struct Pieces<'a> {
+    state: bindings::skb_seq_state,
+    done: u32,
+    len: u32,
+    _packet: PhantomData<&'a SkBuff>,
+}
+
+impl Pieces<'_> {
+    /// The next piece; `None` after the last, and where a packet's memory cannot be read.
+    pub(crate) fn next_piece(&mut self) -> Option<&[u8]> {
+        let left = self.len.checked_sub(self.done)?;
+        if left == 0 {
+            return None;
+        }
+        let mut data = core::ptr::null();
+        // SAFETY: By the type's invariants.
+        let n = unsafe { bindings::skb_seq_read(self.done, &mut data, &mut self.state) };
+        let n = n.min(left);
+        if n == 0 {
+            return None;
+        }
+        self.done += n;
+        // SAFETY: The call says that so many bytes are there, until it is called again.
+        Some(unsafe { core::slice::from_raw_parts(data, n as usize) })
+    }
+}
+
+impl Drop for Pieces<'_> {
+    fn drop(&mut self) {
+        // SAFETY: By the type's invariants; what was mapped last is given back.
+        unsafe { bindings::skb_abort_seq_read(&mut self.state) };
     }
 }

@@ -93,6 +93,7 @@ impl Header {
     const CRC_COVERS: usize = HEADER_BYTES - 4;
 
     /// A header of `kind` with every other field zero.
+    #[inline]
     pub const fn new(kind: Kind) -> Self {
         Header {
             kind: kind.to_wire(),
@@ -107,6 +108,7 @@ impl Header {
     }
 
     /// A request for `length` bytes at `offset`.
+    #[inline]
     pub fn request(kind: Kind, flags: RequestFlags, cookie: u64, offset: u64, length: u32) -> Self {
         Header {
             flags: flags.0,
@@ -118,6 +120,7 @@ impl Header {
     }
 
     /// The answer to the request with `cookie`, with `length` bytes of payload behind it.
+    #[inline]
     pub fn reply(status: Status, cookie: u64, length: u32) -> Self {
         Header {
             status: U16::new(status.to_wire()),
@@ -147,16 +150,19 @@ impl Header {
     }
 
     /// Fills in the checksum of the payload. Must come before [`Header::seal`].
+    #[inline]
     pub fn set_payload_crc(&mut self, crc: u32) {
         self.payload_crc = U32::new(crc);
     }
 
     /// Fills in the checksum of the header. Nothing may change afterwards.
+    #[inline]
     pub fn seal(&mut self, crc32c: Crc32c) {
         self.header_crc = U32::new(self.checksum(crc32c));
     }
 
     /// Whether the checksum of the header is right.
+    #[inline]
     pub fn is_intact(&self, crc32c: Crc32c) -> bool {
         self.header_crc.get() == self.checksum(crc32c)
     }
@@ -167,16 +173,19 @@ impl Header {
     }
 
     /// What the message is.
+    #[inline]
     pub fn kind(&self) -> Kind {
         Kind::from_wire(self.kind)
     }
 
     /// The flags of a request.
+    #[inline]
     pub fn flags(&self) -> RequestFlags {
         RequestFlags(self.flags)
     }
 
     /// The status of a reply.
+    #[inline]
     pub fn status(&self) -> Status {
         Status::from_wire(self.status.get())
     }
@@ -187,21 +196,25 @@ impl Header {
     }
 
     /// The length of the range, or of the payload: see the table at [`Header`].
+    #[inline]
     pub fn length(&self) -> u32 {
         self.length.get()
     }
 
     /// The cookie.
+    #[inline]
     pub fn cookie(&self) -> u64 {
         self.cookie.get()
     }
 
     /// The first byte of the range, or the value of an event.
+    #[inline]
     pub fn offset(&self) -> u64 {
         self.offset.get()
     }
 
     /// The checksum of the payload as the sender gave it.
+    #[inline]
     pub fn payload_crc(&self) -> u32 {
         self.payload_crc.get()
     }

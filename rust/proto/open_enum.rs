@@ -23,6 +23,7 @@ macro_rules! open_enum {
             pub const ALL: &'static [$name] = &[ $( $name::$variant, )* ];
 
             /// Decodes a value of the wire. Never fails: unknown values are kept.
+            #[inline]
             pub const fn from_wire(value: $repr) -> Self {
                 match value {
                     $( $value => $name::$variant, )*
@@ -31,6 +32,7 @@ macro_rules! open_enum {
             }
 
             /// The value as it goes over the wire.
+            #[inline]
             pub const fn to_wire(self) -> $repr {
                 match self {
                     $( $name::$variant => $value, )*

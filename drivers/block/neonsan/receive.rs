@@ -25,8 +25,8 @@ use neonsan_kernel::{
         bio::PayloadWriter,
         mq::{CompletionBatch, OwnedRequest, RequestOp},
     },
+    crc32c,
     net::{Callbacks, SocketState},
-    skbuff::SkBuff,
 };
 use neonsan_proto::{Features, Status};
 use neonsan_session::{
@@ -68,29 +68,27 @@ impl Receive {
         self.writer.take().map(PayloadWriter::into_request)
     }
 
-    /// Takes as much of a packet as the machine wants at once. Returns how many bytes.
-    fn step(
-        &mut self,
-        connection: &Arc<Connection>,
-        skb: &SkBuff,
-        offset: usize,
-        len: usize,
-    ) -> Result<usize, CloseCause> {
+    /// Takes as much of what has arrived as the machine wants at once. Returns how many bytes.
+    fn step(&mut self, connection: &Arc<Connection>, data: &[u8]) -> Result<usize, CloseCause> {
         let slots = &connection.slots;
         let (n, received) = match self.receiver.want() {
             Want::Bytes(bytes) => {
-                let n = len.min(bytes.len());
-                let to = bytes.get_mut(..n).unwrap_or_default();
-                skb.copy_bits(offset, to)
-                    .map_err(|_| CloseCause::SocketError(EFAULT_NUMBER))?;
+                let n = data.len().min(bytes.len());
+                if let (Some(to), Some(from)) = (bytes.get_mut(..n), data.get(..n)) {
+                    to.copy_from_slice(from);
+                }
                 (n, self.receiver.received(n, slots)?)
             }
             Want::Payload { remaining, .. } => {
-                let n = len.min(remaining as usize);
-                let crc = self.receiver.wants_payload_crc().then_some(&mut self.crc);
+                let n = data.len().min(remaining as usize);
+                let data = data.get(..n).unwrap_or_default();
+                if self.receiver.wants_payload_crc() {
+                    self.crc = crc32c::extend(self.crc, data);
+                }
+                // The request has as much room as its slot says, which the reply had to match.
                 let writer = self.writer.as_mut().ok_or(CloseCause::UnknownCookie)?;
                 writer
-                    .write_from(skb, offset, n, crc)
+                    .write(data)
                     .map_err(|_| CloseCause::SocketError(EFAULT_NUMBER))?;
                 // `n` is at most `remaining`, a `u32`.
                 (
@@ -185,22 +183,20 @@ impl Receive {
     }
 }
 
-/// The number of EFAULT: what a packet shorter than it says is reported as.
+/// The number of EFAULT: what a reply longer than its request's memory would be reported as.
 const EFAULT_NUMBER: i32 = 14;
 
 impl Callbacks for Connection {
     type Receive = Receive;
 
-    fn receive(
-        self: &Arc<Self>,
-        rx: &mut Receive,
-        skb: &SkBuff,
-        offset: usize,
-        len: usize,
-    ) -> usize {
+    fn receive(self: &Arc<Self>, rx: &mut Receive, data: &[u8]) -> usize {
         let mut taken = 0;
-        while taken < len && !rx.dead {
-            match rx.step(self, skb, offset + taken, len - taken) {
+        while !rx.dead {
+            let rest = data.get(taken..).unwrap_or_default();
+            if rest.is_empty() {
+                break;
+            }
+            match rx.step(self, rest) {
                 Ok(n) => taken += n,
                 Err(cause) => {
                     rx.dead = true;
@@ -209,6 +205,10 @@ impl Callbacks for Connection {
             }
         }
         taken
+    }
+
+    fn wanted(rx: &Receive) -> u32 {
+        rx.receiver.payload_left().max(1)
     }
 
     fn receive_done(self: &Arc<Self>, rx: &mut Receive) {

@@ -22,9 +22,11 @@
 //!
 //! # Headers
 //!
-//! A header lies in a page of the connection at the place of its tag, and the network takes it
-//! from there. It is written again when the tag is used again: then the reply has come, so the
-//! node has the old one, and what TCP might still repeat of it is thrown away by the node's TCP.
+//! Headers lie in a ring of pages of the connection, one behind the other, and where payloads are
+//! spliced the network takes them from there. The ring has room for twice the headers that can be
+//! unanswered. So when a place is written again, a message behind the old one has been answered:
+//! the node has read the old one, and what TCP might still repeat of it is thrown away by the
+//! node's TCP.
 
 use crate::{
     clock::now,
@@ -65,8 +67,8 @@ pub(crate) const GATE_WINDOW: u32 = 3;
 const BATCH_PIECES: usize = 256;
 /// Requests with payload in one call.
 const BATCH_REQUESTS: usize = 128;
-/// Headers of messages that are not requests: far more than can be unsent at once.
-const CONTROL_HEADERS: usize = 8;
+/// Room for headers of messages that are not requests: far more than can be unanswered at once.
+const CONTROL_HEADERS: usize = 16;
 
 /// What is done with requests.
 enum Mode {
@@ -107,9 +109,12 @@ pub(crate) struct Transmitter {
     link: Option<Arc<Attached<Connection>>>,
     features: Features,
     window_bytes: u64,
+    /// The ring of headers.
     headers: PageArray,
-    depth: usize,
-    next_control: usize,
+    /// How many there is room for.
+    header_places: usize,
+    /// Where the next one goes.
+    next_header: usize,
     batch: BvecBatch,
     /// Keeps the requests whose pages are in the batch.
     held: KVVec<RequestRef<Queue>>,
@@ -119,6 +124,9 @@ pub(crate) struct Transmitter {
     next: Option<OwnedRequest<Queue>>,
     /// Taken from the pending list, not looked at yet.
     todo: Taken<Queue>,
+    /// There may be messages that no request brought. Whoever has one to send queues the work to
+    /// transmit, so only that needs to look.
+    control_due: bool,
     /// What was done.
     pub(crate) counts: Counts,
 }
@@ -147,35 +155,35 @@ enum Filled {
 impl Transmitter {
     /// A transmitter for `depth` tags. May sleep.
     pub(crate) fn new(depth: u32) -> Result<Self> {
-        let depth = depth as usize;
+        let header_places = 2 * depth as usize + CONTROL_HEADERS;
         Ok(Transmitter {
             mode: Mode::Parked,
             link: None,
             features: Features::NONE,
             window_bytes: u64::MAX,
-            headers: PageArray::new((depth + CONTROL_HEADERS) * HEADER_BYTES)?,
-            depth,
-            next_control: 0,
+            headers: PageArray::new(header_places * HEADER_BYTES)?,
+            header_places,
+            next_header: 0,
             batch: BvecBatch::new(BATCH_PIECES)?,
             held: KVVec::with_capacity(BATCH_REQUESTS, GFP_KERNEL)?,
             cursor: None,
             next: None,
             todo: Taken::empty(),
+            control_due: false,
             counts: Counts::default(),
         })
     }
 
-    fn seal(&self, header: &mut Header) {
+    /// Adds a header.
+    fn push_header(&mut self, mut header: Header) -> Result {
         if self.features.contains(Features::HEADER_CRC) {
             header.seal(crate::crc::crc32c);
         }
-    }
-
-    /// Adds a message without payload that is not a request.
-    fn push_control(&mut self, mut header: Header) -> Result {
-        self.seal(&mut header);
-        let place = (self.depth + self.next_control) * HEADER_BYTES;
-        self.next_control = (self.next_control + 1) % CONTROL_HEADERS;
+        let place = self.next_header * HEADER_BYTES;
+        self.next_header += 1;
+        if self.next_header >= self.header_places {
+            self.next_header = 0;
+        }
         self.headers.write(place, header.as_bytes())?;
         self.batch.push_pages(&self.headers, place, HEADER_BYTES)
     }
@@ -208,10 +216,7 @@ impl Transmitter {
         if request.kind == Kind::Write && self.features.contains(Features::PAYLOAD_CRC) {
             header.set_payload_crc(payload_crc(&rq));
         }
-        self.seal(&mut header);
-        let place = usize::from(tag) * HEADER_BYTES;
-        self.headers.write(place, header.as_bytes())?;
-        self.batch.push_pages(&self.headers, place, HEADER_BYTES)?;
+        self.push_header(header)?;
         self.count(request.kind, request.length);
         trace::request_sent(
             connection.device.index(),
@@ -268,35 +273,41 @@ impl Transmitter {
             || in_flight + u64::from(rq.len_bytes()) <= self.window_bytes
     }
 
+    /// Adds the messages that are due and that no request brought.
+    fn push_control(&mut self, connection: &Connection) -> Result {
+        let (ping, pong) = {
+            let mut shared = connection.shared.lock();
+            (core::mem::take(&mut shared.ping), shared.pong.take())
+        };
+        if ping {
+            let cookie = now().0;
+            self.push_header(Header::request(
+                Kind::Ping,
+                RequestFlags::NONE,
+                cookie,
+                0,
+                0,
+            ))?;
+        }
+        if let Some(cookie) = pong {
+            self.push_header(Header::request(
+                Kind::Pong,
+                RequestFlags::NONE,
+                cookie,
+                0,
+                0,
+            ))?;
+        }
+        Ok(())
+    }
+
     /// Fills the batch with what is to be sent.
     fn fill(&mut self, connection: &Connection) -> Result<Filled> {
         if !self.push_segments()? {
             return Ok(Filled::Batch);
         }
-        if connection.has_control() {
-            let (ping, pong) = {
-                let mut shared = connection.shared.lock();
-                (core::mem::take(&mut shared.ping), shared.pong.take())
-            };
-            if ping {
-                let cookie = now().0;
-                self.push_control(Header::request(
-                    Kind::Ping,
-                    RequestFlags::NONE,
-                    cookie,
-                    0,
-                    0,
-                ))?;
-            }
-            if let Some(cookie) = pong {
-                self.push_control(Header::request(
-                    Kind::Pong,
-                    RequestFlags::NONE,
-                    cookie,
-                    0,
-                    0,
-                ))?;
-            }
+        if core::mem::take(&mut self.control_due) {
+            self.push_control(connection)?;
         }
         while self.batch.room() >= 2 && self.held.len() < BATCH_REQUESTS {
             let Some(rq) = self.take_next(connection) else {
@@ -315,9 +326,16 @@ impl Transmitter {
 
     /// Sends until there is nothing more or no room. Returns the state of the gate.
     fn send(&mut self, connection: &Connection) -> Result<u32> {
-        let Some(link) = self.link.clone() else {
+        // Lent for the time of the call, which nobody can interrupt.
+        let Some(link) = self.link.take() else {
             return Ok(GATE_PARKED);
         };
+        let result = self.send_over(&link, connection);
+        self.link = Some(link);
+        result
+    }
+
+    fn send_over(&mut self, link: &Attached<Connection>, connection: &Connection) -> Result<u32> {
         loop {
             let filled = if self.batch.is_empty() {
                 self.held.clear();
@@ -363,12 +381,6 @@ impl Transmitter {
 }
 
 impl Connection {
-    /// Whether a message is due that no request brought.
-    fn has_control(&self) -> bool {
-        let shared = self.shared.lock();
-        shared.ping || shared.pong.is_some()
-    }
-
     /// Sends what is pending, unless someone else does or it makes no sense. Process context.
     pub(crate) fn transmit(&self) {
         while self.gate.load(Acquire) == GATE_OPEN {
@@ -394,6 +406,7 @@ impl Connection {
                 Mode::Parked => return,
                 Mode::Sending | Mode::Failing(_) => self.gate.store(GATE_OPEN, Release),
             }
+            tx.control_due = true;
             smp_mb(Full);
             self.run(&mut tx);
         }
@@ -485,7 +498,7 @@ impl Connection {
         if matches!(tx.mode, Mode::Sending) && tx.batch.is_empty() && tx.cursor.is_none() {
             let header = Header::request(Kind::Close, RequestFlags::RELEASE, 0, 0, 0);
             tx.batch.clear();
-            if tx.push_control(header).is_ok() {
+            if tx.push_header(header).is_ok() {
                 self.run(&mut tx);
             }
         }

@@ -5,25 +5,88 @@
 //! C headers: `include/linux/bio.h`, `include/linux/bvec.h`.
 
 use super::mq::{Operations, OwnedRequest, RequestRef};
-use crate::skbuff::SkBuff;
+use crate::mm::copy_long;
 use core::ptr;
-use kernel::{prelude::*, types::Opaque};
+use kernel::prelude::*;
 use neonsan_bindings as bindings;
 
-/// Walks over the pieces of memory of a request that is being sent, from where it stopped.
+/// A place in the memory of a chain of bios.
 ///
 /// # Invariants
 ///
-/// `bio` is null or a bio of the request, and `iter` points into it; the request is kept from
-/// ending by `rq`.
-pub struct SegmentCursor<T: Operations> {
-    rq: RequestRef<T>,
+/// `bio` is null or a bio of the chain; then `left` bytes of it are still to come, beginning
+/// `done` bytes into `*bvec`. Whoever has a `Place` keeps the chain from ending.
+struct Place {
     bio: *mut bindings::bio,
-    iter: bindings::bvec_iter,
+    bvec: *const bindings::bio_vec,
+    done: u32,
+    left: u32,
 }
 
-// SAFETY: The bios belong to the request, which may be read from any thread.
-unsafe impl<T: Operations> Send for SegmentCursor<T> {}
+impl Place {
+    /// # Safety
+    ///
+    /// `bio` must be null or the first of a chain that lives as long as the value.
+    unsafe fn new(bio: *mut bindings::bio) -> Self {
+        let mut this = Place {
+            bio: ptr::null_mut(),
+            bvec: ptr::null(),
+            done: 0,
+            left: 0,
+        };
+        // SAFETY: By the caller's promise.
+        unsafe { this.enter(bio) };
+        this
+    }
+
+    /// # Safety
+    ///
+    /// `bio` must be null or a bio of the chain.
+    unsafe fn enter(&mut self, bio: *mut bindings::bio) {
+        self.bio = bio;
+        self.left = 0;
+        if !bio.is_null() {
+            // INVARIANT: This is the start of what is left of the bio.
+            // SAFETY: By the caller's promise.
+            unsafe {
+                self.bvec = bindings::bio_bvecs(bio, &mut self.done);
+                self.left = (*bio).bi_iter.bi_size;
+            }
+        }
+    }
+
+    /// The memory from here on as far as it is contiguous; `None` at the end of the chain.
+    #[inline]
+    fn segment(&mut self) -> Option<Segment> {
+        while self.left == 0 {
+            if self.bio.is_null() {
+                return None;
+            }
+            // SAFETY: By the type's invariants; the next one is of the same chain.
+            unsafe { self.enter((*self.bio).bi_next) };
+        }
+        // SAFETY: By the type's invariants; the vector is not over.
+        let mut bvec = unsafe { *self.bvec };
+        bvec.bv_offset += self.done;
+        bvec.bv_len = (bvec.bv_len - self.done).min(self.left);
+        Some(Segment(bvec))
+    }
+
+    /// Goes on by `len` bytes, at most the length of [`Place::segment`].
+    #[inline]
+    fn advance(&mut self, len: u32) {
+        self.left -= len;
+        self.done += len;
+        // SAFETY: By the type's invariants. The vectors of a bio are an array, and another one
+        // follows unless `left` is zero, where nothing is read any more.
+        unsafe {
+            if self.done >= (*self.bvec).bv_len {
+                self.bvec = self.bvec.add(1);
+                self.done = 0;
+            }
+        }
+    }
+}
 
 /// A piece of memory of a request: contiguous, possibly several pages. It is valid while the
 /// [`SegmentCursor`] it came from, or another reference to the request, is.
@@ -31,6 +94,7 @@ pub struct Segment(pub(crate) bindings::bio_vec);
 
 impl Segment {
     /// Its length.
+    #[inline]
     pub fn len_bytes(&self) -> usize {
         self.0.bv_len as usize
     }
@@ -41,43 +105,45 @@ impl Segment {
         // this crate is built for.
         unsafe { bindings::bvec_crc32c(crc, &self.0) }
     }
+
+    /// Where it lies in the linear map, which has all memory where this crate is built for.
+    #[inline]
+    fn address(&self) -> *mut u8 {
+        // SAFETY: A piece describes pages that are contiguous in the linear map.
+        unsafe {
+            bindings::page_address(self.0.bv_page)
+                .cast::<u8>()
+                .add(self.0.bv_offset as usize)
+        }
+    }
 }
+
+/// Walks over the pieces of memory of a request that is being sent, from where it stopped.
+///
+/// # Invariants
+///
+/// `place` is in the request's memory; the request is kept from ending by `rq`.
+pub struct SegmentCursor<T: Operations> {
+    rq: RequestRef<T>,
+    place: Place,
+}
+
+// SAFETY: The bios belong to the request, which may be read from any thread.
+unsafe impl<T: Operations> Send for SegmentCursor<T> {}
 
 impl<T: Operations> SegmentCursor<T> {
     /// A cursor at the start of the request's memory.
     pub fn new(rq: RequestRef<T>) -> Self {
-        let bio = rq.first_bio();
-        let mut this = SegmentCursor {
-            rq,
-            bio: ptr::null_mut(),
-            iter: pin_init::zeroed(),
-        };
-        this.enter(bio);
-        this
-    }
-
-    fn enter(&mut self, bio: *mut bindings::bio) {
-        self.bio = bio;
-        if !bio.is_null() {
-            // SAFETY: `bio` is one of the request's.
-            self.iter = unsafe { bindings::bio_iter(bio) };
-        }
+        // SAFETY: The request keeps its bios until it ends.
+        let place = unsafe { Place::new(rq.first_bio()) };
+        SegmentCursor { rq, place }
     }
 
     /// The next piece, or `None` after the last.
     pub fn next_segment(&mut self) -> Option<Segment> {
-        while !self.bio.is_null() {
-            if self.iter.bi_size > 0 {
-                // SAFETY: By the type's invariants.
-                return Some(Segment(unsafe {
-                    bindings::bio_next_bvec(self.bio, &mut self.iter)
-                }));
-            }
-            // SAFETY: By the type's invariants; the chain is that of the request.
-            let next = unsafe { (*self.bio).bi_next };
-            self.enter(next);
-        }
-        None
+        let segment = self.place.segment()?;
+        self.place.advance(segment.0.bv_len);
+        Some(segment)
     }
 
     /// The request, to be kept until what was sent of it has left.
@@ -90,11 +156,10 @@ impl<T: Operations> SegmentCursor<T> {
 ///
 /// # Invariants
 ///
-/// `bio` is null or a bio of the request, and `iter` describes what is left of it.
+/// `place` is in the request's memory; the request is kept from ending by `rq`.
 pub struct PayloadWriter<T: Operations> {
     rq: OwnedRequest<T>,
-    bio: *mut bindings::bio,
-    iter: Opaque<bindings::iov_iter>,
+    place: Place,
 }
 
 // SAFETY: The bios belong to the request, which may be handled on any thread.
@@ -103,53 +168,26 @@ unsafe impl<T: Operations> Send for PayloadWriter<T> {}
 impl<T: Operations> PayloadWriter<T> {
     /// A writer at the start of the request's memory.
     pub fn new(rq: OwnedRequest<T>) -> Self {
-        let bio = rq.first_bio();
-        let mut this = PayloadWriter {
-            rq,
-            bio: ptr::null_mut(),
-            iter: Opaque::zeroed(),
-        };
-        this.enter(bio);
-        this
+        // SAFETY: The request keeps its bios until it ends.
+        let place = unsafe { Place::new(rq.first_bio()) };
+        PayloadWriter { rq, place }
     }
 
-    fn enter(&mut self, bio: *mut bindings::bio) {
-        self.bio = bio;
-        if !bio.is_null() {
-            // SAFETY: `bio` is one of the request's and keeps its vectors while we own it.
-            unsafe { bindings::iov_iter_bio(self.iter.get(), bindings::ITER_DEST, bio) };
-        }
-    }
-
-    /// Copies `len` bytes at `offset` of a packet behind what was written so far, and goes on with
-    /// their checksum if there is one (see [`crate::crc32c::extend`]). Any context.
+    /// Copies `data` behind what was written so far. Any context.
     ///
     /// # Errors
     ///
-    /// `EINVAL` if the request has no room for that much, `EFAULT` if the packet is shorter.
-    pub fn write_from(
-        &mut self,
-        skb: &SkBuff,
-        mut offset: usize,
-        mut len: usize,
-        mut crc: Option<&mut u32>,
-    ) -> Result {
-        while len > 0 {
-            if self.bio.is_null() {
-                return Err(EINVAL);
-            }
-            // SAFETY: By the type's invariants.
-            let here = unsafe { bindings::iov_iter_count(self.iter.get()) }.min(len);
-            if here == 0 {
-                // SAFETY: By the type's invariants; the chain is that of the request.
-                let next = unsafe { (*self.bio).bi_next };
-                self.enter(next);
-                continue;
-            }
-            // SAFETY: By the type's invariants.
-            unsafe { skb.copy_to_iter(offset, self.iter.get(), here, crc.as_deref_mut())? };
-            offset += here;
-            len -= here;
+    /// `EINVAL` if the request has no room for that much.
+    pub fn write(&mut self, mut data: &[u8]) -> Result {
+        while !data.is_empty() {
+            let segment = self.place.segment().ok_or(EINVAL)?;
+            let n = segment.len_bytes().min(data.len());
+            let (now, later) = data.split_at(n);
+            // SAFETY: The request owns its memory and is ours; `n` bytes of it are here.
+            unsafe { copy_long(segment.address(), now.as_ptr(), n) };
+            // No more than the piece has, which is a `u32`.
+            self.place.advance(n as u32);
+            data = later;
         }
         Ok(())
     }

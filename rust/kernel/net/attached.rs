@@ -30,15 +30,12 @@ pub trait Callbacks: Send + Sync + 'static {
     /// The state of the receiving side. Whoever holds the socket's lock owns it.
     type Receive: Send;
 
-    /// `len` bytes at `offset` of `skb` have arrived. Returns how many were taken; fewer than
-    /// `len` stops the run, and the rest is offered again at the next one.
-    fn receive(
-        self: &Arc<Self>,
-        rx: &mut Self::Receive,
-        skb: &SkBuff,
-        offset: usize,
-        len: usize,
-    ) -> usize;
+    /// These bytes have arrived. Returns how many were taken; fewer than all stops the run, and
+    /// the rest is offered again at the next one.
+    fn receive(self: &Arc<Self>, rx: &mut Self::Receive, data: &[u8]) -> usize;
+
+    /// How many bytes must have arrived until something can be done with them; at least 1.
+    fn wanted(rx: &Self::Receive) -> u32;
 
     /// A run of [`Callbacks::receive`] is over: nothing more is there for now.
     fn receive_done(self: &Arc<Self>, rx: &mut Self::Receive);
@@ -189,6 +186,32 @@ impl<C: Callbacks> Attached<C> {
         run.callbacks.receive_done(run.rx);
     }
 
+    /// Whether a run makes sense now. When what is wanted lacks no more than the next two segments,
+    /// they are waited for: one run, and one acknowledgement, for all. TCP acknowledges every
+    /// second segment late at most, so the far side has no reason to stop there; when it cannot
+    /// send more, for want of room here, what there is is read.
+    ///
+    /// # Safety
+    ///
+    /// The caller must hold the socket's lock.
+    unsafe fn is_worth_reading(&self) -> bool {
+        // SAFETY: By the caller's promise and the type's invariants.
+        let Some(rx) = (unsafe { &*self.rx.get() }) else {
+            return false;
+        };
+        let wanted = C::wanted(rx);
+        if wanted <= 1 {
+            return true;
+        }
+        let sk = self.socket.sk();
+        // SAFETY: The socket is valid and locked.
+        unsafe {
+            let soon = bindings::tcp_rcv_mss(sk).saturating_mul(2);
+            let lacks_more = wanted > soon && !bindings::tcp_epollin_ready(sk, wanted - soon);
+            lacks_more || bindings::tcp_epollin_ready(sk, wanted)
+        }
+    }
+
     /// Calls `f` with the value that belongs to a socket, if the callbacks are still installed.
     ///
     /// # Safety
@@ -218,7 +241,7 @@ impl<C: Callbacks> Attached<C> {
                 // be kept.
                 if bindings::sock_owned_by_user_nocheck(sk) {
                     this.callbacks.read_later();
-                } else {
+                } else if this.is_worth_reading() {
                     this.run();
                 }
             })
@@ -262,11 +285,16 @@ unsafe extern "C" fn recv_actor<C: Callbacks>(
     let run = unsafe { &mut *(*desc).arg.data.cast::<Run<'_, C>>() };
     // SAFETY: The packet is valid during the call.
     let skb = unsafe { SkBuff::from_raw(skb) };
-    let taken = run
-        .callbacks
-        .receive(run.rx, skb, offset as usize, len)
-        .min(len);
     // A packet is far shorter than 2 GiB.
+    let mut pieces = skb.pieces(offset, len as u32);
+    let mut taken = 0;
+    while let Some(piece) = pieces.next_piece() {
+        let n = run.callbacks.receive(run.rx, piece).min(piece.len());
+        taken += n;
+        if n < piece.len() {
+            break;
+        }
+    }
     taken as c_int
 }
 

@@ -69,11 +69,13 @@ impl BvecBatch {
     }
 
     /// How many more pieces fit.
+    #[inline]
     pub fn room(&self) -> usize {
         self.bvecs.capacity() - self.bvecs.len()
     }
 
     /// Whether there is nothing left to be sent.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -84,6 +86,7 @@ impl BvecBatch {
     }
 
     /// Forgets everything; the memory may be reused.
+    #[inline]
     pub fn clear(&mut self) {
         self.bvecs.clear();
         self.sent = 0;
@@ -93,10 +96,12 @@ impl BvecBatch {
         self.may_splice = true;
     }
 
+    #[inline]
     fn push(&mut self, bvec: bindings::bio_vec) -> Result {
         let len = bvec.bv_len as usize;
-        // Neighbours in one page, such as headers of consecutive tags, become one piece.
-        if self.bvecs.len() > self.sent + 1 {
+        // Neighbours in one page, such as headers without payload between, become one piece; not
+        // the piece of which a part may have left.
+        if self.bvecs.len() > self.sent + usize::from(self.offset > 0) {
             if let Some(last) = self.bvecs.last_mut() {
                 if last.bv_page == bvec.bv_page && last.bv_offset + last.bv_len == bvec.bv_offset {
                     last.bv_len += bvec.bv_len;
@@ -115,6 +120,7 @@ impl BvecBatch {
     /// # Errors
     ///
     /// `ENOSPC` if the batch is full, `EINVAL` if the range is not within one page.
+    #[inline]
     pub fn push_pages(&mut self, pages: &PageArray, offset: usize, len: usize) -> Result {
         let bvec = pages.bvec(offset, len)?;
         self.push(bvec)
@@ -125,6 +131,7 @@ impl BvecBatch {
     /// # Errors
     ///
     /// `ENOSPC` if the batch is full.
+    #[inline]
     pub fn push_segment(&mut self, segment: Segment) -> Result {
         let bvec = segment.0;
         // SAFETY: The segment describes valid pages.

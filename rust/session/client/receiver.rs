@@ -117,11 +117,22 @@ impl Receiver {
     }
 
     /// Whether the caller must compute the CRC-32C of payloads.
+    #[inline]
     pub fn wants_payload_crc(&self) -> bool {
         self.features.contains(Features::PAYLOAD_CRC)
     }
 
+    /// How many bytes of payload the reply that is arriving lacks; zero between replies.
+    #[inline]
+    pub fn payload_left(&self) -> u32 {
+        match self.state {
+            State::Payload { length, at, .. } => length - at,
+            State::Header { .. } | State::EventBody { .. } => 0,
+        }
+    }
+
     /// What is wanted next. Never empty.
+    #[inline]
     pub fn want(&mut self) -> Want<'_> {
         match self.state {
             State::Header { have } => Want::Bytes(self.header.get_mut(have..).unwrap_or_default()),

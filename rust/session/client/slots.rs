@@ -82,6 +82,7 @@ pub struct Request {
 
 impl Request {
     /// The header that goes over the wire for this request. Not sealed: see [`Header::seal`].
+    #[inline]
     pub fn header(&self, cookie: Cookie) -> Header {
         Header::request(
             self.kind,
@@ -93,6 +94,7 @@ impl Request {
     }
 
     /// How many bytes of payload a successful reply must carry.
+    #[inline]
     pub fn reply_len(&self) -> u32 {
         if self.kind == Kind::Read {
             self.length

@@ -91,8 +91,8 @@ impl<T: Operations> Request<T> {
     }
 
     pub(super) fn wrapper_ptr(rq: *mut bindings::request) -> *mut RequestDataWrapper<T> {
-        // SAFETY: Only adds the size of `struct request` to the pointer.
-        unsafe { bindings::blk_mq_rq_to_pdu(rq) }.cast()
+        // As `blk_mq_rq_to_pdu`: right behind the request.
+        rq.wrapping_add(1).cast()
     }
 
     pub(super) fn wrapper(&self) -> &RequestDataWrapper<T> {
@@ -109,7 +109,7 @@ impl<T: Operations> Request<T> {
     /// What is asked for.
     pub fn op(&self) -> RequestOp {
         // SAFETY: The driver owns the request, so its fields are stable.
-        match unsafe { bindings::req_op(self.as_raw()) } {
+        match unsafe { (*self.as_raw()).cmd_flags } & bindings::REQ_OP_MASK {
             bindings::req_op_REQ_OP_READ => RequestOp::Read,
             bindings::req_op_REQ_OP_WRITE => RequestOp::Write,
             bindings::req_op_REQ_OP_FLUSH => RequestOp::Flush,
@@ -142,13 +142,13 @@ impl<T: Operations> Request<T> {
     /// First sector (512 bytes) of the range.
     pub fn sector(&self) -> u64 {
         // SAFETY: The driver owns the request, so its fields are stable.
-        unsafe { bindings::blk_rq_pos(self.as_raw()) }
+        unsafe { (*self.as_raw()).__sector }
     }
 
     /// Bytes of the range.
     pub fn len_bytes(&self) -> u32 {
         // SAFETY: The driver owns the request, so its fields are stable.
-        unsafe { bindings::blk_rq_bytes(self.as_raw()) }
+        unsafe { (*self.as_raw()).__data_len }
     }
 
     /// The tag: unique among the started requests of its hardware queue.

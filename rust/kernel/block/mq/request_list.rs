@@ -117,7 +117,8 @@ impl<T: Operations> Iterator for Taken<T> {
         // the private area of a request.
         unsafe {
             let wrapper = kernel::container_of!(link, RequestDataWrapper<T>, link);
-            let rq = bindings::blk_mq_rq_from_pdu(wrapper.cast_mut().cast());
+            // As `blk_mq_rq_from_pdu`: right before it.
+            let rq = wrapper.cast_mut().cast::<bindings::request>().sub(1);
             Some(OwnedRequest::from_raw(NonNull::new(rq)?.cast()))
         }
     }
