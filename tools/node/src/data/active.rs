@@ -56,6 +56,15 @@ struct Incoming {
     began: StdInstant,
 }
 
+/// What one call on the socket brought.
+#[derive(Clone, Copy, Debug)]
+struct Read {
+    /// Bytes; zero at the end of the stream.
+    len: usize,
+    /// There was room for more.
+    was_all: bool,
+}
+
 /// Why reading stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pause {
@@ -202,7 +211,13 @@ impl Active {
                 return Ok((pause, heard));
             }
             match self.read(socket) {
-                Ok(0) => return Err(CloseCause::PeerClosed),
+                Ok(Read { len: 0, .. }) => return Err(CloseCause::PeerClosed),
+                // The socket had no more: asking it again would only say so. What comes from
+                // here on is a new event.
+                Ok(Read { was_all: true, .. }) => {
+                    let pause = self.use_input(output, context)?;
+                    return Ok((pause.unwrap_or(Pause::Drained), true));
+                }
                 Ok(_) => heard = true,
                 Err(Errno::INTR) => {}
                 Err(Errno::WOULDBLOCK) => return Ok((Pause::Drained, heard)),
@@ -217,7 +232,7 @@ impl Active {
 
     /// Reads once: the missing payload to its place if it is long, and what
     /// follows into the input, which is empty.
-    fn read(&mut self, socket: BorrowedFd<'_>) -> Result<usize, Errno> {
+    fn read(&mut self, socket: BorrowedFd<'_>) -> Result<Read, Errno> {
         let place = match (self.receiver.want(), &mut self.incoming) {
             (Want::Payload { at, remaining }, Some(incoming)) if remaining >= DIRECT_BYTES => {
                 let (start, end) = (at as usize, at as usize + remaining as usize);
@@ -228,7 +243,8 @@ impl Active {
         let Some(place) = place else {
             let len = rustix::io::read(socket, &mut self.input[..])?;
             self.unread = 0..len;
-            return Ok(len);
+            let was_all = len < self.input.len();
+            return Ok(Read { len, was_all });
         };
         let missing = place.len();
         let mut slices = [IoSliceMut::new(place), IoSliceMut::new(&mut self.input)];
@@ -236,7 +252,8 @@ impl Active {
         let direct = len.min(missing);
         self.unread = 0..len - direct;
         self.direct_payload(direct);
-        Ok(len)
+        let was_all = len < missing + self.input.len();
+        Ok(Read { len, was_all })
     }
 
     /// Counts payload that was read to its place.
