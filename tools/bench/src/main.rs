@@ -7,8 +7,10 @@
 //!   nothing but their client.
 //! - [`pingpong`]: the socket alone, with messages of the sizes that I/O needs.
 //! - [`nbd`]: gives connections to the kernel's nbd driver without a negotiation.
+//! - [`idle`]: what the machine does when nothing is asked of it.
 //! - [`report`]: the table, the profile and `bench.json`.
 
+mod idle;
 mod load;
 mod mark;
 mod memory;
@@ -38,6 +40,8 @@ enum Command {
     Pingpong(pingpong::Options),
     /// Connect an nbd device to `serve`, and stay until it is disconnected.
     Nbd(nbd::Options),
+    /// Do nothing, and mark a window for it: its "requests" are seconds.
+    Idle(idle::Options),
     /// Make the table, the profile and bench.json of a run.
     Report(report::Options),
 }
@@ -48,6 +52,7 @@ fn main() -> ExitCode {
         Command::Serve(options) => server::run(&options),
         Command::Pingpong(options) => pingpong::run(&options),
         Command::Nbd(options) => nbd::run(&options),
+        Command::Idle(options) => idle::run(&options),
         Command::Report(options) => report::run(&options),
     };
     match result {

@@ -42,9 +42,9 @@ impl Region {
         }
     }
 
-    /// Describes a range; it must lie within.
+    /// Describes a range; the memory is repeated endlessly, but a range must not cross its end.
     pub fn slice(&self, offset: u64, len: usize) -> io::Result<libc::iovec> {
-        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+        let offset = (offset % self.len as u64) as usize;
         match offset.checked_add(len) {
             Some(end) if end <= self.len => Ok(libc::iovec {
                 // SAFETY: Within the mapping, as was just checked.
@@ -55,7 +55,7 @@ impl Region {
         }
     }
 
-    /// Copies bytes in; the range must lie within.
+    /// Copies bytes in; the range as for [`Region::slice`].
     pub fn write(&self, offset: u64, from: &[u8]) -> io::Result<()> {
         let to = self.slice(offset, from.len())?;
         // SAFETY: The range was checked; the mapping and `from` do not overlap.

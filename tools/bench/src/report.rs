@@ -3,7 +3,7 @@
 //! The report of a run: what the guest said, put together with what the plugin counted.
 //!
 //! The guest prints `@cell PEER ROW JOBS` before each measurement and `@window REQUESTS SWITCHES`
-//! for each window after it; the plugin writes one `window` for each pair of marks, in the same
+//! for each window after it, and `@value NAME NUMBER` for what needs no counting; the plugin writes one `window` for each pair of marks, in the same
 //! order.
 
 mod kinds;
@@ -63,6 +63,13 @@ pub struct Cell {
     functions: Vec<(String, f64)>,
 }
 
+/// What bench.json has.
+#[derive(Serialize)]
+struct Report<'a> {
+    cells: &'a [Cell],
+    values: &'a BTreeMap<String, u64>,
+}
+
 /// One window of a measurement.
 #[derive(Clone, Debug, Serialize)]
 struct Window {
@@ -117,9 +124,10 @@ fn read_counts(path: &Path) -> io::Result<Vec<Window>> {
 }
 
 /// The cells of the guest's output, with the windows that belong to them.
-fn read_cells(path: &Path, counts: Vec<Window>) -> io::Result<Vec<Cell>> {
+fn read_cells(path: &Path, counts: Vec<Window>) -> io::Result<(Vec<Cell>, BTreeMap<String, u64>)> {
     let mut counts = counts.into_iter();
     let mut cells: Vec<Cell> = Vec::new();
+    let mut values = BTreeMap::new();
     // A serial port ends its lines with a carriage return; a broken program may print anything.
     for line in String::from_utf8_lossy(&std::fs::read(path)?).lines() {
         let line = line.trim_end();
@@ -140,6 +148,12 @@ fn read_cells(path: &Path, counts: Vec<Window>) -> io::Result<Vec<Cell>> {
                 kinds: BTreeMap::new(),
                 functions: Vec::new(),
             });
+        } else if let Some(rest) = line.strip_prefix("@value ") {
+            let (name, value) = rest
+                .split_once(' ')
+                .ok_or_else(|| bad("the output", line))?;
+            let value = value.parse().map_err(|_| bad("the output", line))?;
+            values.insert(name.to_owned(), value);
         } else if let Some(rest) = line.strip_prefix("@window ") {
             let [requests, switches] = numbers(rest).ok_or_else(|| bad("the output", line))?;
             let count = counts.next().ok_or_else(|| {
@@ -158,7 +172,7 @@ fn read_cells(path: &Path, counts: Vec<Window>) -> io::Result<Vec<Cell>> {
             "the plugin counted more windows than the guest: a load failed midway",
         ));
     }
-    Ok(cells)
+    Ok((cells, values))
 }
 
 fn median(values: &mut [f64]) -> f64 {
@@ -228,7 +242,7 @@ impl Cell {
 
 /// Makes the report.
 pub fn run(options: &Options) -> io::Result<()> {
-    let mut cells = read_cells(&options.output, read_counts(&options.counts)?)?;
+    let (mut cells, values) = read_cells(&options.output, read_counts(&options.counts)?)?;
     let symbols = match &options.kallsyms {
         Some(path) => Some(Symbols::read(path)?),
         None => None,
@@ -248,8 +262,17 @@ pub fn run(options: &Options) -> io::Result<()> {
         for cell in &mut cells {
             cell.functions.truncate(40);
         }
-        std::fs::write(path, serde_json::to_vec_pretty(&cells)?)?;
+        std::fs::write(
+            path,
+            serde_json::to_vec_pretty(&Report {
+                cells: &cells,
+                values: &values,
+            })?,
+        )?;
     }
     print!("{}", table::render(&cells));
+    for (name, value) in &values {
+        println!("{name}: {value}");
+    }
     Ok(())
 }

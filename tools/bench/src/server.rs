@@ -20,6 +20,9 @@ use std::sync::Arc;
 /// Received by one call at most.
 const INPUT_BYTES: usize = 256 << 10;
 
+/// What `advertise` must be a multiple of, so that no request crosses the end of the memory.
+const LONGEST_REQUEST_BYTES: u64 = 1 << 20;
+
 /// Options of `serve`.
 #[derive(Debug, clap::Args)]
 pub struct Options {
@@ -32,9 +35,13 @@ pub struct Options {
     /// Port for `pingpong`.
     #[arg(long)]
     fixed: Option<u16>,
-    /// Bytes of the volume.
+    /// Bytes of memory that the volume lies in.
     #[arg(long, default_value_t = 64 << 20)]
     size: u64,
+    /// Bytes that a NeonSAN volume says it has: its memory is repeated that often. The size of the
+    /// memory unless told otherwise.
+    #[arg(long)]
+    advertise: Option<u64>,
 }
 
 /// What a message of a client asks for.
@@ -180,6 +187,9 @@ fn listen(
 
 /// Serves until killed.
 pub fn run(options: &Options) -> io::Result<()> {
+    if options.size == 0 || options.size % LONGEST_REQUEST_BYTES != 0 {
+        return Err(io::Error::other("the size must be a multiple of 1 MiB"));
+    }
     let memory = Arc::new(Region::new(options.size as usize)?);
     lock_all()?;
     listen(options.nbd, &memory, |socket, memory| {
@@ -189,7 +199,7 @@ pub fn run(options: &Options) -> io::Result<()> {
         serve(fixed::Fixed::accept(socket)?, socket, memory)
     })?;
     if let Some(port) = options.neonsan {
-        neonsan::set_size(options.size);
+        neonsan::set_size(options.advertise.unwrap_or(options.size));
         listen(Some(port), &memory, |socket, memory| {
             serve(neonsan::Neonsan::accept(socket)?, socket, memory)
         })?;

@@ -456,6 +456,8 @@ impl Kind {
             return Kind::User;
         }
         match module {
+            // The driver's own loop over the pages of a request.
+            Some("neonsan") if name.ends_with("copy_long") => return Kind::Copy,
             Some("neonsan" | "nbd" | "nvme_tcp" | "nvme_core" | "nvme_fabrics") => {
                 return Kind::Driver
             }

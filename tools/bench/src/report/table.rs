@@ -24,13 +24,48 @@ fn find<'a>(cells: &[&'a Cell], peer: &str, row: &str) -> Option<&'a Cell> {
         .copied()
 }
 
-/// The quotient of two peers in a row, or a dash.
-fn ratio(cells: &[&Cell], row: &str, of: &str, to: &str) -> String {
-    match (find(cells, of, row), find(cells, to, row)) {
-        (Some(of), Some(to)) if to.instructions_per_io > 0.0 => {
-            format!("{:.2}", of.instructions_per_io / to.instructions_per_io)
-        }
-        _ => "-".to_owned(),
+/// A quotient of a peer and the best of others.
+#[derive(Clone, Copy)]
+struct Ratio {
+    name: &'static str,
+    of: &'static str,
+    to: &'static [&'static str],
+}
+
+/// The quotients that the goals are about.
+const RATIOS: [Ratio; 4] = [
+    Ratio {
+        name: "n'san/nbd",
+        of: "neonsan",
+        to: &["nbd"],
+    },
+    Ratio {
+        name: "n'san/nvme",
+        of: "neonsan",
+        to: &["nvme"],
+    },
+    Ratio {
+        name: "mem/best",
+        of: "node-mem",
+        to: &["nvme", "nbdkit-mem", "qemu-nbd-mem"],
+    },
+    Ratio {
+        name: "file/best",
+        of: "node-file",
+        to: &["qemu-nbd-file"],
+    },
+];
+
+impl Ratio {
+    fn of(self, cells: &[&Cell], row: &str) -> Option<f64> {
+        let of = find(cells, self.of, row)?.instructions_per_io;
+        let to = self
+            .to
+            .iter()
+            .filter_map(|to| find(cells, to, row))
+            .map(|cell| cell.instructions_per_io)
+            .min_by(f64::total_cmp)?;
+        (to > 0.0).then_some(of / to)
     }
 }
 
@@ -51,7 +86,14 @@ pub fn render(cells: &[Cell]) -> String {
         for peer in &peers {
             let _ = write!(out, "{peer:>20}");
         }
-        let _ = writeln!(out, "{:>12}{:>12}", "n'san/nbd", "n'san/nvme");
+        let ratios: Vec<Ratio> = RATIOS
+            .into_iter()
+            .filter(|r| rows.iter().any(|row| r.of(&cells, row).is_some()))
+            .collect();
+        for ratio in &ratios {
+            let _ = write!(out, "{:>12}", ratio.name);
+        }
+        let _ = writeln!(out);
         for row in &rows {
             let _ = write!(out, "{row:<16}");
             for peer in &peers {
@@ -65,12 +107,13 @@ pub fn render(cells: &[Cell]) -> String {
                 };
                 let _ = write!(out, "{value:>20}");
             }
-            let _ = writeln!(
-                out,
-                "{:>12}{:>12}",
-                ratio(&cells, row, "neonsan", "nbd"),
-                ratio(&cells, row, "neonsan", "nvme")
-            );
+            for ratio in &ratios {
+                let value = ratio
+                    .of(&cells, row)
+                    .map_or("-".to_owned(), |r| format!("{r:.2}"));
+                let _ = write!(out, "{value:>12}");
+            }
+            let _ = writeln!(out);
         }
         let _ = writeln!(out, "\nby kind of work, jobs={jobs}");
         let _ = write!(out, "{:<34}{:>9}", "", "switches");
