@@ -111,8 +111,9 @@ node_cache_lost() {
 	node_crash
 	fault_over
 	node_back
-	# Only flushes may fail, and at least one must.
-	finish '.failed.flushes >= 1 and .failed.reads == 0 and .failed.writes == 0'
+	# Only flushes may fail, and at least one must. To a block device a write with FUA is one too:
+	# the kernel sends a flush behind it.
+	finish '.failed.flushes + .failed.fua_writes >= 1 and .failed.reads == 0 and .failed.writes == .failed.fua_writes'
 	[ "$ERRORS" -ge 1 ] || fail "acknowledged data was lost with the node, and no flush said so"
 	NOTE="$ERRORS flushes failed, as they must"
 }
