@@ -205,7 +205,7 @@ host_storm() {
 	node_stop
 }
 
-cell host_two full 150 'a second host wants an exclusive volume: refused, then by force; the first gets errors'
+cell host_two quick 150 'a second host wants an exclusive volume: refused, then by force; the first gets errors'
 host_two() {
 	local first second start
 	begin --host-id 11111111-1111-4111-8111-111111111111

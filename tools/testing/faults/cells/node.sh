@@ -46,7 +46,7 @@ node_stop_5s() {
 	equal "the requests sent again" "$RESENT" 0
 }
 
-cell node_stop_long full 150 'node stopped for 15 s, longer than every timeout, then SIGCONT'
+cell node_stop_long quick 150 'node stopped for 15 s, longer than every timeout, then SIGCONT'
 node_stop_long() {
 	begin "${short_timeouts[@]}"
 	sleep 2
