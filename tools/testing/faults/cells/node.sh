@@ -156,7 +156,7 @@ engine_eio() {
 	NOTE="$ERRORS requests failed, as they must"
 }
 
-cell engine_hang full 150 'the engine hangs for 12 s, longer than the request timeout'
+cell engine_hang quick 150 'the engine hangs for 12 s, longer than the request timeout'
 engine_hang() {
 	PROGRAM=neonsan-node-faulty
 	begin "${short_timeouts[@]}"
