@@ -29,7 +29,8 @@ pub struct Timeouts {
     pub heartbeat_interval_ms: u32,
     /// After how much silence a connection is given up; more than the interval.
     pub heartbeat_timeout_ms: u32,
-    /// Delay before the second try to reconnect; the first is made at once.
+    /// Delay between the beginnings of the first try to reconnect, which is made at once, and of
+    /// the second.
     pub reconnect_delay_min_ms: u32,
     /// Longest delay between tries.
     pub reconnect_delay_max_ms: u32,
@@ -46,7 +47,7 @@ impl Timeouts {
         heartbeat_interval_ms: 3_000,
         heartbeat_timeout_ms: 9_000,
         reconnect_delay_min_ms: 100,
-        reconnect_delay_max_ms: 1_000,
+        reconnect_delay_max_ms: 500,
         loss_ms: 0,
     };
 

@@ -2,6 +2,7 @@
 
 //! The client's half.
 
+mod at_risk;
 mod durability;
 mod handshake;
 mod receiver;
@@ -9,6 +10,7 @@ mod session;
 mod slots;
 mod terms;
 
+pub use at_risk::AtRisk;
 pub use durability::{Durability, FlushMark, WritesLost};
 pub use handshake::{check_same_volume, Handshake, Identity, Opened, Progress, RefusedOpen};
 pub use receiver::{Received, Receiver, Want};

@@ -53,6 +53,8 @@ pub const MAX_CONNECTIONS: usize = neonsan_proto::MAX_CONNECTIONS as usize;
 pub struct Connection {
     state: ConnectionState,
     since: Instant,
+    /// When the last try to make it began.
+    tried_at: Instant,
     epoch: u64,
     heard_at: Instant,
     pinged_at: Option<Instant>,
@@ -69,6 +71,7 @@ impl Connection {
         Connection {
             state: ConnectionState::Idle { retry_at: None },
             since: Instant(0),
+            tried_at: Instant(0),
             epoch: 0,
             heard_at: Instant(0),
             pinged_at: None,
@@ -423,14 +426,19 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
 
     // ---- transitions ----
 
-    /// Sets the time of the next try of an idle connection.
+    /// Sets the time of the next try of an idle connection. The delay counts from when the last
+    /// try began: one that a silent network let run into its timeout has waited long enough.
     fn schedule(&mut self, connection: usize, now: Instant) {
         let timeouts = self.config.timeouts;
         if let Some(c) = self.connections.borrow_mut().get_mut(connection) {
             let delay = c.backoff.next_delay_ms(&timeouts);
+            let retry_at = match delay {
+                0 => now,
+                _ => c.tried_at.after_ms(delay).max(now),
+            };
             c.enter(
                 ConnectionState::Idle {
-                    retry_at: Some(now.after_ms(delay)),
+                    retry_at: Some(retry_at),
                 },
                 now,
             );
@@ -469,6 +477,7 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
                 _ => continue,
             };
             c.epoch = epoch;
+            c.tried_at = now;
             c.enter(
                 ConnectionState::Connecting {
                     deadline: now.after_ms(connect_ms),
@@ -627,7 +636,7 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
 
     /// When requests begin to fail since nothing came back; `None` while nothing is lost, while
     /// requests may still be touched, and once they fail.
-    fn loss_deadline(&self) -> Option<Instant> {
+    pub fn loss_deadline(&self) -> Option<Instant> {
         let untouched = self
             .active()
             .iter()
