@@ -16,6 +16,7 @@
 
 mod error;
 mod name;
+mod time;
 mod types;
 
 #[cfg(feature = "client")]
@@ -23,6 +24,7 @@ mod client;
 
 pub use error::{ApiError, ErrorCode};
 pub use name::{NameError, VolumeName, MAX_NAME_BYTES};
+pub use time::show_time;
 pub use types::{
     EngineInfo, Health, HealthStatus, NodeInfo, NodeLimits, OpenMode, SessionInfo, VolumeCreate,
     VolumeInfo, VolumeLimits, VolumeList, VolumeResize,

@@ -4,10 +4,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use neonsan_api::{ApiError, ErrorCode, SessionInfo, VolumeName};
+use neonsan_api::{show_time, ApiError, ErrorCode, SessionInfo, VolumeName};
 use neonsan_engine::{Error, ErrorKind};
 use neonsan_proto::{Capabilities, Geometry, Mode, NodeAddress, OpenReply, Refusal, Status};
-use neonsan_session::server::RefuseReason;
+use neonsan_session::server::{Holder, RefuseReason};
 
 use super::entry::{Entry, OpenVolume};
 use crate::shared::{Clock, Shared};
@@ -118,14 +118,9 @@ pub(super) fn refusal_text(
             let since = clock.unix_s(holder.since);
             refusal.holder = holder.host_id;
             refusal.held_since_s = since.into();
-            let host = entry.host(&holder.session_id, &holder.host_id);
-            let age_s = clock.now().since_ms(holder.since) / 1000;
-            let state = match holder.connections {
-                0 => ", without a connection at the moment",
-                _ => "",
-            };
+            let host = show_holder(entry, &holder, clock);
             format!(
-                "the volume {name} is held by host {host} for {age_s} s{state}: \
+                "the volume {name} is held by host {host}: \
                  detach it there, or attach with --force to take it away from that host"
             )
         }
@@ -133,10 +128,13 @@ pub(super) fn refusal_text(
             "a newer generation ({}) of the session exists",
             reason.generation
         ),
-        (Status::Fenced, _) => format!(
-            "the volume {name} was taken by another host meanwhile: \
-             detach it here, then attach it anew if it is free"
-        ),
+        (Status::Fenced, _) => {
+            let taker = match entry.gate.holders().next() {
+                Some(holder) => format!("host {}", show_holder(entry, &holder, clock)),
+                None => "another host, which has left it since".to_owned(),
+            };
+            format!("the volume {name} was taken by {taker}: detach it here")
+        }
         (Status::Draining, _) => {
             "requests of an older connection are still being worked on: try again".to_owned()
         }
@@ -154,6 +152,16 @@ pub(super) fn refusal_text(
         (status, _) => format!("refused: {}", status.name()),
     };
     (refusal, text)
+}
+
+/// Who has the volume: name and identity of the host, from where, since when.
+fn show_holder(entry: &Entry, holder: &Holder, clock: &Clock) -> String {
+    let host = entry.host(&holder.session_id, &holder.host_id);
+    let since = show_time(clock.unix_s(holder.since));
+    match entry.peer(&holder.session_id) {
+        Some(peer) => format!("{host} from {peer} since {since}"),
+        None => format!("{host}, without a connection at the moment, since {since}"),
+    }
 }
 
 /// What clients are told when the engine cannot open the volume.

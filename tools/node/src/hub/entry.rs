@@ -229,6 +229,13 @@ impl Entry {
         }
     }
 
+    /// From where a session is connected; one address of several.
+    pub(super) fn peer(&self, session_id: &[u8; 16]) -> Option<SocketAddr> {
+        let mut connections = self.connections.values();
+        let connection = connections.find(|c| c.session_id == *session_id)?;
+        Some(connection.peer)
+    }
+
     /// Who holds the volume.
     pub(super) fn sessions(&self, name: &VolumeName, now: Instant) -> Vec<SessionInfo> {
         self.gate
