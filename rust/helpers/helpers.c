@@ -10,6 +10,7 @@
 #include <linux/version.h>
 
 #include "block.c"
+#include "disk.c"
 #include "mm.c"
 #include "net.c"
 #include "netlink.c"

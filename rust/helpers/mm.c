@@ -16,16 +16,6 @@ void neonsan_helper_memalloc_noreclaim_restore(unsigned int flags)
 	memalloc_noreclaim_restore(flags);
 }
 
-unsigned int neonsan_helper_memalloc_noio_save(void)
-{
-	return memalloc_noio_save();
-}
-
-void neonsan_helper_memalloc_noio_restore(unsigned int flags)
-{
-	memalloc_noio_restore(flags);
-}
-
 struct page *neonsan_helper_alloc_page(gfp_t gfp)
 {
 	return alloc_page(gfp);

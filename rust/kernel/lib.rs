@@ -20,6 +20,7 @@ pub mod genetlink;
 pub mod mm;
 pub mod net;
 pub mod random;
+pub mod reboot;
 mod skbuff;
 pub mod trace;
 pub mod workqueue;

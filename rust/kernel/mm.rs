@@ -35,31 +35,6 @@ impl Drop for NoReclaimScope {
     }
 }
 
-/// While it lives, what this process allocates does not start I/O.
-pub struct NoIoScope {
-    flags: c_uint,
-    /// The flag belongs to the process.
-    _not_send: PhantomData<*mut ()>,
-}
-
-impl NoIoScope {
-    /// Begins. Scopes nest.
-    pub fn enter() -> Self {
-        NoIoScope {
-            // SAFETY: Process context, and undone by `drop`.
-            flags: unsafe { bindings::memalloc_noio_save() },
-            _not_send: PhantomData,
-        }
-    }
-}
-
-impl Drop for NoIoScope {
-    fn drop(&mut self) {
-        // SAFETY: Pairs with `enter`, in the same process.
-        unsafe { bindings::memalloc_noio_restore(self.flags) };
-    }
-}
-
 /// Whole pages, addressed as one array of bytes, that may be given to the network in place.
 ///
 /// # Invariants

@@ -11,7 +11,9 @@ use crate::{
     recovery, registry, uapi,
 };
 use kernel::{
+    fmt,
     prelude::*,
+    str::CString,
     sync::Arc,
     time::msecs_to_jiffies,
     types::ScopeGuard, //
@@ -113,7 +115,10 @@ impl Device {
             GFP_KERNEL,
         )?;
         let sectors = limits::capacity_sectors(volume.geometry.size_bytes.get());
-        let mut disk = GenDiskBuilder::new(Device::queue_limits(&volume), sectors)
+        let serial = CString::try_from_fmt(fmt!("{}", Hex(&volume.volume_id)))?;
+        let name = CString::try_from_fmt(fmt!("{}", self.params().volume))?;
+        let limits = Device::queue_limits(&volume);
+        let mut disk = GenDiskBuilder::new(limits, sectors, serial, name)
             .read_only(read_only)
             .build(self.name(), tag_set, ())?;
         disk.add()?;
@@ -123,7 +128,8 @@ impl Device {
 
     /// Detaches a device. Without `force` it must not be open, and what it has is given to the
     /// node first. With `force` nothing is waited for: what is in flight fails, and no network is
-    /// needed. Sleeps.
+    /// needed. When it returns the device is gone; a signal ends only the wait for another one who
+    /// is taking it away. Sleeps.
     pub(crate) fn detach(this: &Arc<Device>, force: bool) -> Result<(), DeviceError> {
         let index = this.index();
         {
@@ -131,9 +137,12 @@ impl Device {
             match *lifecycle {
                 Lifecycle::Attached => {}
                 Lifecycle::Attaching if force => {
-                    // The attaching process sees it and cleans up.
+                    // The attaching process sees it, at the latest when it has this lock, and cleans
+                    // up.
+                    this.set_closing();
+                    drop(lifecycle);
                     this.give_up();
-                    return Ok(());
+                    return this.wait_gone();
                 }
                 Lifecycle::Attaching => {
                     return Err(DeviceError::new(
@@ -142,9 +151,10 @@ impl Device {
                     ));
                 }
                 Lifecycle::Detaching if force => {
+                    drop(lifecycle);
                     // Lets the one who is waiting for the network go on.
                     this.give_up();
-                    return Ok(());
+                    return this.wait_gone();
                 }
                 Lifecycle::Detaching => {
                     return Err(DeviceError::new(
@@ -153,9 +163,10 @@ impl Device {
                     ));
                 }
             }
-            let openers = match this.disk().try_lock() {
-                _ if force => 0,
-                Some(disk) => disk.as_ref().map_or(0, |disk| disk.openers()),
+            // Nobody can open it any more once this has succeeded.
+            let unused = match this.disk().try_lock() {
+                _ if force => Ok(()),
+                Some(disk) => disk.as_ref().map_or(Ok(()), |disk| disk.close_if_unused()),
                 None => {
                     return Err(DeviceError::new(
                         EBUSY,
@@ -166,7 +177,7 @@ impl Device {
                     ));
                 }
             };
-            if openers > 0 {
+            if let Err(openers) = unused {
                 return Err(DeviceError::new(
                     EBUSY,
                     format_args!(
@@ -179,7 +190,11 @@ impl Device {
         }
         if !force {
             let disk = this.disk().lock().take();
-            drop(disk);
+            if let Some(disk) = disk {
+                // What is held must be written.
+                this.end_suspend(&disk);
+                drop(disk);
+            }
             this.release();
         }
         this.take_down();
@@ -187,24 +202,33 @@ impl Device {
         Ok(())
     }
 
-    /// Fails everything in flight, without the network.
-    fn give_up(self: &Arc<Self>) {
+    /// Fails everything in flight and all that comes, without the network.
+    pub(crate) fn give_up(self: &Arc<Self>) {
         self.set_closing();
         self.rest();
         recovery::fail_requests(self, CloseCause::Detached);
     }
 
+    /// Tells the node that the session is over, if that can be sent at once.
+    pub(crate) fn send_release(self: &Arc<Self>) {
+        self.set_closing();
+        if let Some(connection) = self.connection(0) {
+            connection.send_release();
+        }
+    }
+
+    /// Whether the node has closed the session, or cannot be asked to.
+    pub(crate) fn is_released(&self) -> bool {
+        self.connection(0).is_none_or(|c| c.is_lost())
+    }
+
     /// Tells the node that the session is over, and waits a little until it closes.
     fn release(self: &Arc<Self>) {
-        let Some(connection) = self.connection(0) else {
-            return;
-        };
-        self.set_closing();
-        connection.send_release();
+        self.send_release();
         let deadline = now().after_ms(RELEASE_MS.into());
         let (progress, changed) = self.progress();
         let mut progress = progress.lock();
-        while !connection.is_lost() {
+        while !self.is_released() {
             let left = left_ms(deadline);
             if left == 0 {
                 break;
@@ -242,12 +266,38 @@ impl Device {
         self.give_up();
         let disk = self.disk().lock().take();
         if let Some(disk) = disk {
+            // What is held must end, like all else.
+            self.end_suspend(&disk);
             disk.mark_dead();
             drop(disk);
         }
         self.finish_work();
         self.drop_connections();
         registry::remove(self);
+        let (progress, changed) = self.progress();
+        progress.lock().gone = true;
+        changed.notify_all();
+    }
+
+    /// Waits until the device is gone, which someone else sees to.
+    fn wait_gone(&self) -> Result<(), DeviceError> {
+        let (progress, changed) = self.progress();
+        let mut progress = progress.lock();
+        while !progress.gone {
+            if changed.wait_interruptible(&mut progress) {
+                return Err(DeviceError::new(EINTR, format_args!("interrupted")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Bytes as hexadecimal digits.
+struct Hex<'a>(&'a [u8]);
+
+impl fmt::Display for Hex<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> core::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{
 };
 use kernel::{prelude::*, sync::Arc};
 use neonsan_kernel::{
-    mm::NoIoScope,
+    mm::NoReclaimScope,
     net::TcpSocket, //
 };
 use neonsan_session::{
@@ -22,8 +22,9 @@ pub(crate) fn run(connection: &Arc<Connection>) {
     let Some(task) = connection.shared.lock().task.take() else {
         return;
     };
-    // Dirty pages may wait for this connection.
-    let _scope = NoIoScope::enter();
+    // Dirty pages may wait for this connection: when nothing else is left, what it needs (a socket,
+    // once in a while) comes from the reserves.
+    let _scope = NoReclaimScope::enter();
     let result = connect(connection, &task);
     // The last owner of a socket releases it, which sleeps: never under the lock.
     let done_with = {
@@ -33,26 +34,38 @@ pub(crate) fn run(connection: &Arc<Connection>) {
     };
     drop(done_with);
     let device = &connection.device;
+    if task.is_inquiry {
+        // Should the node let it in after all, that ends with the socket.
+        return device.note_inquiry(result.err().and_then(|failure| failure.error));
+    }
     match result {
         Ok((established, opened)) => {
             let older = connection.shared.lock().established.replace(established);
             drop(older);
             let max_connections = opened.reply.max_connections.get();
+            device.notes().lock().refusal = None;
+            let node_count = device.nodes().lock().len() as u16;
             let mut session = device.session().lock();
+            session.set_nodes(node_count);
             let wanted = session.on_opened(connection.index, max_connections, now());
             // Before recovery, which needs the machine, sends anything.
-            let lost_writes = wanted && device.on_volume(&opened);
+            let lost_bytes = match wanted {
+                true => device.on_volume(&opened),
+                false => None,
+            };
             drop(session);
             if !wanted {
                 let unwanted = connection.shared.lock().established.take();
                 drop(unwanted);
             }
-            if lost_writes {
-                device.report_lost_writes();
+            if let Some(bytes) = lost_bytes {
+                device.report_lost_writes(bytes);
             }
         }
         Err(Failure { cause, error }) => {
-            device.note_connect_failure(connection.index, cause, error);
+            if let Some(error) = error {
+                device.note_connect_failure(connection.index, cause, error);
+            }
             device
                 .session()
                 .lock()
@@ -62,10 +75,11 @@ pub(crate) fn run(connection: &Arc<Connection>) {
     device.wake();
 }
 
-/// A connection that could not be made: the cause, and what to tell people.
+/// A connection that could not be made: the cause, and what to tell people unless the next try is
+/// another one.
 struct Failure {
     cause: CloseCause,
-    error: DeviceError,
+    error: Option<DeviceError>,
 }
 
 fn connect(
@@ -77,34 +91,35 @@ fn connect(
         let cause = CloseCause::ConnectFailed(EINVAL_NUMBER);
         return Err(Failure {
             cause,
-            error: EINVAL.into(),
+            error: Some(EINVAL.into()),
         });
     };
     let fail = |cause| Failure {
         cause,
-        error: DeviceError::from_cause(cause, &node, ""),
+        error: Some(DeviceError::from_cause(cause, &node, "")),
     };
-    let socket = open_socket(connection, task, &node).map_err(fail)?;
-    connection.shared.lock().step = ConnectStep::Handshake;
+    let socket = open_socket(connection, &node).map_err(fail)?;
 
     let handshake = device
         .with_identity(|identity| Handshake::new(identity, task.kind, crate::crc::crc32c))
         .map_err(fail)?;
     let mut handshake = KBox::new(handshake, GFP_KERNEL).map_err(|_| fail(CloseCause::NoMemory))?;
-    match shake_hands(&socket, task, &mut handshake) {
+    match shake_hands(connection, &socket, task, &mut handshake) {
         Ok(()) => {}
         Err(cause) => {
             let text = handshake.refused().map_or("", |refused| refused.text);
-            return Err(Failure {
-                cause,
-                error: DeviceError::from_cause(cause, &node, text),
-            });
+            let error = match device.begin_forcing(cause, text) {
+                true => None,
+                false => Some(DeviceError::from_cause(cause, &node, text)),
+            };
+            return Err(Failure { cause, error });
         }
     }
     let opened = handshake
         .opened()
         .ok_or_else(|| fail(CloseCause::BadEvent))?;
     device.check_volume(&opened).map_err(fail)?;
+    device.nodes().lock().learn(handshake.nodes(), task.node);
     let established = Established {
         socket,
         features: opened.features,
@@ -117,30 +132,23 @@ fn connect(
 /// The number of EINVAL, for causes.
 const EINVAL_NUMBER: i32 = 22;
 
-fn open_socket(
-    connection: &Connection,
-    task: &ConnectTask,
-    node: &Node,
-) -> Result<Arc<TcpSocket>, CloseCause> {
+fn open_socket(connection: &Connection, node: &Node) -> Result<Arc<TcpSocket>, CloseCause> {
     let device = &connection.device;
     let failed = |e: Error| CloseCause::ConnectFailed(-e.to_errno());
     let socket = TcpSocket::new(&device.params().net, &node.addr).map_err(failed)?;
     let socket = Arc::new(socket, GFP_KERNEL).map_err(|_| CloseCause::NoMemory)?;
     let older = connection.shared.lock().connecting.replace(socket.clone());
     drop(older);
-    if device.is_closing() {
-        return Err(CloseCause::Detached);
-    }
-    socket.set_timeout(remaining_ms(task)?);
     // What was sent but not acknowledged for as long as silence is tolerated is a dead node.
     socket
         .set_user_timeout(device.timeouts().heartbeat_timeout_ms)
         .map_err(failed)?;
-    socket.connect(&node.addr).map_err(|e| match e {
-        // The timeout of a blocking connect.
-        e if e == EINPROGRESS => CloseCause::ConnectTimeout,
-        e => failed(e),
-    })?;
+    socket.begin_connect(&node.addr).map_err(failed)?;
+    // Whoever detaches says so first and then shuts the socket down. If he came before the line
+    // above, that did nothing, and we see here what he said; from here on it interrupts us.
+    if device.is_closing() {
+        return Err(CloseCause::Detached);
+    }
     Ok(socket)
 }
 
@@ -153,6 +161,7 @@ fn remaining_ms(task: &ConnectTask) -> Result<u32, CloseCause> {
 }
 
 fn shake_hands(
+    connection: &Connection,
     socket: &TcpSocket,
     task: &ConnectTask,
     handshake: &mut Handshake,
@@ -162,11 +171,20 @@ fn shake_hands(
         e if e == EPIPE || e == ECONNRESET => CloseCause::PeerClosed,
         e => CloseCause::SocketError(-e.to_errno()),
     };
+    // The first call waits for the connection.
+    let mut is_connected = false;
     loop {
         socket.set_timeout(remaining_ms(task)?);
         let data = handshake.poll_transmit();
         if !data.is_empty() {
-            let n = socket.send(data).map_err(failed)?;
+            let n = socket.send(data).map_err(|e| match e {
+                e if is_connected || e == EAGAIN => failed(e),
+                e => CloseCause::ConnectFailed(-e.to_errno()),
+            })?;
+            if !is_connected {
+                is_connected = true;
+                connection.shared.lock().step = ConnectStep::Handshake;
+            }
             handshake.transmitted(n);
             continue;
         }

@@ -79,6 +79,8 @@ pub(crate) struct ConnectTask {
     pub(crate) kind: ConnectKind,
     /// When to give up.
     pub(crate) deadline: Instant,
+    /// The session is over: the node is only to say why. The machine knows nothing of it.
+    pub(crate) is_inquiry: bool,
 }
 
 /// Where making a connection is, for state dumps.
@@ -141,6 +143,10 @@ pub(crate) struct Connection {
     pub(crate) heard_at: Atomic<u64>,
     /// Bytes of unanswered writes.
     pub(crate) write_bytes_in_flight: Atomic<u64>,
+    /// New requests fail: the device is suspended so. Written by [`crate::suspend`].
+    pub(crate) refuses: Atomic<u32>,
+    /// Bytes that answered requests have changed, FUA left out. Written by the receiving side.
+    pub(crate) answered_bytes: Atomic<u64>,
     /// Requests that ended with an error.
     pub(crate) errors: Atomic<u64>,
     /// Requests whose timeout ran out.
@@ -191,6 +197,8 @@ impl Connection {
                 gate: Atomic::new(crate::transmit::GATE_PARKED),
                 heard_at: Atomic::new(0),
                 write_bytes_in_flight: Atomic::new(0),
+                refuses: Atomic::new(0),
+                answered_bytes: Atomic::new(0),
                 errors: Atomic::new(0),
                 timeouts: Atomic::new(0),
                 tx <- new_mutex!(tx, "neonsan_tx"),

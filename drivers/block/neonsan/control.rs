@@ -69,14 +69,22 @@ static GET_POLICY: Policy = Policy::new(&[(attr::device::INDEX, Check::u32())]);
 static SET_POLICY: Policy = Policy::new(&[
     (attr::device::INDEX, Check::u32()),
     (attr::device::TIMEOUTS, Check::nested(&TIMEOUTS_POLICY)),
+    (attr::device::CLEAR_AT_RISK, Check::flag()),
 ]);
 
-static OPS: [SplitOps; 5] = [
+static SUSPEND_POLICY: Policy = Policy::new(&[
+    (attr::device::INDEX, Check::u32()),
+    (attr::device::SUSPEND, Check::u32_range(0, 1)),
+]);
+
+static OPS: [SplitOps; 7] = [
     SplitOps::doit::<Attach>(cmd::ATTACH, &ATTACH_POLICY),
     SplitOps::doit::<Detach>(cmd::DETACH, &DETACH_POLICY),
     SplitOps::doit::<Get>(cmd::DEVICE_GET, &GET_POLICY),
     SplitOps::dumpit::<Get>(cmd::DEVICE_GET),
     SplitOps::doit::<Set>(cmd::DEVICE_SET, &SET_POLICY),
+    SplitOps::doit::<Suspend>(cmd::SUSPEND, &SUSPEND_POLICY),
+    SplitOps::doit::<Resume>(cmd::RESUME, &GET_POLICY),
 ];
 
 /// The index of the one group.
@@ -140,7 +148,10 @@ impl Doit for Attach {
     fn doit(request: &Request<'_>) -> Result<(), Refusal> {
         admin_only(request)?;
         let device = Device::attach(request::attach_params(request.attributes())?)?;
-        request.reply(cmd::ATTACH, |msg| put_name(msg, &device))?;
+        request.reply(cmd::ATTACH, |msg| {
+            put_name(msg, &device)?;
+            put_fenced(msg, &device)
+        })?;
         Ok(())
     }
 }
@@ -193,14 +204,51 @@ impl Doit for Set {
     fn doit(request: &Request<'_>) -> Result<(), Refusal> {
         admin_only(request)?;
         let device = named_device(request)?;
-        let Some(wished) = request.attributes().get(attr::device::TIMEOUTS) else {
+        let clear = request.attributes().has(attr::device::CLEAR_AT_RISK);
+        match request.attributes().get(attr::device::TIMEOUTS) {
+            Some(wished) => {
+                let timeouts = request::timeouts(wished.nested(), device.timeouts());
+                device.set_timeouts(timeouts)?;
+            }
+            None if clear => {}
+            None => {
+                return Err(Refusal::new(
+                    EINVAL,
+                    format_args!("nothing is to be changed: name a timeout"),
+                ));
+            }
+        }
+        if clear {
+            device.at_risk().clear();
+        }
+        Ok(())
+    }
+}
+
+struct Suspend;
+
+impl Doit for Suspend {
+    fn doit(request: &Request<'_>) -> Result<(), Refusal> {
+        admin_only(request)?;
+        let device = named_device(request)?;
+        let mode = request.attributes().get(attr::device::SUSPEND);
+        let mode = mode.and_then(|mode| mode.u32()).unwrap_or(0);
+        let Some(mode) = uapi::SuspendMode::from_raw(mode) else {
             return Err(Refusal::new(
                 EINVAL,
-                format_args!("nothing is to be changed: name a timeout"),
+                format_args!("the mode is unknown to this version"),
             ));
         };
-        let timeouts = request::timeouts(wished.nested(), device.timeouts());
-        Ok(device.set_timeouts(timeouts)?)
+        Ok(device.suspend(mode)?)
+    }
+}
+
+struct Resume;
+
+impl Doit for Resume {
+    fn doit(request: &Request<'_>) -> Result<(), Refusal> {
+        admin_only(request)?;
+        Ok(named_device(request)?.resume()?)
     }
 }
 
@@ -208,6 +256,15 @@ impl Doit for Set {
 fn put_name(msg: &mut GenlMsg<'_>, device: &Device) -> Result {
     msg.put_u32(attr::device::INDEX, device.index())?;
     msg.put_str(attr::device::NAME, device.name().to_str().unwrap_or(""))
+}
+
+/// From whom attach took the volume, if from anybody.
+fn put_fenced(msg: &mut GenlMsg<'_>, device: &Device) -> Result {
+    let fenced = device.notes().lock().fenced;
+    match &fenced {
+        Some(fenced) => msg.put_str(attr::device::FENCED, fenced.as_str()),
+        None => Ok(()),
+    }
 }
 
 /// Sends an event about a device. Who listens may miss one when memory is short; that is no reason
@@ -228,7 +285,7 @@ fn event(device: &Device, cmd: u8, build: impl FnOnce(&mut GenlMsg<'_>) -> Resul
 
 /// A block device was added.
 pub(crate) fn event_attached(device: &Device) {
-    event(device, cmd::ATTACHED, |_| Ok(()));
+    event(device, cmd::ATTACHED, |msg| put_fenced(msg, device));
 }
 
 /// A block device is gone.
@@ -275,6 +332,19 @@ pub(crate) fn event_going_away(device: &Device, text: &str) {
 /// Writes that were acknowledged but not flushed may be lost.
 pub(crate) fn event_data_at_risk(device: &Device, text: &str) {
     event(device, cmd::DATA_AT_RISK, |msg| {
-        msg.put_str(attr::device::MESSAGE, text)
+        msg.put_str(attr::device::MESSAGE, text)?;
+        msg.put_uint(attr::device::AT_RISK_BYTES, device.at_risk().open_bytes())
     });
+}
+
+/// A device was suspended, or its mode was changed.
+pub(crate) fn event_suspended(device: &Device, mode: uapi::SuspendMode) {
+    event(device, cmd::SUSPENDED, |msg| {
+        msg.put_u32(attr::device::SUSPEND, mode as u32)
+    });
+}
+
+/// A suspended device was resumed.
+pub(crate) fn event_resumed(device: &Device) {
+    event(device, cmd::RESUMED, |_| Ok(()));
 }

@@ -59,6 +59,21 @@ fn show_device(f: &mut fmt::Formatter<'_>, device: &Device) -> core::fmt::Result
         u8::from(info.has_disk),
         info.queue_depth,
     )?;
+    if let Some(mode) = info.suspend {
+        writeln!(f, "  suspended={}", mode.name())?;
+    }
+    if let Some(ms) = info.loss_deadline_ms {
+        writeln!(f, "  fails_in_ms={ms}")?;
+    }
+    if info.at_risk_bytes != 0 {
+        writeln!(f, "  at_risk_bytes={}", info.at_risk_bytes)?;
+    }
+    if let Some(failure) = &info.failure {
+        writeln!(f, "  failure=\"{failure}\"")?;
+    }
+    if let Some(fenced) = &info.fenced {
+        writeln!(f, "  fenced=\"{fenced}\"")?;
+    }
     for index in 0..info.connections {
         if let Some(connection) = device.connection_info(index) {
             show_connection(f, index, &connection)?;
@@ -92,6 +107,12 @@ fn show_connection(
     )?;
     if let Some(node) = &info.node {
         write!(f, " node={node}")?;
+    }
+    if let Some(ms) = info.retry_in_ms {
+        write!(f, " retry_ms={ms}")?;
+    }
+    if let Some(ms) = info.deadline_in_ms {
+        write!(f, " deadline_ms={ms}")?;
     }
     if let Some(cause) = &info.last_cause {
         write!(f, " last_cause=\"{cause}\"")?;

@@ -6,18 +6,22 @@
 //!
 //! 1. `lifecycle` (mutex): attaching and detaching.
 //! 2. `disk` (mutex): the disk comes and goes.
+//!    2a. `suspended` (mutex): what happens to new requests.
 //! 3. `progress` (mutex): who waits for the control machine looks at it with this held.
 //! 4. `session` (mutex): the control machine.
 //! 5. A connection's own, see [`crate::connection`].
-//! 6. `connections`, `volume` (mutexes): only around reading or changing them.
+//! 6. `connections`, `volume`, `nodes`, `notes` (mutexes): only around reading or changing them.
 //! 7. `events`, `timeouts` (spin locks, interrupts off): likewise.
 
 use crate::{
     connection::Connection,
     limits,
+    nodes::Nodes,
+    notes::Notes,
     params::{AttachParams, DeviceError, Node},
     queue::Queue,
     recovery,
+    uapi::SuspendMode,
 };
 use kernel::{
     impl_has_delayed_work, impl_has_work, new_condvar, new_delayed_work, new_mutex,
@@ -37,7 +41,7 @@ use neonsan_kernel::{
 };
 use neonsan_proto::{Capabilities, Features, Geometry, Mode, OpenReply, VolumeName};
 use neonsan_session::{
-    client::{self, Config, Durability, Identity, Opened, Session, MAX_CONNECTIONS},
+    client::{self, AtRisk, Config, Durability, Identity, Opened, Session, MAX_CONNECTIONS},
     CloseCause, Instant, Timeouts,
 };
 
@@ -87,6 +91,8 @@ pub(crate) struct Progress {
     pub(crate) error: Option<DeviceError>,
     /// The last failure is one that trying again does not mend.
     pub(crate) permanent: bool,
+    /// The device is in no list any more.
+    pub(crate) gone: bool,
 }
 
 /// Where a device is in its life.
@@ -108,16 +114,30 @@ pub(crate) struct Device {
     params: KBox<AttachParams>,
     session_id: [u8; 16],
     queue: OwnedQueue,
+    /// For connecting, which waits for the network: when no memory is left for workers, one rescuer
+    /// does all of a queue's work, and must not wait there.
+    connecting: OwnedQueue,
     /// For changes of the disk, which wait for requests.
     changes: OwnedQueue,
     /// The device is being taken away: nothing new begins.
     closing: AtomicFlag,
     /// What a node's power could take. Used if the volume has a write cache.
     durability: Durability,
+    /// How much that is, and was.
+    at_risk: AtRisk,
+    /// Attach was forced, and a node has named the holder: from now on it is asked by force.
+    forcing: AtomicFlag,
     #[pin]
     lifecycle: Mutex<Lifecycle>,
     #[pin]
     disk: Mutex<Option<GenDisk<Queue>>>,
+    /// Changed by [`crate::suspend`] only.
+    #[pin]
+    suspended: Mutex<Option<SuspendMode>>,
+    #[pin]
+    nodes: Mutex<Nodes>,
+    #[pin]
+    notes: Mutex<Notes>,
     #[pin]
     session: Mutex<DeviceSession>,
     #[pin]
@@ -154,6 +174,7 @@ impl Device {
     pub(crate) fn new(index: u32, params: KBox<AttachParams>, now: Instant) -> Result<Arc<Self>> {
         let name = CString::try_from_fmt(fmt!("neonsan{index}"))?;
         let queue = OwnedQueue::new_mem_reclaim(&name)?;
+        let connecting = OwnedQueue::new_mem_reclaim(&name)?;
         let changes = OwnedQueue::new_unbound(&name)?;
         let mut session_id = [0; 16];
         random::fill(&mut session_id);
@@ -173,6 +194,7 @@ impl Device {
         states.resize(wish as usize, client::Connection::default(), GFP_KERNEL)?;
         let session = Session::with_storage(config, states, now);
         let timeouts = params.timeouts;
+        let nodes = Nodes::new(&params.nodes)?;
         let depth = crate::params::DEFAULT_QUEUE_DEPTH;
         let depth = params.queue_depth.unwrap_or(depth);
         let device = Arc::pin_init(
@@ -182,18 +204,24 @@ impl Device {
                 params,
                 session_id,
                 queue,
+                connecting,
                 changes,
                 closing: AtomicFlag::new(false),
                 durability: Durability::new(),
+                at_risk: AtRisk::new(),
+                forcing: AtomicFlag::new(false),
                 lifecycle <- new_mutex!(Lifecycle::Attaching, "neonsan_lifecycle"),
                 disk <- new_mutex!(None, "neonsan_disk"),
+                suspended <- new_mutex!(None, "neonsan_suspended"),
+                nodes <- new_mutex!(nodes, "neonsan_nodes"),
+                notes <- new_mutex!(Notes::default(), "neonsan_notes"),
                 session <- new_mutex!(session, "neonsan_session"),
                 connections <- new_mutex!(KVec::new(), "neonsan_connections"),
                 volume <- new_mutex!(None, "neonsan_volume"),
                 events <- new_spinlock_irq!(Events::default(), "neonsan_events"),
                 timeouts <- new_spinlock_irq!(timeouts, "neonsan_timeouts"),
                 progress <- new_mutex!(
-                    Progress { failures: 0, error: None, permanent: false },
+                    Progress { failures: 0, error: None, permanent: false, gone: false },
                     "neonsan_progress"
                 ),
                 changed <- new_condvar!("neonsan_changed"),
@@ -238,12 +266,38 @@ impl Device {
 
     /// The node with this index in the list of nodes.
     pub(crate) fn node(&self, index: u16) -> Option<Node> {
-        self.params.nodes.get(usize::from(index)).copied()
+        self.nodes.lock().get(index)
     }
 
-    /// The work queue of everything that the device's requests depend on.
+    /// The nodes that may serve the device.
+    pub(crate) fn nodes(&self) -> &Mutex<Nodes> {
+        &self.nodes
+    }
+
+    /// Attach was forced, and a node has named the holder.
+    pub(crate) fn forcing(&self) -> &AtomicFlag {
+        &self.forcing
+    }
+
+    /// What people are told when they ask.
+    pub(crate) fn notes(&self) -> &Mutex<Notes> {
+        &self.notes
+    }
+
+    /// What happens to new requests.
+    pub(crate) fn suspend_mode(&self) -> &Mutex<Option<SuspendMode>> {
+        &self.suspended
+    }
+
+    /// The work queue of everything that the device's requests depend on and that does not wait for
+    /// the network.
     pub(crate) fn queue(&self) -> &OwnedQueue {
         &self.queue
+    }
+
+    /// The work queue of making connections.
+    pub(crate) fn connecting(&self) -> &OwnedQueue {
+        &self.connecting
     }
 
     /// The control machine.
@@ -285,6 +339,24 @@ impl Device {
     /// The named timeouts.
     pub(crate) fn timeouts(&self) -> Timeouts {
         *self.timeouts.lock()
+    }
+
+    /// From now on a volume may stay lost no longer than this before its I/O fails.
+    pub(crate) fn bound_loss(self: &Arc<Self>, loss_ms: u32) {
+        let mut timeouts = self.timeouts();
+        if timeouts.loss_ms == 0 || timeouts.loss_ms > loss_ms {
+            timeouts.loss_ms = loss_ms;
+            *self.timeouts.lock() = timeouts;
+            self.session.lock().set_timeouts(timeouts);
+        }
+        self.wake();
+    }
+
+    /// Whether a node, or recovery, still has a request of the device.
+    pub(crate) fn has_requests_in_flight(&self) -> bool {
+        let connections = self.connections.lock();
+        let mut all = connections.iter();
+        all.any(|connection| connection.slots.iter().next().is_some())
     }
 
     /// Changes the named timeouts.
@@ -337,7 +409,8 @@ impl Device {
                 crate::uapi::Mode::Shared => Mode::Shared,
                 crate::uapi::Mode::ReadOnly => Mode::ReadOnly,
             },
-            force: params.force,
+            // The first try without force is told by the node who the holder is.
+            force: self.forcing.load(Relaxed),
             session_id: self.session_id,
             host_id: params.host_id,
             host_name: params.host_name.as_str(),
@@ -369,6 +442,7 @@ impl Device {
 
     /// Waits until no work of the device runs or is queued. Everything must have come to rest.
     pub(crate) fn finish_work(self: &Arc<Self>) {
+        self.connecting.flush();
         self.queue.flush();
         OwnedQueue::cancel_delayed_sync::<_, TIMER_WORK>(self);
         for connection in self.connections.lock().iter() {
@@ -376,30 +450,6 @@ impl Device {
         }
         self.queue.flush();
         self.changes.flush();
-    }
-
-    /// A connection could not be made.
-    pub(crate) fn note_connect_failure(
-        &self,
-        connection: u16,
-        cause: CloseCause,
-        error: DeviceError,
-    ) {
-        if self.lost_before() {
-            pr_debug!(
-                "{}: connection {connection}: {}\n",
-                &*self.name,
-                error.message
-            );
-        }
-        let mut progress = self.progress.lock();
-        progress.failures = progress.failures.saturating_add(1);
-        progress.permanent = recovery::is_permanent(cause);
-        progress.error = Some(error);
-    }
-
-    fn lost_before(&self) -> bool {
-        self.session.lock().lost_since().is_some()
     }
 
     /// A node has opened the volume: is it the one that the device was made for?
@@ -411,9 +461,9 @@ impl Device {
     }
 
     /// The session machine has taken the connection over which the node said this, and none of
-    /// its requests is sent yet (the machine is locked). Returns whether writes may be lost that
-    /// were answered.
-    pub(crate) fn on_volume(self: &Arc<Self>, opened: &Opened) -> bool {
+    /// its requests is sent yet (the machine is locked). If writes may be lost that were answered,
+    /// returns how many bytes of them.
+    pub(crate) fn on_volume(self: &Arc<Self>, opened: &Opened) -> Option<u64> {
         let reply = &opened.reply;
         let new = Volume {
             geometry: reply.geometry,
@@ -424,18 +474,26 @@ impl Device {
             reply: *reply,
         };
         let old = self.volume.lock().replace(new);
-        let Some(old) = old else { return false };
+        let old = old?;
         if old.geometry != new.geometry {
             self.on_limits(new.geometry);
         }
-        old.boot_id != new.boot_id && self.durability.on_boot_changed()
+        if old.boot_id != new.boot_id && self.durability.on_boot_changed() {
+            return Some(self.at_risk.on_cache_lost(self.answered_bytes()));
+        }
+        None
     }
 
-    /// Tells people that writes may be lost.
-    pub(crate) fn report_lost_writes(&self) {
-        let text = "the node lost writes that were answered but not flushed: the next flush fails";
-        pr_err!("{}: {text}\n", &*self.name);
-        crate::control::event_data_at_risk(self, text);
+    /// Bytes that a lost cache may have taken.
+    pub(crate) fn at_risk(&self) -> &AtRisk {
+        &self.at_risk
+    }
+
+    /// The running sum of what answered writes, FUA left out, have changed.
+    pub(crate) fn answered_bytes(&self) -> u64 {
+        let connections = self.connections.lock();
+        let each = connections.iter().map(|c| c.answered_bytes.load(Relaxed));
+        each.fold(0, u64::wrapping_add)
     }
 
     /// What a node's power could take.
@@ -474,24 +532,47 @@ impl Device {
         core::mem::take(&mut self.events.lock().going_away)
     }
 
+    /// Lets the disk follow what the node has said meanwhile. Any context.
+    pub(crate) fn look_for_changes(self: &Arc<Self>) {
+        self.queue_change();
+    }
+
     fn queue_change(self: &Arc<Self>) {
         // If it is queued already, it will see what there is.
         let _ = self.changes.enqueue::<_, CHANGE_WORK>(self.clone());
     }
 
+    /// Gives every connection up.
+    fn fault_all(&self, cause: CloseCause) {
+        let count = self.session.lock().connection_count();
+        for index in 0..count {
+            if let Some(connection) = self.connection(index) {
+                connection.fault(cause);
+            }
+        }
+    }
+
     /// Makes the disk follow the volume. May wait for requests in flight.
     fn apply_changes(&self) {
+        let disk = self.disk.lock();
+        if *self.suspended.lock() == Some(SuspendMode::Normal) {
+            // The requests that it would wait for are held; resuming comes back to it.
+            return;
+        }
         let (size, geometry) = {
             let mut events = self.events.lock();
             (events.size_bytes.take(), events.geometry.take())
         };
-        let disk = self.disk.lock();
         let changed = {
             let mut guard = self.volume.lock();
             let Some(volume) = &mut *guard else { return };
             if let Some(new) = geometry {
                 if let Some(field) = limits::broken_promise(&volume.geometry, &new) {
                     pr_err!("{}: the node may not change the {field}\n", &*self.name);
+                    // What was made for the old limits must not be sent to it: it waits until a
+                    // node keeps the promise.
+                    drop(guard);
+                    self.fault_all(CloseCause::BadGeometry(field));
                     return;
                 }
                 volume.geometry = new;

@@ -36,6 +36,16 @@ pub(crate) struct DeviceInfo {
     pub(crate) has_disk: bool,
     /// Tags of each connection.
     pub(crate) queue_depth: u32,
+    /// In how many milliseconds I/O begins to fail, unless the volume comes back.
+    pub(crate) loss_deadline_ms: Option<u64>,
+    /// What happens to new requests; `None` unless suspended.
+    pub(crate) suspend: Option<uapi::SuspendMode>,
+    /// Bytes that a lost cache may have taken, and that nobody has taken note of.
+    pub(crate) at_risk_bytes: u64,
+    /// Why I/O fails.
+    pub(crate) failure: Option<Message>,
+    /// From whom attach took the volume.
+    pub(crate) fenced: Option<Message>,
 }
 
 /// A connection.
@@ -60,6 +70,10 @@ pub(crate) struct ConnectionInfo {
     pub(crate) oldest: Option<RequestInfo>,
     /// When something was received last, in milliseconds ago.
     pub(crate) silent_for_ms: u64,
+    /// In how many milliseconds the next try begins, if that is what it waits for.
+    pub(crate) retry_in_ms: Option<u64>,
+    /// In how many milliseconds the try, or the silent connection, is given up.
+    pub(crate) deadline_in_ms: Option<u64>,
 }
 
 /// A request in flight.
@@ -79,6 +93,8 @@ pub(crate) struct RequestInfo {
     pub(crate) length: u32,
     /// How long it has been where it is.
     pub(crate) age_ms: u64,
+    /// In how many milliseconds its connection is given up for its sake, if it is sent.
+    pub(crate) deadline_in_ms: Option<u64>,
 }
 
 /// Counters since attach.
@@ -106,6 +122,8 @@ pub(crate) struct Statistics {
     pub(crate) timeouts: u64,
     /// Calls that gave data to the socket.
     pub(crate) sends: u64,
+    /// Bytes that a lost cache may have taken; of the device as a whole.
+    pub(crate) lost_bytes: u64,
 }
 
 /// Where the session of a device is, for people.
@@ -148,7 +166,12 @@ impl Device {
             .lost_since()
             .map_or(0, |since| now().since_ms(since));
         let (generation, connections) = (session.generation().0, session.connection_count());
+        let loss_deadline_ms = session.loss_deadline().map(|at| at.since_ms(now()));
         drop(session);
+        let (failure, fenced) = {
+            let notes = self.notes().lock();
+            (notes.failure, notes.fenced)
+        };
         let volume = self.volume();
         let wish = self
             .params()
@@ -164,6 +187,11 @@ impl Device {
             openers,
             has_disk,
             queue_depth: volume.map_or(wish, |v| wish.min(v.max_depth.into())),
+            loss_deadline_ms,
+            suspend: self.suspended(),
+            at_risk_bytes: self.at_risk().open_bytes(),
+            failure,
+            fenced,
         }
     }
 
@@ -176,6 +204,22 @@ impl Device {
             let shared = connection.shared.lock();
             (shared.step, shared.epoch, shared.losses)
         };
+        let timeouts = self.timeouts();
+        let heard_at = Instant(connection.heard_at.load(Relaxed));
+        let silent_for_ms = now.since_ms(heard_at);
+        let (retry_at, deadline) = match state {
+            client::ConnectionState::Idle { retry_at } => (retry_at, None),
+            client::ConnectionState::Connecting { deadline } => (None, Some(deadline)),
+            // Only a silence that was answered by a PING counts down.
+            client::ConnectionState::Live
+                if silent_for_ms >= u64::from(timeouts.heartbeat_interval_ms) =>
+            {
+                let patience_ms = timeouts.heartbeat_timeout_ms.into();
+                (None, Some(heard_at.after_ms(patience_ms)))
+            }
+            client::ConnectionState::Live | client::ConnectionState::Stopping => (None, None),
+        };
+        let in_ms = |at: Option<Instant>| at.map(|at| at.since_ms(now));
         let (mut in_flight, mut parked, mut oldest) = (0, 0, None::<SlotInfo>);
         for info in connection.slots.iter() {
             in_flight += 1;
@@ -195,8 +239,10 @@ impl Device {
             in_flight,
             parked,
             last_cause: cause.map(|cause| Message::from_fmt(format_args!("{cause}"))),
-            oldest: oldest.map(|slot| request_info(&slot, now)),
-            silent_for_ms: now.since_ms(Instant(connection.heard_at.load(Relaxed))),
+            oldest: oldest.map(|slot| request_info(&slot, timeouts.request_ms, now)),
+            silent_for_ms,
+            retry_in_ms: in_ms(retry_at),
+            deadline_in_ms: in_ms(deadline),
         })
     }
 
@@ -204,8 +250,9 @@ impl Device {
     pub(crate) fn for_each_request(&self, index: u16, f: &mut dyn FnMut(RequestInfo)) {
         let connection: Option<Arc<Connection>> = self.connection(index);
         if let Some(connection) = connection {
+            let timeout_ms = self.timeouts().request_ms;
             for slot in connection.slots.iter() {
-                f(request_info(&slot, now()));
+                f(request_info(&slot, timeout_ms, now()));
             }
         }
     }
@@ -228,12 +275,16 @@ impl Device {
             resent: counts.resent,
             timeouts: connection.timeouts.load(Relaxed),
             sends: counts.sends,
+            lost_bytes: 0,
         }
     }
 
     /// Counters since attach, summed over the connections. Sleeps.
     pub(crate) fn statistics(&self) -> Statistics {
-        let mut sum = Statistics::default();
+        let mut sum = Statistics {
+            lost_bytes: self.at_risk().lost_bytes(),
+            ..Statistics::default()
+        };
         let count = self.session().lock().connection_count();
         for index in 0..count {
             let one = self.connection_statistics(index);
@@ -266,7 +317,9 @@ fn connection_state(state: client::ConnectionState, step: ConnectStep) -> uapi::
     }
 }
 
-fn request_info(slot: &SlotInfo, now: Instant) -> RequestInfo {
+fn request_info(slot: &SlotInfo, timeout_ms: u32, now: Instant) -> RequestInfo {
+    let is_sent = matches!(slot.state, SlotState::InFlight | SlotState::Receiving);
+    let deadline = slot.since.after_ms(timeout_ms.into());
     RequestInfo {
         tag: slot.tag.0.into(),
         cookie: slot.cookie.to_wire(),
@@ -279,5 +332,6 @@ fn request_info(slot: &SlotInfo, now: Instant) -> RequestInfo {
         offset: slot.request.offset,
         length: slot.request.length,
         age_ms: now.since_ms(slot.since),
+        deadline_in_ms: is_sent.then(|| deadline.since_ms(now)),
     }
 }

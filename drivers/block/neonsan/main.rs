@@ -5,10 +5,11 @@
 //! # Map
 //!
 //! - [`control`]: generic netlink, the way in. [`attach`]: attaching and detaching.
-//! - [`device`]: a device. [`registry`]: all of them. [`info`]: snapshots for people.
+//! - [`device`]: a device. [`registry`]: all of them. [`info`], [`notes`]: what people are told.
 //! - [`queue`]: from blk-mq to a connection. [`connection`]: one connection; [`transmit`] and
 //!   [`receive`] are its two sides, [`connect`] makes it.
 //! - [`recovery`]: carries out what the session machine (`neonsan_session`) decides.
+//! - [`nodes`]: where the volume is served. [`suspend`], [`shutdown`]: ways out.
 //! - [`limits`], [`error`]: from the wire's terms to the block layer's.
 //!
 //! What can be decided without a kernel is decided in the crates `neonsan_proto` and
@@ -19,7 +20,7 @@
 #![allow(clippy::result_large_err)]
 
 use kernel::prelude::*;
-use neonsan_kernel::genetlink;
+use neonsan_kernel::{genetlink, reboot};
 
 mod attach;
 mod clock;
@@ -32,11 +33,15 @@ mod device;
 mod error;
 mod info;
 mod limits;
+mod nodes;
+mod notes;
 mod params;
 mod queue;
 mod receive;
 mod recovery;
 mod registry;
+mod shutdown;
+mod suspend;
 mod trace;
 mod transmit;
 // Shared with user space, which uses what is not used here.
@@ -54,12 +59,13 @@ module! {
 
 /// The loaded module.
 ///
-/// Fields are dropped in this order: first nobody can ask for anything any more, then nobody looks
-/// at devices, then they go.
+/// Fields are dropped in this order: devices go, and no new ones come, while who listens can still
+/// be told; then nobody can ask for anything any more.
 struct NeonSan {
+    _shutdown: reboot::Registration,
+    _devices: Devices,
     _control: genetlink::Registration,
     _debugfs: debugfs::Files,
-    _devices: Devices,
 }
 
 /// Detaches all devices when the module goes.
@@ -67,6 +73,7 @@ struct Devices;
 
 impl Drop for Devices {
     fn drop(&mut self) {
+        registry::close();
         registry::detach_all();
     }
 }
@@ -79,6 +86,7 @@ impl kernel::Module for NeonSan {
             _debugfs: debugfs::create()?,
             _control: control::register()?,
             _devices: devices,
+            _shutdown: shutdown::NOTIFIER.register()?,
         })
     }
 }

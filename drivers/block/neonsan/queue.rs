@@ -36,6 +36,8 @@ pub(crate) struct RequestData {
     cookie: Atomic<u64>,
     /// For a flush: what it covers. Written by whoever owns the request.
     flush_mark: [Atomic<u64>; 2],
+    /// For a flush: how many bytes were answered before it. Written by whoever owns the request.
+    flush_bytes: Atomic<u64>,
 }
 
 impl RequestData {
@@ -53,6 +55,17 @@ impl RequestData {
     pub(crate) fn flush_mark(&self) -> FlushMark {
         let [number, losses] = &self.flush_mark;
         FlushMark::from_words([number.load(Relaxed), losses.load(Relaxed)])
+    }
+
+    /// For a flush: how many bytes were answered before it.
+    pub(crate) fn flush_bytes(&self) -> u64 {
+        self.flush_bytes.load(Relaxed)
+    }
+
+    /// A flush begins: what it covers is all that was answered so far.
+    fn begin_flush(&self, device: &Device) {
+        self.flush_bytes.store(device.answered_bytes(), Relaxed);
+        self.set_flush_mark(device.durability().begin_flush());
     }
 
     /// Sets it.
@@ -133,6 +146,7 @@ impl Operations for Queue {
         init!(RequestData {
             cookie: Atomic::new(0),
             flush_mark: [Atomic::new(0), Atomic::new(0)],
+            flush_bytes: Atomic::new(0),
         })
     }
 
@@ -147,10 +161,12 @@ impl Operations for Queue {
         is_last: bool,
     ) {
         if rq.op() == RequestOp::Flush {
-            rq.data()
-                .set_flush_mark(connection.device.durability().begin_flush());
+            rq.data().begin_flush(&connection.device);
         }
-        if claim(&connection, &rq) {
+        if connection.refuses.load(Relaxed) != 0 {
+            connection.errors.add(1, Relaxed);
+            rq.end(block::Status::IOERR);
+        } else if claim(&connection, &rq) {
             connection.pending.push(rq);
         } else {
             rq.end(block::Status::NOTSUPP);

@@ -168,9 +168,14 @@ impl Receive {
                 RequestOp::Flush if durability.end_flush(rq.data().flush_mark()).is_err() => {
                     end = block::Status::IOERR;
                 }
+                RequestOp::Flush => connection
+                    .device
+                    .at_risk()
+                    .on_flushed(rq.data().flush_bytes()),
                 RequestOp::Write | RequestOp::Discard | RequestOp::WriteZeroes
                     if self.has_write_cache && !rq.is_fua() =>
                 {
+                    connection.answered_bytes.add(length.into(), Relaxed);
                     durability.on_answered();
                 }
                 _ => {}

@@ -22,7 +22,7 @@ use kernel::{
     prelude::*,
     sync::{atomic::Relaxed, Arc},
 };
-use neonsan_kernel::mm::NoIoScope;
+use neonsan_kernel::mm::NoReclaimScope;
 use neonsan_proto::Status;
 use neonsan_session::{
     client::{Action, ConnectKind, Notice, SessionState},
@@ -45,8 +45,8 @@ pub(crate) fn is_permanent(cause: CloseCause) -> bool {
 
 /// Looks at what happened, and does what is due.
 pub(crate) fn run(device: &Arc<Device>) {
-    // Dirty pages may wait for what is done here.
-    let _scope = NoIoScope::enter();
+    // Dirty pages may wait for what is done here, so it must not wait for memory.
+    let _scope = NoReclaimScope::enter();
     let before = info::session_state(device);
     collect(device);
     loop {
@@ -121,6 +121,7 @@ fn execute(device: &Arc<Device>, action: Action) {
                     node,
                     kind,
                     deadline,
+                    is_inquiry: false,
                 });
                 shared.step = ConnectStep::Tcp;
                 shared.node = node;
@@ -133,7 +134,8 @@ fn execute(device: &Arc<Device>, action: Action) {
                 uapi::ConnectionState::Connecting,
                 "",
             );
-            connection.queue_work::<CONNECT_WORK>();
+            // If it is queued already, it will see what there is.
+            let _ = device.connecting().enqueue::<_, CONNECT_WORK>(connection);
         }
         Action::Resume { connection: index } => {
             let Some(connection) = device.connection(index) else {
@@ -145,6 +147,7 @@ fn execute(device: &Arc<Device>, action: Action) {
                 .and_then(|e| connection.resume(e))
             {
                 Ok(()) => {
+                    device.notes().lock().failure = None;
                     traced(device, index, uapi::ConnectionState::Live, "");
                     if connection.shared.lock().losses > 0 {
                         control::event_connection_recovered(device, index.into());
@@ -165,11 +168,18 @@ fn execute(device: &Arc<Device>, action: Action) {
             connection.queue_work::<TRANSMIT_WORK>();
         }
         Action::FailRequests { cause } => {
+            let why = device.failure_text(cause);
+            device.notes().lock().failure = Some(why);
             fail_requests(device, cause);
-            let text = Message::from_fmt(format_args!("{cause}: requests fail from now on"));
+            let text = Message::from_fmt(format_args!("{why}: requests fail from now on"));
             pr_err!("{}: {text}\n", device.name());
             control::event_failed(device, text.as_str());
+            if cause == CloseCause::Fenced {
+                inquire(device);
+            }
         }
+        // The node closes when it was told that the session is over.
+        Action::Notify(Notice::Lost { .. }) if device.is_closing() => {}
         Action::Notify(Notice::Lost { cause }) => {
             let text = Message::from_fmt(format_args!("{cause}"));
             pr_warn!("{}: lost ({text}); requests wait\n", device.name());
@@ -178,6 +188,37 @@ fn execute(device: &Arc<Device>, action: Action) {
             pr_info!("{}: back after {lost_for_ms} ms\n", device.name());
         }
     }
+}
+
+/// Asks the node who has the volume now, unless it has said so. It refuses a session that was fenced,
+/// and names the new holder.
+fn inquire(device: &Arc<Device>) {
+    let Some(connection) = device.connection(0) else {
+        return;
+    };
+    if device.notes().lock().refusal.is_some() {
+        return;
+    }
+    let (node, generation) = {
+        let session = device.session().lock();
+        (session.node(), session.generation())
+    };
+    let patience_ms = u64::from(device.timeouts().connect_ms);
+    {
+        let mut shared = connection.shared.lock();
+        shared.task = Some(ConnectTask {
+            node,
+            kind: ConnectKind::Open {
+                generation: generation.next(),
+                epoch: shared.epoch + 1,
+                promote: true,
+            },
+            deadline: now().after_ms(patience_ms),
+            is_inquiry: true,
+        });
+    }
+    // If it is queued already, it will see what there is.
+    let _ = device.connecting().enqueue::<_, CONNECT_WORK>(connection);
 }
 
 /// Tells whoever traces that a connection has come to another state.

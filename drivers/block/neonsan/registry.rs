@@ -10,12 +10,14 @@ use kernel::{prelude::*, sync::Arc};
 
 kernel::sync::global_lock! {
     // SAFETY: `init` is called by the module before anything else can reach the list.
-    unsafe(uninit) static DEVICES: Mutex<Registry> = Registry { devices: KVec::new() };
+    unsafe(uninit) static DEVICES: Mutex<Registry> = Registry { devices: KVec::new(), closed: false };
 }
 
 /// The devices, ordered by index.
 struct Registry {
     devices: KVec<Arc<Device>>,
+    /// No more devices are taken.
+    closed: bool,
 }
 
 /// Makes the list usable.
@@ -52,6 +54,12 @@ pub(crate) fn add(
     make: impl FnOnce(u32) -> Result<Arc<Device>, DeviceError>,
 ) -> Result<Arc<Device>, DeviceError> {
     let mut registry = DEVICES.lock();
+    if registry.closed {
+        return Err(DeviceError::new(
+            ESHUTDOWN,
+            format_args!("the kernel module is being unloaded"),
+        ));
+    }
     let is_taken = |index| {
         registry
             .devices
@@ -89,6 +97,11 @@ pub(crate) fn remove(device: &Arc<Device>) {
     let removed = place.and_then(|place| registry.devices.remove(place).ok());
     drop(registry);
     drop(removed);
+}
+
+/// From now on no device is added: the module is going away.
+pub(crate) fn close() {
+    DEVICES.lock().closed = true;
 }
 
 /// Detaches every device. The module is going away, so none is open.

@@ -276,6 +276,34 @@ pub mod ability {
     ];
 }
 
+/// What happens to new requests of a suspended device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum SuspendMode {
+    /// They wait until the device is resumed.
+    Normal = 0,
+    /// They fail at once, with EIO.
+    Error = 1,
+}
+
+impl SuspendMode {
+    /// Every value, in order.
+    pub const ALL: &'static [SuspendMode] = &[SuspendMode::Normal, SuspendMode::Error];
+
+    /// The value of an attribute; `None` if this version does not know it.
+    pub fn from_raw(raw: u32) -> Option<Self> {
+        Self::ALL.get(raw as usize).copied()
+    }
+
+    /// The name in the spec.
+    pub const fn name(self) -> &'static str {
+        match self {
+            SuspendMode::Normal => "normal",
+            SuspendMode::Error => "error",
+        }
+    }
+}
+
 /// Commands and events.
 pub mod cmd {
     /// Open a volume and add its block device. Returns when the device is usable, or fails with a
@@ -306,6 +334,15 @@ pub mod cmd {
     /// Writes that were acknowledged but not flushed may be lost, since the node lost its volatile
     /// state. The next flush fails.
     pub const DATA_AT_RISK: u8 = 12;
+    /// From now on no new request goes to the node: it waits or fails, by the mode. What is in
+    /// flight goes on. Of a suspended device it changes the mode.
+    pub const SUSPEND: u8 = 13;
+    /// End suspend. Requests that wait go to the node.
+    pub const RESUME: u8 = 14;
+    /// A device was suspended, or its mode was changed.
+    pub const SUSPENDED: u8 = 15;
+    /// A suspended device was resumed.
+    pub const RESUMED: u8 = 16;
 }
 
 /// Names of the multicast groups.
@@ -329,8 +366,10 @@ pub mod attr {
         /// The host name that was resolved to this address, for people. The module does not
         /// resolve names.
         pub const NAME: u16 = 5;
+        /// It was not named at attach, another node told of it.
+        pub const LEARNED: u16 = 6;
         /// The highest attribute type of this set.
-        pub const MAX: u16 = 5;
+        pub const MAX: u16 = 6;
     }
 
     /// Every time the module waits, in milliseconds.
@@ -345,7 +384,8 @@ pub mod attr {
         /// A connection on which nothing was heard for this time is given up. Longer than
         /// heartbeat-interval.
         pub const HEARTBEAT_TIMEOUT: u16 = 4;
-        /// Pause before the second try to reconnect. It doubles with each try.
+        /// Time from the beginning of the first try to reconnect, which is made at once, to that
+        /// of the second. It doubles with each try.
         pub const RECONNECT_DELAY_MIN: u16 = 5;
         /// The pause between tries grows up to this.
         pub const RECONNECT_DELAY_MAX: u16 = 6;
@@ -402,8 +442,11 @@ pub mod attr {
         pub const LENGTH: u16 = 6;
         /// Time in this state, in milliseconds.
         pub const AGE_MS: u16 = 7;
+        /// Time until its connection is given up for its sake, in milliseconds. Absent unless the
+        /// request is sent.
+        pub const DEADLINE_MS: u16 = 8;
         /// The highest attribute type of this set.
-        pub const MAX: u16 = 7;
+        pub const MAX: u16 = 8;
     }
 
     /// Counters since attach.
@@ -430,8 +473,11 @@ pub mod attr {
         pub const TIMEOUTS: u16 = 10;
         /// Calls that gave data to the socket. A batch of requests is one.
         pub const SENDS: u16 = 11;
+        /// Bytes that were acknowledged and not flushed when the node lost its volatile state.
+        /// Only for the device as a whole.
+        pub const LOST_BYTES: u16 = 12;
         /// The highest attribute type of this set.
-        pub const MAX: u16 = 11;
+        pub const MAX: u16 = 12;
     }
 
     /// One TCP connection of a session. The hardware queue of the block device with the same index
@@ -461,8 +507,14 @@ pub mod attr {
         pub const SILENT_MS: u16 = 11;
         /// `statistics`.
         pub const STATISTICS: u16 = 12;
+        /// Time until the next try to connect, in milliseconds. Absent unless the connection is
+        /// waiting for it.
+        pub const RETRY_MS: u16 = 13;
+        /// Time until what goes on is given up, in milliseconds: the try to connect, or the
+        /// connection if nothing is heard on it until then. Absent when neither counts.
+        pub const DEADLINE_MS: u16 = 14;
         /// The highest attribute type of this set.
-        pub const MAX: u16 = 12;
+        pub const MAX: u16 = 14;
     }
 
     /// A block device and the session behind it.
@@ -522,7 +574,23 @@ pub mod attr {
         pub const CONNECTION_INDEX: u16 = 24;
         /// What happened, for people.
         pub const MESSAGE: u16 = 25;
+        /// Time until I/O begins to fail unless the volume comes back, in milliseconds. Absent
+        /// while it has service, and when that time is for ever.
+        pub const LOSS_DEADLINE_MS: u16 = 26;
+        /// What happens to new requests. Absent unless the device is suspended; in a suspend
+        /// request absence means normal.
+        pub const SUSPEND: u16 = 27;
+        /// Bytes that were acknowledged and not flushed when the node lost its volatile state,
+        /// until somebody clears it. They may hold older data.
+        pub const AT_RISK_BYTES: u16 = 28;
+        /// Somebody has taken note of at-risk-bytes.
+        pub const CLEAR_AT_RISK: u16 = 29;
+        /// Why I/O fails, for people. Absent unless it does.
+        pub const FAILURE: u16 = 30;
+        /// The host from which attach took the volume, as the node named it, for people. Absent
+        /// when it took it from nobody.
+        pub const FENCED: u16 = 31;
         /// The highest attribute type of this set.
-        pub const MAX: u16 = 25;
+        pub const MAX: u16 = 31;
     }
 }

@@ -77,8 +77,7 @@ impl TcpSocket {
         unsafe { (*self.as_raw()).sk }
     }
 
-    /// How long the blocking calls below may take; they fail with `EAGAIN` afterwards, `connect`
-    /// with `EINPROGRESS`.
+    /// How long the blocking calls below may take; they fail with `EAGAIN` afterwards.
     pub fn set_timeout(&self, timeout_ms: u32) {
         let jiffies = msecs_to_jiffies(timeout_ms as Msecs) as c_long;
         // SAFETY: By the type's invariants.
@@ -95,13 +94,24 @@ impl TcpSocket {
         to_result(unsafe { bindings::tcp_sock_set_user_timeout(self.sk(), timeout) })
     }
 
-    /// Connects. May sleep, up to the timeout.
-    pub fn connect(&self, addr: &SocketAddr) -> Result {
+    /// Begins to connect, and does not wait for it: [`TcpSocket::send`] does, and fails with what
+    /// connecting failed with. From when this returns [`TcpSocket::shutdown`] ends the try. May
+    /// sleep, but not for the network.
+    pub fn begin_connect(&self, addr: &SocketAddr) -> Result {
         let (mut raw, len) = addr.to_raw();
         // SAFETY: The address is valid for `len` bytes.
-        to_result(unsafe {
-            bindings::kernel_connect(self.as_raw(), (&raw mut raw).cast(), len as c_int, 0)
-        })
+        let begun = to_result(unsafe {
+            bindings::kernel_connect(
+                self.as_raw(),
+                (&raw mut raw).cast(),
+                len as c_int,
+                bindings::O_NONBLOCK as c_int,
+            )
+        });
+        match begun {
+            Err(e) if e == EINPROGRESS => Ok(()),
+            result => result,
+        }
     }
 
     /// Sends some of `data`; returns how many bytes. May sleep, up to the timeout.

@@ -93,6 +93,10 @@ pub enum Command {
     Info(Info),
     /// Change the timeouts of a device that is in use
     Set(Set),
+    /// Let no new I/O of a device go to its node, until resume
+    Suspend(Suspend),
+    /// End suspend: I/O goes to the node again
+    Resume(Resume),
     /// Print what happens to devices, as it happens
     Watch(Watch),
     /// Create, list, change, delete, import and export volumes on a node
@@ -247,11 +251,47 @@ pub struct Info {
     pub target_dev: String,
 }
 
+/// What happens to new I/O of a suspended device.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SuspendMode {
+    /// It waits until the device is resumed
+    Normal,
+    /// It fails at once, with EIO
+    Error,
+}
+
+/// Options of suspend.
+#[derive(Args, Debug)]
+pub struct Suspend {
+    /// The device: /dev/neonsan0, neonsan0, 0, or the name of an attached volume
+    pub device: String,
+
+    /// What happens to new I/O; what is in flight goes on
+    #[arg(long, value_enum, default_value = "normal")]
+    pub mode: SuspendMode,
+}
+
+/// Options of resume.
+#[derive(Args, Debug)]
+pub struct Resume {
+    /// The device: /dev/neonsan0, neonsan0, 0, or the name of an attached volume
+    pub device: String,
+}
+
 /// Options of set.
 #[derive(Args, Debug)]
 pub struct Set {
     /// The device: /dev/neonsan0, neonsan0, 0, or the name of an attached volume
-    pub device: String,
+    #[arg(required_unless_present = "all")]
+    pub device: Option<String>,
+
+    /// Every device
+    #[arg(long, conflicts_with = "device")]
+    pub all: bool,
+
+    /// Stop showing that writes may be lost: somebody has seen to it
+    #[arg(long)]
+    pub clear_data_at_risk: bool,
 
     /// Timeouts; those not named stay as they are.
     #[command(flatten)]

@@ -53,6 +53,16 @@ pub struct Device {
     pub statistics: Statistics,
     /// The connections.
     pub connections: Vec<Connection>,
+    /// Time until I/O begins to fail, if that time counts down.
+    pub loss_deadline_ms: Option<u64>,
+    /// What happens to new I/O, if the device is suspended.
+    pub suspended: Option<String>,
+    /// Bytes that a lost cache may have taken, not cleared yet.
+    pub at_risk_bytes: u64,
+    /// Why I/O fails.
+    pub failure: Option<String>,
+    /// From whom attach took the volume.
+    pub fenced: Option<String>,
 }
 
 /// A node's address.
@@ -64,6 +74,8 @@ pub struct Node {
     pub port: u16,
     /// The host name that was resolved to it.
     pub name: Option<String>,
+    /// Another node told of it.
+    pub learned: bool,
 }
 
 /// The session behind a device.
@@ -126,6 +138,8 @@ pub struct Statistics {
     pub resent: u64,
     pub timeouts: u64,
     pub sends: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lost_bytes: Option<u64>,
 }
 
 /// One connection.
@@ -155,6 +169,10 @@ pub struct Connection {
     pub silent_ms: u64,
     /// Counters since attach.
     pub statistics: Statistics,
+    /// Time until the next try to connect, if it waits for it.
+    pub retry_ms: Option<u64>,
+    /// Time until the try, or the silent connection, is given up.
+    pub deadline_ms: Option<u64>,
 }
 
 /// One request in flight.
@@ -174,6 +192,8 @@ pub struct Request {
     pub length_bytes: u64,
     /// Time in this state.
     pub age_ms: u64,
+    /// Time until its connection is given up for its sake, if it is sent.
+    pub deadline_ms: Option<u64>,
 }
 
 /// The name of a value, or its number where this program is older than the module.
@@ -232,11 +252,27 @@ impl Device {
             checksums: flag_names(attrs.u32(a::CHECKSUMS).unwrap_or(0), uapi::checksum::NAMES),
             timeouts: Timeouts::parse(attrs.nested(a::TIMEOUTS).unwrap_or(Attrs(&[]))),
             queue_depth: attrs.u32(a::QUEUE_DEPTH).unwrap_or(0),
-            statistics: Statistics::parse(attrs.nested(a::STATISTICS)),
+            statistics: Statistics {
+                lost_bytes: attrs
+                    .nested(a::STATISTICS)
+                    .map(|s| s.number(attr::statistics::LOST_BYTES).unwrap_or(0)),
+                ..Statistics::parse(attrs.nested(a::STATISTICS))
+            },
             connections: attrs
                 .all_nested(a::CONNECTION)
                 .map(Connection::parse)
                 .collect(),
+            loss_deadline_ms: attrs.number(a::LOSS_DEADLINE_MS),
+            suspended: attrs.u32(a::SUSPEND).map(|mode| {
+                named(
+                    Some(mode),
+                    uapi::SuspendMode::from_raw,
+                    uapi::SuspendMode::name,
+                )
+            }),
+            at_risk_bytes: attrs.number(a::AT_RISK_BYTES).unwrap_or(0),
+            failure: attrs.text(a::FAILURE),
+            fenced: attrs.text(a::FENCED),
             name,
         }
     }
@@ -262,6 +298,7 @@ impl Node {
                 .number(a::PORT)
                 .and_then(|port| port.try_into().ok())?,
             name: attrs.text(a::NAME),
+            learned: attrs.bytes(a::LEARNED).is_some(),
         })
     }
 }
@@ -329,6 +366,8 @@ impl Statistics {
             resent: number(a::RESENT),
             timeouts: number(a::TIMEOUTS),
             sends: number(a::SENDS),
+            // Of connections the module says zero.
+            lost_bytes: None,
         }
     }
 }
@@ -354,6 +393,8 @@ impl Connection {
             oldest_request: attrs.nested(a::OLDEST_REQUEST).map(Request::parse),
             silent_ms: attrs.number(a::SILENT_MS).unwrap_or(0),
             statistics: Statistics::parse(attrs.nested(a::STATISTICS)),
+            retry_ms: attrs.number(a::RETRY_MS),
+            deadline_ms: attrs.number(a::DEADLINE_MS),
         }
     }
 }
@@ -374,6 +415,7 @@ impl Request {
             offset_bytes: attrs.number(a::OFFSET).unwrap_or(0),
             length_bytes: attrs.number(a::LENGTH).unwrap_or(0),
             age_ms: attrs.number(a::AGE_MS).unwrap_or(0),
+            deadline_ms: attrs.number(a::DEADLINE_MS),
         }
     }
 }
@@ -392,7 +434,8 @@ pub mod tests {
         let mut other = AttrsMut::default();
         other
             .bytes(attr::node::IPV6, &Ipv6Addr::LOCALHOST.octets())
-            .u16(attr::node::PORT, 9700);
+            .u16(attr::node::PORT, 9700)
+            .flag(attr::node::LEARNED);
         let mut timeouts = AttrsMut::default();
         timeouts
             .u32(attr::timeouts::REQUEST, 30_000)
@@ -452,7 +495,8 @@ pub mod tests {
             )
             .nest(attr::connection::OLDEST_REQUEST, &request)
             .u32(attr::connection::SILENT_MS, 12_001)
-            .nest(attr::connection::STATISTICS, &statistics);
+            .nest(attr::connection::STATISTICS, &statistics)
+            .u32(attr::connection::RETRY_MS, 312);
         let mut message = AttrsMut::default();
         message
             .u32(attr::device::INDEX, 3)
@@ -477,7 +521,14 @@ pub mod tests {
             .nest(attr::device::LIMITS, &limits)
             .u32(attr::device::OPEN_COUNT, 1)
             .nest(attr::device::STATISTICS, &statistics)
-            .nest(attr::device::CONNECTION, &connection);
+            .nest(attr::device::CONNECTION, &connection)
+            .u32(attr::device::LOSS_DEADLINE_MS, 48_000)
+            .u32(attr::device::SUSPEND, uapi::SuspendMode::Normal as u32)
+            .u32(attr::device::AT_RISK_BYTES, 3 << 20)
+            .text(
+                attr::device::FENCED,
+                "the volume pool/volume is held by host host2 (22)",
+            );
         message
     }
 

@@ -52,6 +52,8 @@ fn run(common: &Common, command: &Command) -> Result<()> {
         Command::List => commands::list::run(common),
         Command::Info(args) => commands::info::run(common, args),
         Command::Set(args) => commands::set::run(common, args),
+        Command::Suspend(args) => commands::suspend::suspend(common, args),
+        Command::Resume(args) => commands::suspend::resume(common, args),
         Command::Watch(args) => commands::watch::run(common, args),
         Command::Volume(command) => commands::volume::run(common, &config, command),
     }

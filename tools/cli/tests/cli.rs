@@ -45,13 +45,15 @@ fn help_of(words: &[&str]) -> String {
 
 #[test]
 fn help_of_every_command_is_stable() {
-    let commands: [&[&str]; 15] = [
+    let commands: [&[&str]; 17] = [
         &[],
         &["attach"],
         &["detach"],
         &["list"],
         &["info"],
         &["set"],
+        &["suspend"],
+        &["resume"],
         &["watch"],
         &["volume"],
         &["volume", "create"],

@@ -2,7 +2,7 @@
 
 //! From a device to attributes.
 
-use super::put_name;
+use super::{put_fenced, put_name};
 use crate::{
     device::{Device, Volume},
     info::{ConnectionInfo, DeviceInfo, RequestInfo, Statistics},
@@ -53,8 +53,16 @@ impl<'a> Shown<'a> {
         let info = &self.info;
         put_name(msg, self.device)?;
         msg.put_str(a::VOLUME, params.volume.as_str())?;
-        for node in &params.nodes {
-            msg.nest(a::NODE, |msg| put_node(msg, node))?;
+        // Copied out: the lock is not held while the message is written.
+        let listed = |index| self.device.nodes().lock().listed(index);
+        for (node, is_learned) in (0..).map_while(listed) {
+            msg.nest(a::NODE, |msg| {
+                put_node(msg, &node)?;
+                if is_learned {
+                    msg.put_flag(attr::node::LEARNED)?;
+                }
+                Ok(())
+            })?;
         }
         msg.put_u32(a::MODE, params.mode as u32)?;
         msg.put_bytes(a::HOST_ID, &params.host_id)?;
@@ -82,7 +90,17 @@ impl<'a> Shown<'a> {
                 })?;
             }
         }
-        Ok(())
+        if let Some(ms) = info.loss_deadline_ms {
+            msg.put_uint(a::LOSS_DEADLINE_MS, ms)?;
+        }
+        if let Some(mode) = info.suspend {
+            msg.put_u32(a::SUSPEND, mode as u32)?;
+        }
+        msg.put_uint(a::AT_RISK_BYTES, info.at_risk_bytes)?;
+        if let Some(failure) = &info.failure {
+            msg.put_str(a::FAILURE, failure.as_str())?;
+        }
+        put_fenced(msg, self.device)
     }
 }
 
@@ -162,7 +180,8 @@ fn put_statistics(msg: &mut GenlMsg<'_>, statistics: &Statistics) -> Result {
     msg.put_uint(a::ERRORS, statistics.errors)?;
     msg.put_uint(a::RESENT, statistics.resent)?;
     msg.put_uint(a::TIMEOUTS, statistics.timeouts)?;
-    msg.put_uint(a::SENDS, statistics.sends)
+    msg.put_uint(a::SENDS, statistics.sends)?;
+    msg.put_uint(a::LOST_BYTES, statistics.lost_bytes)
 }
 
 fn put_connection(
@@ -189,7 +208,14 @@ fn put_connection(
         msg.nest(a::OLDEST_REQUEST, |msg| put_request(msg, request))?;
     }
     msg.put_uint(a::SILENT_MS, info.silent_for_ms)?;
-    msg.nest(a::STATISTICS, |msg| put_statistics(msg, statistics))
+    msg.nest(a::STATISTICS, |msg| put_statistics(msg, statistics))?;
+    if let Some(ms) = info.retry_in_ms {
+        msg.put_uint(a::RETRY_MS, ms)?;
+    }
+    match info.deadline_in_ms {
+        Some(ms) => msg.put_uint(a::DEADLINE_MS, ms),
+        None => Ok(()),
+    }
 }
 
 fn put_request(msg: &mut GenlMsg<'_>, request: &RequestInfo) -> Result {
@@ -200,5 +226,9 @@ fn put_request(msg: &mut GenlMsg<'_>, request: &RequestInfo) -> Result {
     msg.put_u32(a::STATE, request.state as u32)?;
     msg.put_uint(a::OFFSET, request.offset)?;
     msg.put_uint(a::LENGTH, request.length.into())?;
-    msg.put_uint(a::AGE_MS, request.age_ms)
+    msg.put_uint(a::AGE_MS, request.age_ms)?;
+    match request.deadline_in_ms {
+        Some(ms) => msg.put_uint(a::DEADLINE_MS, ms),
+        None => Ok(()),
+    }
 }

@@ -5,9 +5,11 @@
 //! C header: `include/linux/blkdev.h` (`struct gendisk`).
 
 use super::{Operations, QueueLimits, TagSet};
+use core::ffi::c_int;
 use kernel::{
     error::{from_err_ptr, to_result},
     prelude::*,
+    str::CString,
     sync::Arc,
     time::{msecs_to_jiffies, Msecs},
     types::{ForeignOwnable, ScopeGuard},
@@ -19,6 +21,8 @@ pub struct GenDiskBuilder {
     limits: QueueLimits,
     capacity_sectors: u64,
     read_only: bool,
+    serial: CString,
+    volume: CString,
 }
 
 /// `Send` and `Sync` stand-in: the table holds only constant addresses.
@@ -30,16 +34,46 @@ unsafe impl Sync for Fops {}
 /// disk is open, this module cannot be removed.
 static FOPS: Fops = Fops(bindings::block_device_operations {
     owner: &raw mut kernel::bindings::__this_module,
+    open: Some(open),
     ..pin_init::zeroed()
 });
 
+/// # Safety
+///
+/// Called by the block layer only, for a disk of ours that is added, with its `open_mutex` held.
+unsafe extern "C" fn open(disk: *mut bindings::gendisk, _mode: bindings::blk_mode_t) -> c_int {
+    // SAFETY: `GenDiskBuilder::build` has set the private data, which lives as long as the disk is
+    // added; `closed` is protected by `open_mutex`.
+    if unsafe { (*(*disk).private_data.cast::<bindings::neonsan_disk_data>()).closed } {
+        ENXIO.to_errno()
+    } else {
+        0
+    }
+}
+
+/// What a disk's private data refers to.
+struct Identity {
+    /// Its address is the disk's private data.
+    data: bindings::neonsan_disk_data,
+    _serial: CString,
+    _volume: CString,
+}
+
 impl GenDiskBuilder {
-    /// A disk of this size with these limits.
-    pub fn new(limits: QueueLimits, capacity_sectors: u64) -> Self {
+    /// A disk of this size with these limits. `serial` and `volume` are shown in sysfs, as
+    /// attributes of these names.
+    pub fn new(
+        limits: QueueLimits,
+        capacity_sectors: u64,
+        serial: CString,
+        volume: CString,
+    ) -> Self {
         GenDiskBuilder {
             limits,
             capacity_sectors,
             read_only: false,
+            serial,
+            volume,
         }
     }
 
@@ -64,6 +98,18 @@ impl GenDiskBuilder {
             // SAFETY: It comes from `into_foreign` and no disk was made.
             drop(unsafe { T::QueueData::from_foreign(data) });
         });
+        let identity = KBox::new(
+            Identity {
+                data: bindings::neonsan_disk_data {
+                    serial: self.serial.as_char_ptr(),
+                    volume: self.volume.as_char_ptr(),
+                    closed: false,
+                },
+                _serial: self.serial,
+                _volume: self.volume,
+            },
+            GFP_KERNEL,
+        )?;
         let mut lim: bindings::queue_limits = pin_init::zeroed();
         self.limits.apply(&mut lim);
         // SAFETY: The tag set is valid; the lock class key is static.
@@ -76,10 +122,12 @@ impl GenDiskBuilder {
             )
         })?;
         data.dismiss();
-        // INVARIANT: The disk was just made, with `data` as its queue's data.
+        // INVARIANT: The disk was just made, with `data` as its queue's data; its private data is
+        // set below.
         let this = GenDisk {
             disk,
             added: false,
+            identity: KBox::into_raw(identity),
             _tag_set: tag_set,
         };
         let name = name.to_bytes_with_nul();
@@ -89,6 +137,7 @@ impl GenDiskBuilder {
             for (to, from) in slot.iter_mut().zip(name) {
                 *to = *from;
             }
+            (*disk).private_data = (&raw mut (*this.identity).data).cast();
             (*disk).fops = &FOPS.0;
             bindings::set_capacity(disk, self.capacity_sectors);
             bindings::set_disk_ro(disk, self.read_only);
@@ -105,10 +154,12 @@ impl GenDiskBuilder {
 ///
 /// # Invariants
 ///
-/// `disk` comes from `__blk_mq_alloc_disk` with a queue data of `T`; it is added if `added`.
+/// - `disk` comes from `__blk_mq_alloc_disk` with a queue data of `T`; it is added if `added`.
+/// - `identity` comes from [`KBox::into_raw`], and the disk's private data is its `data`.
 pub struct GenDisk<T: Operations> {
     disk: *mut bindings::gendisk,
     added: bool,
+    identity: *mut Identity,
     _tag_set: Arc<TagSet<T>>,
 }
 
@@ -125,9 +176,7 @@ impl<T: Operations> GenDisk<T> {
             return Err(EBUSY);
         }
         // SAFETY: By the type's invariants the disk is complete and not added yet.
-        to_result(unsafe {
-            bindings::device_add_disk(core::ptr::null_mut(), self.disk, core::ptr::null_mut())
-        })?;
+        to_result(unsafe { bindings::device_add_disk_with_attributes(self.disk) })?;
         // INVARIANT: It is added.
         self.added = true;
         Ok(())
@@ -143,6 +192,42 @@ impl<T: Operations> GenDisk<T> {
     pub fn openers(&self) -> u32 {
         // SAFETY: By the type's invariants.
         unsafe { bindings::disk_openers(self.disk) }
+    }
+
+    /// Makes every attempt to open the disk fail with `ENXIO` from now on, if it is not open now.
+    /// Otherwise returns how many times it is; somebody who is opening it, which may wait for
+    /// requests, counts as well. Any process context.
+    pub fn close_if_unused(&self) -> Result<(), u32> {
+        // SAFETY: By the type's invariants; `closed` is protected by `open_mutex`, as is the count
+        // of openers.
+        unsafe {
+            if !bindings::trylock_disk_open(self.disk) {
+                return Err(bindings::disk_openers(self.disk).max(1));
+            }
+            let openers = bindings::disk_openers(self.disk);
+            if openers == 0 {
+                (*self.identity).data.closed = true;
+            }
+            bindings::unlock_disk_open(self.disk);
+            match openers {
+                0 => Ok(()),
+                openers => Err(openers),
+            }
+        }
+    }
+
+    /// No request reaches the driver from now on: they wait in the block layer. When this returns,
+    /// no call of [`Operations::queue_rq`] is under way. Calls nest with [`GenDisk::unquiesce`].
+    /// May sleep.
+    pub fn quiesce(&self) {
+        // SAFETY: By the type's invariants.
+        unsafe { bindings::blk_mq_quiesce_queue(self.queue()) };
+    }
+
+    /// Ends one [`GenDisk::quiesce`]: what waits reaches the driver. May sleep.
+    pub fn unquiesce(&self) {
+        // SAFETY: By the type's invariants.
+        unsafe { bindings::blk_mq_unquiesce_queue(self.queue()) };
     }
 
     /// The size in sectors of 512 bytes.
@@ -204,6 +289,8 @@ impl<T: Operations> Drop for GenDisk<T> {
             }
             bindings::put_disk(self.disk);
             drop(T::QueueData::from_foreign(data));
+            // Nobody opens a disk that is not added, or looks at its attributes.
+            drop(KBox::from_raw(self.identity));
         }
     }
 }

@@ -23,6 +23,8 @@ struct Attached<'a> {
     name: &'a str,
     index: u32,
     volume: &'a str,
+    /// From whom it was taken.
+    fenced: Option<String>,
 }
 
 /// How long udev or devtmpfs may take to make the node of a device that the kernel has added.
@@ -56,6 +58,10 @@ pub fn run(common: &Common, config: &Config, args: &Attach) -> Result<()> {
         let message = "the kernel module does not name the device: it is of another version";
         return Err(Error::new(Kind::Module, message));
     };
+    let fenced = reply.and_then(|attrs| attrs.text(attr::device::FENCED));
+    if let Some(fenced) = &fenced {
+        eprintln!("neonsan: note: taken by force, and the holder fenced: {fenced}");
+    }
     let device = format!("/dev/{name}");
     wait_for_node(Path::new(&device));
     if common.json {
@@ -64,6 +70,7 @@ pub fn run(common: &Common, config: &Config, args: &Attach) -> Result<()> {
             name: &name,
             index,
             volume: &request.volume,
+            fenced,
         })
     } else {
         print(&format!("{device}\n"))

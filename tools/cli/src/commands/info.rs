@@ -4,7 +4,7 @@
 
 use super::{find_index, get_device};
 use crate::cli::{Common, Info};
-use crate::device::{Connection, Device};
+use crate::device::{Connection, Device, Node};
 use crate::error::Result;
 use crate::netlink::Client;
 use crate::output::{fields, print, print_json, table};
@@ -59,12 +59,18 @@ fn show(device: &Device) -> String {
             size(bytes)
         }
     };
-    let state = match device.lost_ms {
-        0 => device.state.clone(),
-        ms => format!("{}, lost for {}", device.state, show_duration_ms(ms)),
-    };
+    let mut state = device.state.clone();
+    if device.lost_ms != 0 {
+        state += &format!(", lost for {}", show_duration_ms(device.lost_ms));
+    }
+    if let Some(ms) = device.loss_deadline_ms {
+        state += &format!(", I/O fails in {}", show_duration_ms(ms));
+    }
+    if let Some(failure) = &device.failure {
+        state += &format!(": {failure}");
+    }
     let host = format!("{} {}", text(&session.host_name), text(&session.host_id));
-    let nodes: Vec<_> = device.nodes.iter().map(ToString::to_string).collect();
+    let nodes: Vec<_> = device.nodes.iter().map(show_node).collect();
     let block = format!(
         "{} logical, {} physical",
         limits.logical_block_size, limits.physical_block_size
@@ -88,7 +94,7 @@ fn show(device: &Device) -> String {
         show_size(device.size_bytes),
         device.size_bytes
     );
-    let pairs = [
+    let mut pairs = vec![
         ("device", device.device.clone()),
         ("volume", device.volume.clone()),
         ("volume id", text(&device.volume_id)),
@@ -124,6 +130,26 @@ fn show(device: &Device) -> String {
         ("queue depth", device.queue_depth.to_string()),
         ("statistics", show_statistics(device)),
     ];
+    if device.at_risk_bytes != 0 {
+        let size = show_size(device.at_risk_bytes);
+        let text = format!(
+            "up to {size} of writes that were acknowledged but not flushed went with a node's \
+             cache: check the data, then neonsan set --clear-data-at-risk {}",
+            device.name
+        );
+        pairs.insert(5, ("data at risk", text));
+    }
+    if let Some(fenced) = &device.fenced {
+        pairs.insert(5, ("taken from", fenced.clone()));
+    }
+    if let Some(mode) = &device.suspended {
+        let what = match mode.as_str() {
+            "normal" => "new I/O waits",
+            "error" => "new I/O fails",
+            _ => "new I/O does not pass",
+        };
+        pairs.insert(5, ("suspended", format!("{mode}: {what}")));
+    }
     let mut out = fields(&pairs);
     if !device.connections.is_empty() {
         let rows: Vec<_> = device.connections.iter().map(connection_row).collect();
@@ -147,6 +173,22 @@ fn show(device: &Device) -> String {
     out
 }
 
+fn show_node(node: &Node) -> String {
+    match node.learned {
+        true => format!("{node} (told by a node)"),
+        false => node.to_string(),
+    }
+}
+
+/// The state of a connection, and what counts down in it.
+fn show_connection_state(connection: &Connection) -> String {
+    match (connection.retry_ms, connection.deadline_ms) {
+        (Some(ms), _) => format!("{}, next try in {}", connection.state, show_duration_ms(ms)),
+        (None, Some(ms)) => format!("{}, given up in {}", connection.state, show_duration_ms(ms)),
+        (None, None) => connection.state.clone(),
+    }
+}
+
 fn show_statistics(device: &Device) -> String {
     let s = &device.statistics;
     format!(
@@ -168,19 +210,23 @@ fn connection_row(connection: &Connection) -> Vec<String> {
     let oldest = connection.oldest_request.as_ref().map_or_else(
         || "-".into(),
         |request| {
-            format!(
+            let mut text = format!(
                 "{} {} at {}, {} for {}",
                 request.op,
                 request.length_bytes,
                 request.offset_bytes,
                 request.state,
                 show_duration_ms(request.age_ms)
-            )
+            );
+            if let Some(ms) = request.deadline_ms {
+                text += &format!(", resent in {}", show_duration_ms(ms));
+            }
+            text
         },
     );
     vec![
         connection.index.to_string(),
-        connection.state.clone(),
+        show_connection_state(connection),
         show_duration_ms(connection.since_ms),
         connection
             .node

@@ -7,6 +7,7 @@ pub mod detach;
 pub mod info;
 pub mod list;
 pub mod set;
+pub mod suspend;
 pub mod transfer;
 pub mod volume;
 pub mod watch;

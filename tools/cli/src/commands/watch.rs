@@ -7,8 +7,9 @@ use crate::cli::{Common, Watch};
 use crate::error::{Error, Kind, Result};
 use crate::netlink::{Client, Event};
 use crate::output::{print, print_json_line};
-use crate::uapi::{attr, cmd};
-use crate::units::{show_size, show_time};
+use crate::uapi::{self, attr, cmd};
+use crate::units::show_size;
+use neonsan_api::show_time;
 use serde::Serialize;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -26,6 +27,12 @@ struct Happened {
     size_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     message: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    at_risk_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fenced: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mode: Option<&'static str>,
 }
 
 /// Prints events until enough were seen or the program is stopped.
@@ -83,6 +90,8 @@ impl Happened {
             cmd::RESIZED => "resized",
             cmd::GOING_AWAY => "going-away",
             cmd::DATA_AT_RISK => "data-at-risk",
+            cmd::SUSPENDED => "suspended",
+            cmd::RESUMED => "resumed",
             _ => return None,
         };
         let attrs = event.attrs();
@@ -95,6 +104,12 @@ impl Happened {
             connection: attrs.u32(a::CONNECTION_INDEX),
             size_bytes: attrs.number(a::SIZE),
             message: attrs.text(a::MESSAGE),
+            at_risk_bytes: attrs.number(a::AT_RISK_BYTES),
+            fenced: attrs.text(a::FENCED),
+            mode: attrs
+                .u32(a::SUSPEND)
+                .and_then(uapi::SuspendMode::from_raw)
+                .map(uapi::SuspendMode::name),
         })
     }
 
@@ -110,6 +125,8 @@ impl Happened {
             ),
             ("  ", self.size_bytes.map(show_size)),
             ("  ", self.message.clone()),
+            ("  ", self.mode.map(str::to_owned)),
+            ("  fenced: ", self.fenced.clone()),
         ] {
             if let Some(part) = part {
                 line.push_str(before);

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: GPL-2.0
+
+#include <linux/blkdev.h>
+#include <linux/device.h>
+#include <linux/sysfs.h>
+
+/* The private data of a disk: what its attributes show, and whether it can be opened. */
+struct neonsan_disk_data {
+	const char *serial;
+	const char *volume;
+	bool closed;
+};
+
+static inline const struct neonsan_disk_data *neonsan_disk_data_of(struct device *dev)
+{
+	return dev_to_disk(dev)->private_data;
+}
+
+static ssize_t serial_show(struct device *dev, struct device_attribute *attr, char *buf)
+{
+	return sysfs_emit(buf, "%s\n", neonsan_disk_data_of(dev)->serial);
+}
+static DEVICE_ATTR_RO(serial);
+
+static ssize_t volume_show(struct device *dev, struct device_attribute *attr, char *buf)
+{
+	return sysfs_emit(buf, "%s\n", neonsan_disk_data_of(dev)->volume);
+}
+static DEVICE_ATTR_RO(volume);
+
+static struct attribute *neonsan_disk_attrs[] = {
+	&dev_attr_serial.attr,
+	&dev_attr_volume.attr,
+	NULL,
+};
+
+static const struct attribute_group neonsan_disk_group = { .attrs = neonsan_disk_attrs };
+
+static const struct attribute_group *neonsan_disk_groups[] = { &neonsan_disk_group, NULL };
+
+int neonsan_helper_device_add_disk_with_attributes(struct gendisk *disk)
+{
+	return device_add_disk(NULL, disk, neonsan_disk_groups);
+}
+
+bool neonsan_helper_trylock_disk_open(struct gendisk *disk)
+{
+	return mutex_trylock(&disk->open_mutex);
+}
+
+void neonsan_helper_unlock_disk_open(struct gendisk *disk)
+{
+	mutex_unlock(&disk->open_mutex);
+}
