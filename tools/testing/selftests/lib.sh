@@ -104,6 +104,21 @@ node_start() {
 	fail "the node $name does not answer at $NODE_API"
 }
 
+# outside_node: use the node that run-selftests started outside the machine. Its volumes go when the
+# test ends.
+outside_node() {
+	[ -n "${OUTSIDE_PORT:-}" ] || fail "no node was started outside: run it with run-selftests"
+	NODE_DATA=10.0.2.2:$OUTSIDE_PORT NODE_API=http://10.0.2.2:$((OUTSIDE_PORT + 1))
+	neonsan volume list --api "$NODE_API" >/dev/null || fail "the node outside does not answer"
+	at_exit outside_clean
+}
+outside_clean() {
+	local name
+	for name in $(neonsan volume list --json --api "$NODE_API" | jq -r '.volumes[].name'); do
+		neonsan volume delete --yes "neonsan://$NODE_DATA/$name" --api "$NODE_API"
+	done
+}
+
 # node_end NAME PID: make sure that it is gone; show its log when the test failed.
 node_end() {
 	if [ "${code:-0}" -ne 0 ]; then
@@ -174,6 +189,44 @@ queue() { cat "/sys/block/${2:-$DISK}/queue/$1"; }
 
 # equal WHAT GOT WANT
 equal() { [ "$2" = "$3" ] || fail "$1 is $2 and should be $3"; }
+
+# --- faults and times -------------------------------------------------------------
+
+now_ms() { date +%s%3N; }
+
+# within MS WHAT COMMAND…: the command must succeed and take no longer; says how long it took. A
+# kernel full of checks gets ten times as long.
+within() {
+	local limit=$1 what=$2 begin took
+	shift 2
+	begin=$(now_ms)
+	"$@" || fail "$what: $* failed"
+	took=$(($(now_ms) - begin))
+	echo "# $what: $took ms"
+	if [ "${LAB_DEBUG_KERNEL:-0}" = 1 ]; then limit=$((limit * 10)); fi
+	[ $took -le "$limit" ] || fail "$what took $took ms, more than $limit"
+}
+
+# net_drop PORT: from now on nothing passes from or to this port, and nobody is told.
+net_drop() {
+	nft -f - <<-RULES
+		table inet lab {
+			chain in { type filter hook input priority 0; tcp dport $1 drop; tcp sport $1 drop; }
+		}
+	RULES
+	at_exit net_heal
+}
+net_heal() { nft delete table inet lab 2>/dev/null || true; }
+
+# net_reset PORT: every connection with this port is reset, once.
+net_reset() {
+	nft -f - <<-RULES
+		table inet lab {
+			chain in { type filter hook input priority 0; tcp dport $1 reject with tcp reset; }
+		}
+	RULES
+	at_exit net_heal
+}
 
 # --- load -------------------------------------------------------------------------
 

@@ -11,9 +11,13 @@ before=$(dd if="$DEVICE" bs=1M count=4 iflag=direct status=none | sha256sum)
 exec 7<"$DEVICE"
 expect_error 'in use|Resource temporarily unavailable|busy' rmmod neonsan
 exec 7<&-
+neonsan watch --json >events &
+at_exit kill $!
+sleep 0.5
 # udev may still be looking at what was closed just now.
 wait_for 20 "rmmod with an unopened device" rmmod neonsan
 [ ! -e "/sys/block/$DISK" ] || fail "the disk is still there"
+wait_for 10 "the event that the device is gone" grep -q '"event":"detached"' events
 insmod /payload/neonsan.ko
 # Its session ended in order, so the volume is free at once.
 attach test/unload

@@ -1,0 +1,12 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0 OR MIT
+# swap on a device, its node outside the machine, and an outage: the host makes progress with no memory left
+# timeout: 900
+. "$TEST_LIB"
+. "${TEST_LIB%/*}/memory.lib"
+
+outside_node
+volume test/swap 800M 4096
+attach test/swap --heartbeat-interval 500ms --heartbeat-timeout 2s
+swap_test "$OUTSIDE_PORT"
+detach
