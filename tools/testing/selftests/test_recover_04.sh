@@ -80,8 +80,8 @@ mkfs.ext4 -q "$DEVICE"
 mkdir -p mnt
 mount "$DEVICE" mnt
 at_exit umount -l mnt
-net_drop 9666
 dd if=/dev/zero of=mnt/file bs=1M count=16 status=none
+net_drop 9666
 sync mnt/file &
 sleep 0.5
 within $limit "mounted and dirty" force "$DEVICE"
