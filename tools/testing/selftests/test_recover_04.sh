@@ -83,10 +83,11 @@ at_exit umount -l mnt
 dd if=/dev/zero of=mnt/file bs=1M count=16 status=none
 net_drop 9666
 sync mnt/file &
+syncer=$!
 sleep 0.5
 within $limit "mounted and dirty" force "$DEVICE"
 umount mnt || fail "the file system cannot be unmounted"
 net_heal
-wait
+if wait $syncer; then fail "what could not be written was reported as written"; fi
 rmmod neonsan || fail "the module does not unload"
 insmod /payload/neonsan.ko
