@@ -12,8 +12,9 @@
 //!  1 Opening ──── on_opened(0) ────► 2 Live ──┐
 //!      ▲                               │      │ one connection lost: it alone is stopped,
 //!      │ node lost the session,        │◄─────┘ drained and joined again
-//!      │ or no connection is left and  ▼
-//!      └── joining fails ──────── 3 Reopening: every connection is being stopped and drained
+//!      │ or has fallen silent, or no   ▼
+//!      │ connection is left and ── 3 Reopening: every connection is being stopped and drained
+//!      └── joining fails
 //!
 //!  any ── fenced, or given up during attach ──► 4 Failed          any ── close() ──► 5 Closed
 //! ```
@@ -38,6 +39,8 @@
 //! The node answers an OPEN of a newer generation, and a JOIN of a newer epoch, only when nothing
 //! older can touch the volume any more. A request that is sent again was never answered, so no
 //! newer write to the same block was ordered after it.
+
+mod timers;
 
 use super::terms::{Action, Config, ConnectKind, ConnectionState, Notice, SessionState};
 use crate::{Backoff, CloseCause, Generation, Instant, Timeouts};
@@ -321,7 +324,7 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
                 return self.fail(cause, now);
             }
         }
-        self.node = (self.node + 1) % self.config.nodes.max(1);
+        self.leave_node();
         self.schedule(0, now);
     }
 
@@ -363,6 +366,11 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
                 SessionState::Live,
                 CloseCause::Refused(Status::NotOwner | Status::UnknownSession | Status::GoingAway),
             ) => self.reopen(cause, now),
+            (SessionState::Live, _) if self.is_node_silent(now) => {
+                // There is nothing to join, and to ask would cost a connect timeout.
+                self.leave_node();
+                self.reopen(cause, now);
+            }
             _ => self.stop(usize::from(connection), cause, now),
         }
     }
@@ -403,7 +411,7 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
     /// The node says that it will stop: move to the next one if there is another.
     pub fn on_going_away(&mut self, now: Instant) {
         if self.state == SessionState::Live && self.config.nodes > 1 {
-            self.node = (self.node + 1) % self.config.nodes;
+            self.leave_node();
             self.reopen(CloseCause::GoingAway, now);
         }
     }
@@ -528,6 +536,11 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
         }
     }
 
+    /// The next try is made at the next node; if there is but one, at that one.
+    fn leave_node(&mut self) {
+        self.node = (self.node + 1) % self.config.nodes.max(1);
+    }
+
     fn reopen(&mut self, cause: CloseCause, now: Instant) {
         self.state = SessionState::Reopening;
         self.stop_all(cause, now);
@@ -582,92 +595,6 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
             self.lost_since = Some(now);
             self.due_notice = Some(Notice::Lost { cause });
         }
-    }
-
-    // ---- time ----
-
-    /// Does what is due at `now`.
-    pub fn handle_timeout(&mut self, now: Instant) {
-        let timeouts = self.config.timeouts;
-        let interval = u64::from(timeouts.heartbeat_interval_ms);
-        let patience = u64::from(timeouts.heartbeat_timeout_ms);
-        for i in 0..self.count {
-            let Some(c) = self.active_mut().get_mut(i) else {
-                break;
-            };
-            match c.state {
-                ConnectionState::Live => {
-                    if now.since_ms(c.heard_at) >= patience {
-                        self.on_lost(i as u16, CloseCause::HeartbeatTimeout, now);
-                    } else if now.since_ms(c.pinged_at.unwrap_or(c.heard_at)) >= interval {
-                        c.pinged_at = Some(now);
-                        c.due_ping = true;
-                    }
-                }
-                ConnectionState::Connecting { deadline } => {
-                    // The caller gives up by itself at the deadline and reports it. An action that
-                    // was never polled is ours to give up.
-                    if deadline <= now && c.due_connect.is_some() {
-                        self.on_connect_failed(i as u16, CloseCause::ConnectTimeout, now);
-                    }
-                }
-                ConnectionState::Idle { .. } | ConnectionState::Stopping => {}
-            }
-        }
-        if let Some(at) = self.loss_deadline() {
-            if at <= now {
-                let cause = self
-                    .active()
-                    .first()
-                    .and_then(|c| c.last_cause)
-                    .unwrap_or(CloseCause::PeerClosed);
-                self.failing = true;
-                self.due_fail = Some(cause);
-                if self.state == SessionState::Live {
-                    // What fails now may still be in the engine, and the host may try it again on
-                    // another connection. A JOIN drains only its own predecessor: from here on
-                    // only an OPEN, which drains them all, brings the service back.
-                    self.reopen(cause, now);
-                }
-            }
-        }
-        self.start_due(now);
-    }
-
-    /// When requests begin to fail since nothing came back; `None` while nothing is lost, while
-    /// requests may still be touched, and once they fail.
-    pub fn loss_deadline(&self) -> Option<Instant> {
-        let untouched = self
-            .active()
-            .iter()
-            .all(|c| !matches!(c.state, ConnectionState::Live | ConnectionState::Stopping));
-        let trying = match self.state {
-            SessionState::Opening | SessionState::Live | SessionState::Reopening => true,
-            SessionState::Failed(_) | SessionState::Closed => false,
-        };
-        let loss_ms = u64::from(self.config.timeouts.loss_ms);
-        let since = self.lost_since?;
-        (loss_ms != 0 && trying && untouched && !self.failing).then(|| since.after_ms(loss_ms))
-    }
-
-    /// When [`Session::handle_timeout`] is to be called next at the latest; `None`: not before
-    /// something happens.
-    pub fn poll_timeout(&self) -> Option<Instant> {
-        let timeouts = &self.config.timeouts;
-        let interval = u64::from(timeouts.heartbeat_interval_ms);
-        let patience = u64::from(timeouts.heartbeat_timeout_ms);
-        let connections = self.active().iter().filter_map(|c| match c.state {
-            ConnectionState::Live => {
-                let ping = c.pinged_at.unwrap_or(c.heard_at).after_ms(interval);
-                Some(ping.min(c.heard_at.after_ms(patience)))
-            }
-            ConnectionState::Idle { retry_at } => retry_at,
-            // Once the action was polled the deadline is the caller's: to wake up for it here
-            // would be to wake up again and again until the caller has reported.
-            ConnectionState::Connecting { deadline } => c.due_connect.map(|_| deadline),
-            ConnectionState::Stopping => None,
-        });
-        connections.chain(self.loss_deadline()).min()
     }
 
     /// The next thing to do; `None` when there is nothing.

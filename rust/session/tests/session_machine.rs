@@ -507,6 +507,53 @@ fn silence_is_answered_with_pings_and_then_the_connection_is_given_up() {
 }
 
 #[test]
+fn a_silent_node_is_left_for_the_next_one_without_asking_it_again() {
+    let mut device = live(4, 3);
+    let begin = device.now;
+    // Busier connections were heard until later: within one interval, or they would be pinged.
+    for connection in 0..4 {
+        let heard = begin.after_ms(950 * u64::from(connection));
+        device.session.on_heard(connection, heard);
+    }
+    let (mut stops, mut connects) = (0, Vec::new());
+    while connects.is_empty() {
+        for action in device.wait_for_action() {
+            match action {
+                Action::Stop { connection, cause } => {
+                    assert_eq!(cause, CloseCause::HeartbeatTimeout);
+                    stops += 1;
+                    device.session.on_drained(connection, device.now);
+                }
+                Action::Connect { node, kind, .. } => connects.push((node, kind)),
+                Action::Ping { .. } | Action::Notify(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    assert_eq!(device.now.since_ms(begin), 9_000, "the heartbeat timeout");
+    assert_eq!(stops, 4);
+    assert_eq!(connects, [(1, open(2, 2, true))]);
+    device.bring_up();
+    assert_eq!(device.session.node(), 1);
+}
+
+#[test]
+fn one_silent_connection_of_a_node_that_answers_is_joined_again() {
+    let mut device = live(2, 2);
+    let begin = device.now;
+    loop {
+        device.session.on_heard(1, device.now);
+        let actions = device.wait(500);
+        if actions.iter().any(|a| matches!(a, Action::Stop { .. })) {
+            break;
+        }
+    }
+    assert_eq!(device.now.since_ms(begin), 9_000);
+    assert_eq!(device.session.state(), SessionState::Live);
+    assert_eq!(connect_of(&device.drained(0)), (0, 0, join(1, 0, 2)));
+}
+
+#[test]
 fn a_connection_that_is_heard_is_neither_pinged_nor_lost() {
     let mut device = live(1, 1);
     for _ in 0..100 {
