@@ -104,7 +104,8 @@ pub(crate) fn close() {
     DEVICES.lock().closed = true;
 }
 
-/// Detaches every device. The module is going away, so none is open.
+/// Detaches every device, and gives the list's memory back. The module is going away, so none is
+/// open.
 pub(crate) fn detach_all() {
     while let Some(device) = first_from(0) {
         let detached = Device::detach(&device, false).or_else(|_| Device::detach(&device, true));
@@ -113,4 +114,7 @@ pub(crate) fn detach_all() {
             remove(&device);
         }
     }
+    // A static is never dropped.
+    let list = core::mem::take(&mut DEVICES.lock().devices);
+    drop(list);
 }
