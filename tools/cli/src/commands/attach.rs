@@ -107,6 +107,8 @@ impl Request {
             let message = format!("{} is a snapshot, which can only be read", target.volume);
             return Err(Error::new(Kind::Usage, message).with_hint("leave --mode out"));
         }
+        // What is wrong with the command comes before what is wrong with the machine.
+        let nodes = resolve(&target, &args.nodes, config)?;
         let host_id = match args.host_id.as_ref().or(config.host_id.as_ref()) {
             Some(id) => host::parse_host_id(id)?,
             None => host::default_host_id()?,
@@ -116,7 +118,7 @@ impl Request {
         let timeouts = args.timeouts.timeouts().or(&config.timeouts);
         check_timeouts(&timeouts)?;
         Ok(Request {
-            nodes: resolve(&target, &args.nodes, config)?,
+            nodes,
             volume: target.volume,
             mode: match mode {
                 Mode::Exclusive => uapi::Mode::Exclusive,
