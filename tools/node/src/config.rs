@@ -25,6 +25,9 @@ pub struct Config {
     /// The control API.
     #[serde(default)]
     pub control: ControlConfig,
+    /// What the process does about its memory.
+    #[serde(default)]
+    pub memory: MemoryConfig,
     /// Bounds.
     #[serde(default)]
     pub limits: LimitsConfig,
@@ -170,6 +173,15 @@ impl Default for ControlConfig {
             socket_mode: "0660".to_owned(),
         }
     }
+}
+
+/// What the process does about its memory.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MemoryConfig {
+    /// Hosts on this machine use the node's volumes, for swap or for file
+    /// systems: the node must get on when the machine has no memory left.
+    pub serves_own_host: bool,
 }
 
 /// Bounds, so that a slow or hostile client costs itself and not others.

@@ -19,6 +19,7 @@ mod data;
 mod hub;
 mod metrics;
 mod node;
+mod own_host;
 pub mod program;
 mod sd_notify;
 mod shared;

@@ -266,6 +266,9 @@ pub fn run(config: Config) -> Result<(), NodeError> {
     if rustix::process::geteuid().is_root() {
         tracing::info!("running as root, which a node does not need");
     }
+    if config.memory.serves_own_host {
+        crate::own_host::shield().map_err(NodeError::Config)?;
+    }
     let engines = open_engines(&config)?;
     create_volumes(&config, &engines)?;
     #[cfg(feature = "test-faults")]

@@ -364,3 +364,54 @@ fn configured_volumes_are_created_and_logs_can_be_json() {
     let first: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
     assert_eq!(first["level"], "INFO");
 }
+
+/// A field of `/proc/PID/status`, or the first word of a file beside it.
+fn of_process(node: &Node, name: &str) -> String {
+    let dir = format!("/proc/{}", node.pid().as_raw_nonzero());
+    let status = fs::read_to_string(format!("{dir}/status")).unwrap();
+    let field = status
+        .lines()
+        .find_map(|line| line.strip_prefix(&format!("{name}:")));
+    let text = field.map_or_else(
+        || fs::read_to_string(format!("{dir}/{name}")).unwrap(),
+        str::to_owned,
+    );
+    text.split_whitespace().next().unwrap().to_owned()
+}
+
+/// Whether this process, and so a node that it starts, has CAP_IPC_LOCK (14)
+/// and CAP_SYS_RESOURCE (24). Root in a container may lack them.
+fn has_memory_capabilities() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = u64::from_str_radix(effective.unwrap().trim(), 16).unwrap();
+    effective & (1 << 14) != 0 && effective & (1 << 24) != 0
+}
+
+/// With the capabilities that takes, the node's memory is its own; without, it
+/// does not start and says what it needs.
+#[test]
+fn a_node_that_serves_its_own_host_keeps_its_memory() {
+    let dir = directory();
+    let more = "[memory]\nserves_own_host = true\n";
+    if !has_memory_capabilities() {
+        let path = dir.path().join("node.toml");
+        fs::write(&path, config(dir.path(), more)).unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_neonsan-node"))
+            .arg("--config")
+            .arg(&path)
+            .output()
+            .unwrap();
+        assert!(!output.status.success());
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("CAP_IPC_LOCK") || said.contains("CAP_SYS_RESOURCE"));
+        return;
+    }
+    let node = Node::start_with(dir.path(), more);
+    let locked: u64 = of_process(&node, "VmLck").parse().unwrap();
+    assert!(locked > 1024, "only {locked} KiB are locked");
+    assert_eq!(of_process(&node, "oom_score_adj"), "-1000");
+    drop(node);
+    let node = Node::start(dir.path());
+    assert_eq!(of_process(&node, "VmLck"), "0");
+}
