@@ -19,8 +19,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::{
-    ApiError, ErrorCode, Health, NodeInfo, SessionInfo, VolumeCreate, VolumeInfo, VolumeList,
-    VolumeName, VolumeResize, API_PREFIX, DEFAULT_CONTROL_PORT,
+    ApiError, ErrorCode, Health, NodeInfo, NodeList, SessionInfo, SnapshotClone, SnapshotCreate,
+    SnapshotInfo, SnapshotList, SnapshotName, VolumeCreate, VolumeInfo, VolumeList, VolumeName,
+    VolumeResize, API_PREFIX, DEFAULT_CONTROL_PORT,
 };
 
 /// Longest answer that is read; a node with 100,000 volumes stays below it.
@@ -218,6 +219,61 @@ impl Client {
         Ok(())
     }
 
+    /// The snapshots of a volume, the oldest first.
+    pub async fn list_snapshots(&self, name: &VolumeName) -> Result<SnapshotList, ClientError> {
+        self.get(&format!("/volumes/{name}/snapshots")).await
+    }
+
+    /// One snapshot with its children and sessions.
+    pub async fn snapshot(&self, name: &SnapshotName) -> Result<SnapshotInfo, ClientError> {
+        self.get(&snapshot_path(name)).await
+    }
+
+    /// Keeps the content of a volume, in use or not, as it is at one moment.
+    pub async fn create_snapshot(&self, name: &SnapshotName) -> Result<SnapshotInfo, ClientError> {
+        let create = SnapshotCreate {
+            snapshot: name.snapshot().to_owned(),
+        };
+        let path = format!("/volumes/{}/snapshots", name.volume());
+        self.send(Method::POST, &path, Some(&create)).await
+    }
+
+    /// Deletes a snapshot that no session reads and no clone needs.
+    pub async fn delete_snapshot(&self, name: &SnapshotName) -> Result<(), ClientError> {
+        let path = snapshot_path(name);
+        self.exchange(Method::DELETE, &path, Bytes::new()).await?;
+        Ok(())
+    }
+
+    /// Gives a volume that no session holds the content and size of its
+    /// snapshot.
+    pub async fn roll_back(&self, name: &SnapshotName) -> Result<VolumeInfo, ClientError> {
+        let path = format!("{}/rollback", snapshot_path(name));
+        self.send(Method::POST, &path, None::<&()>).await
+    }
+
+    /// Makes a volume from a snapshot.
+    pub async fn clone_snapshot(
+        &self,
+        from: &SnapshotName,
+        to: &VolumeName,
+    ) -> Result<VolumeInfo, ClientError> {
+        let path = format!("{}/clone", snapshot_path(from));
+        let clone = SnapshotClone { name: to.clone() };
+        self.send(Method::POST, &path, Some(&clone)).await
+    }
+
+    /// Ends a clone's dependence on the snapshot that it was made from.
+    pub async fn flatten_volume(&self, name: &VolumeName) -> Result<VolumeInfo, ClientError> {
+        let path = format!("/volumes/{name}/flatten");
+        self.send(Method::POST, &path, None::<&()>).await
+    }
+
+    /// The nodes which have the same volumes as this one.
+    pub async fn nodes(&self) -> Result<NodeList, ClientError> {
+        self.get("/nodes").await
+    }
+
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         self.send(Method::GET, path, None::<&()>).await
     }
@@ -330,6 +386,10 @@ impl Client {
             reason,
         }
     }
+}
+
+fn snapshot_path(name: &SnapshotName) -> String {
+    format!("/volumes/{}/snapshots/{}", name.volume(), name.snapshot())
 }
 
 fn describe_status(status: StatusCode) -> String {

@@ -23,10 +23,11 @@ mod types;
 mod client;
 
 pub use error::{ApiError, ErrorCode};
-pub use name::{NameError, VolumeName, MAX_NAME_BYTES};
+pub use name::{NameError, SnapshotName, VolumeName, MAX_NAME_BYTES};
 pub use time::show_time;
 pub use types::{
-    EngineInfo, Health, HealthStatus, NodeInfo, NodeLimits, OpenMode, SessionInfo, VolumeCreate,
+    EngineInfo, Health, HealthStatus, NodeEntry, NodeInfo, NodeLimits, NodeList, NodeState,
+    OpenMode, SessionInfo, SnapshotClone, SnapshotCreate, SnapshotInfo, SnapshotList, VolumeCreate,
     VolumeInfo, VolumeLimits, VolumeList, VolumeResize,
 };
 

@@ -34,6 +34,8 @@ pub enum NameError {
     Rules(neonsan_proto::NameError),
     /// It names a snapshot where a volume is meant.
     Snapshot,
+    /// It names a volume where a snapshot is meant.
+    NoSnapshot,
 }
 
 impl fmt::Display for NameError {
@@ -41,6 +43,9 @@ impl fmt::Display for NameError {
         match self {
             Self::Rules(error) => error.fmt(f),
             Self::Snapshot => f.write_str("a volume is meant here, and this names a snapshot"),
+            Self::NoSnapshot => {
+                f.write_str("a snapshot is meant here, written pool/volume@snapshot")
+            }
         }
     }
 }
@@ -104,6 +109,70 @@ impl fmt::Display for VolumeName {
     }
 }
 
+/// The name of a snapshot: its volume, and its name among the volume's
+/// snapshots, `pool/volume@snapshot`.
+///
+/// # Invariants
+///
+/// The whole is accepted by `neonsan_proto::VolumeName::parse`; so `snapshot`
+/// is a safe path component like the parts of the volume's name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SnapshotName {
+    volume: VolumeName,
+    snapshot: Box<str>,
+}
+
+impl SnapshotName {
+    /// Checks `snapshot` and makes a name of it.
+    pub fn new(volume: &VolumeName, snapshot: &str) -> Result<Self, NameError> {
+        format!("{volume}@{snapshot}").parse()
+    }
+
+    /// The volume.
+    pub fn volume(&self) -> &VolumeName {
+        &self.volume
+    }
+
+    /// The snapshot's name among those of its volume.
+    pub fn snapshot(&self) -> &str {
+        &self.snapshot
+    }
+}
+
+impl FromStr for SnapshotName {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let name = neonsan_proto::VolumeName::parse(text).map_err(NameError::Rules)?;
+        let snapshot = name.snapshot().ok_or(NameError::NoSnapshot)?;
+        Ok(Self {
+            volume: VolumeName::new(name.pool(), name.volume())?,
+            snapshot: snapshot.into(),
+        })
+    }
+}
+
+impl TryFrom<String> for SnapshotName {
+    type Error = NameError;
+
+    fn try_from(text: String) -> Result<Self, NameError> {
+        text.parse()
+    }
+}
+
+impl From<SnapshotName> for String {
+    fn from(name: SnapshotName) -> String {
+        name.to_string()
+    }
+}
+
+impl fmt::Display for SnapshotName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.volume, self.snapshot)
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -124,6 +193,21 @@ mod tests {
             "p/a\0",
         ] {
             assert!(text.parse::<VolumeName>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_snapshot_has_a_volume_and_a_name() {
+        let name: SnapshotName = "p/v@s.1".parse().unwrap();
+        assert_eq!((name.volume().as_str(), name.snapshot()), ("p/v", "s.1"));
+        assert_eq!(name.to_string(), "p/v@s.1");
+        assert_eq!(SnapshotName::new(name.volume(), "s.1").unwrap(), name);
+        assert_eq!(
+            "p/v".parse::<SnapshotName>().unwrap_err(),
+            NameError::NoSnapshot
+        );
+        for bad in ["p/v@", "p/v@a@b", "p/v@.x", "p/v@a/b", "v@s"] {
+            assert!(bad.parse::<SnapshotName>().is_err(), "{bad:?}");
         }
     }
 

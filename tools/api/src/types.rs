@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::VolumeName;
+use crate::{SnapshotName, VolumeName};
 
 /// Body of `POST /v1/volumes`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +44,57 @@ pub struct VolumeResize {
     pub allow_shrink: bool,
 }
 
+/// Body of `POST /v1/volumes/{pool}/{volume}/snapshots`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotCreate {
+    /// The snapshot's name among those of its volume, with the rules of the
+    /// parts of a volume's name.
+    pub snapshot: String,
+}
+
+/// Body of `POST /v1/volumes/{pool}/{volume}/snapshots/{snapshot}/clone`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotClone {
+    /// The new volume, `pool/volume`; it is made in the same engine.
+    pub name: VolumeName,
+}
+
+/// A snapshot: the content of a volume at one moment.
+///
+/// Answer of `GET` and `POST` on snapshots.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotInfo {
+    /// `pool/volume@snapshot`.
+    pub name: SnapshotName,
+    /// The volume, `pool/volume`.
+    pub volume: VolumeName,
+    /// Its name among those of the volume.
+    pub snapshot: String,
+    /// Random identity given at creation, 32 hexadecimal digits; another one
+    /// than that of the volume.
+    pub id: String,
+    /// Size of the volume at that moment.
+    pub size_bytes: u64,
+    /// That moment, in seconds since 1970-01-01 UTC.
+    pub created_unix_s: u64,
+    /// Volumes that were cloned from it and need it. Absent in listings and
+    /// where clones need nothing from the start.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub children: Vec<VolumeName>,
+    /// Sessions which read it, on this node.
+    #[serde(default)]
+    pub sessions: Vec<SessionInfo>,
+}
+
+/// Answer of `GET /v1/volumes/{pool}/{volume}/snapshots`, the oldest first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotList {
+    /// The snapshots of the volume, without their children.
+    pub snapshots: Vec<SnapshotInfo>,
+}
+
 /// Answer of `GET /v1/volumes`, ordered by name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeList {
@@ -74,6 +125,9 @@ pub struct VolumeInfo {
     pub physical_block_size_bytes: u32,
     /// Creation time in seconds since 1970-01-01 UTC.
     pub created_unix_s: u64,
+    /// The snapshot that it was cloned from, as long as it needs that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<SnapshotName>,
     /// What the engine can do with it. Absent in listings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<VolumeLimits>,
@@ -130,6 +184,10 @@ pub enum OpenMode {
 pub struct SessionInfo {
     /// `pool/volume`.
     pub volume: VolumeName,
+    /// The snapshot of the volume that it reads; absent if it has the volume
+    /// itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<String>,
     /// Session id, 32 hexadecimal digits.
     pub id: String,
     /// What the client says it is: the attaching host's identity.
@@ -173,7 +231,7 @@ pub struct NodeInfo {
 pub struct EngineInfo {
     /// Name by which [`VolumeCreate::engine`] asks for it.
     pub name: String,
-    /// What it is: `mem` or `file`.
+    /// What it is: `mem`, `file` or `rbd`.
     pub kind: String,
     /// Identity of the engine's volatile state, 32 hexadecimal digits: another
     /// one when writes that were answered but not flushed may have been lost.
@@ -232,6 +290,58 @@ pub enum HealthStatus {
     Degraded,
     /// Shuts down: sessions are being moved away, new ones are refused.
     ShuttingDown,
+    /// A state this reader does not know.
+    #[serde(other)]
+    Other,
+}
+
+/// Answer of `GET /v1/nodes`: the node that answers first, then the others by
+/// address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeList {
+    /// The nodes which have the same volumes.
+    pub nodes: Vec<NodeEntry>,
+}
+
+/// A node, as it has told of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeEntry {
+    /// Where hosts reach it, `address:port`; empty for a node that does not
+    /// know.
+    pub addresses: Vec<String>,
+    /// It is the node that answers.
+    pub is_this: bool,
+    /// How it is.
+    pub state: NodeState,
+    /// Names, on the node that answers, of the engines whose volumes both have.
+    pub engines: Vec<String>,
+    /// Version of its program.
+    pub version: String,
+    /// Identity of its process, 32 hexadecimal digits.
+    pub boot_id: String,
+    /// Sessions open on it.
+    pub sessions: u64,
+    /// Data connections open on it.
+    pub connections: u64,
+    /// Bytes of requests in flight on it.
+    pub in_flight_bytes: u64,
+    /// Milliseconds since it was last heard of; 0 for the node that answers.
+    pub heard_ms: u64,
+}
+
+/// State of a node as others see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum NodeState {
+    /// Serves.
+    Ok,
+    /// Serves, and has problems that it lists itself (`/v1/health`).
+    Degraded,
+    /// Shuts down.
+    ShuttingDown,
+    /// Has not been heard of for a while: dead, or cut off.
+    Silent,
     /// A state this reader does not know.
     #[serde(other)]
     Other,

@@ -14,7 +14,9 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub enum ErrorKind {
     /// There is no such volume.
     NotFound,
-    /// A volume with this name exists.
+    /// There is no such snapshot, or no such volume that could have it.
+    NoSuchSnapshot,
+    /// A volume or snapshot with this name exists.
     AlreadyExists,
     /// The volume is open, here or in another process.
     Busy,

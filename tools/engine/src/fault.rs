@@ -8,16 +8,17 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use neonsan_api::VolumeName;
+use neonsan_api::SnapshotName;
 use rustix::event::epoll;
 use rustix::time::{
     timerfd_create, timerfd_settime, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags,
     Timespec,
 };
 
+use crate::layer::Layer;
 use crate::{
-    Completion, Engine, EngineStatus, Error, ErrorKind, Limits, Op, Queue, Request, Result, Volume,
-    VolumeSpec, VolumeStat,
+    Completion, Engine, Error, ErrorKind, Limits, Op, Queue, Request, Result, SnapshotStat, Volume,
+    VolumeStat,
 };
 
 /// How often a queue looks whether requests that hang may go on.
@@ -93,73 +94,20 @@ impl FaultEngine {
     }
 }
 
-impl Engine for FaultEngine {
-    fn kind(&self) -> &'static str {
-        self.inner.kind()
+impl Layer for FaultEngine {
+    fn inner(&self) -> &dyn Engine {
+        &*self.inner
     }
 
-    fn is_persistent(&self) -> bool {
-        self.inner.is_persistent()
+    fn note(&self) -> &'static str {
+        "faults can be injected"
     }
 
-    fn boot_id(&self) -> [u8; 16] {
-        self.inner.boot_id()
-    }
-
-    fn status(&self) -> Result<EngineStatus> {
-        let mut status = self.inner.status()?;
-        status.notes.push("faults can be injected".to_owned());
-        Ok(status)
-    }
-
-    fn create(&self, name: &VolumeName, spec: &VolumeSpec) -> Result<VolumeStat> {
-        self.inner.create(name, spec)
-    }
-
-    fn list(&self) -> Result<Vec<VolumeName>> {
-        self.inner.list()
-    }
-
-    fn stat(&self, name: &VolumeName) -> Result<VolumeStat> {
-        self.inner.stat(name)
-    }
-
-    fn limits(&self, stat: &VolumeStat) -> Limits {
-        self.inner.limits(stat)
-    }
-
-    fn open(&self, name: &VolumeName) -> Result<Arc<dyn Volume>> {
+    fn wrap(&self, volume: Arc<dyn Volume>) -> Result<Arc<dyn Volume>> {
         Ok(Arc::new(FaultVolume {
-            inner: self.inner.open(name)?,
+            inner: volume,
             plan: Arc::clone(&self.plan),
         }))
-    }
-
-    fn is_shared(&self) -> bool {
-        self.inner.is_shared()
-    }
-
-    fn take(&self, name: &VolumeName) -> Result<Arc<dyn Volume>> {
-        Ok(Arc::new(FaultVolume {
-            inner: self.inner.take(name)?,
-            plan: Arc::clone(&self.plan),
-        }))
-    }
-
-    fn is_in_other_hands(&self, name: &VolumeName) -> Result<bool> {
-        self.inner.is_in_other_hands(name)
-    }
-
-    fn load_record(&self, name: &VolumeName) -> Result<Option<Vec<u8>>> {
-        self.inner.load_record(name)
-    }
-
-    fn save_record(&self, name: &VolumeName, record: &[u8]) -> Result<()> {
-        self.inner.save_record(name, record)
-    }
-
-    fn delete(&self, name: &VolumeName) -> Result<()> {
-        self.inner.delete(name)
     }
 }
 
@@ -187,6 +135,14 @@ impl Volume for FaultVolume {
 
     fn resize(&self, size_bytes: u64) -> Result<()> {
         self.inner.resize(size_bytes)
+    }
+
+    fn create_snapshot(&self, name: &SnapshotName) -> Result<SnapshotStat> {
+        self.inner.create_snapshot(name)
+    }
+
+    fn flatten(&self) -> Result<()> {
+        self.inner.flatten()
     }
 
     fn queue(self: Arc<Self>, depth: u32) -> Result<Box<dyn Queue>> {
@@ -355,7 +311,7 @@ impl Queue for FaultQueue {
 mod tests {
     use super::*;
     use crate::mem::{MemEngine, MemOptions};
-    use crate::Buffer;
+    use crate::{Buffer, VolumeSpec};
     use rustix::event::{poll, PollFd, PollFlags};
 
     fn queue(plan: &Arc<FaultPlan>) -> Box<dyn Queue> {

@@ -12,6 +12,7 @@
 //! <root>/<pool>/<volume>/record  the node's note of who holds it (see `record`)
 //! <root>/<pool>/<volume>/data   its bytes; as long as the volume, rounded up
 //!                               to 4096; holes are zeroes; locked while open
+//! <root>/<pool>/<volume>/snapshots/  its snapshots (see `snapshots`)
 //! <root>/<pool>/.create-<id>/   a volume which is being made
 //! <root>/<pool>/.delete-<id>/   a volume which is being deleted
 //! ```
@@ -30,11 +31,13 @@
 //! overwritten by a write from the past. `tests/killed_node.rs` shows it.
 
 mod boot;
+mod freeze;
 mod locks;
 mod meta;
 mod probe;
 mod queue;
 mod record;
+mod snapshots;
 mod volume;
 
 use std::fs::{self, File};
@@ -43,18 +46,23 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use neonsan_api::VolumeName;
+use neonsan_api::{SnapshotName, VolumeName};
 use rustix::fs::{flock, renameat_with, FlockOperation, Mode, OFlags, RenameFlags, CWD};
 use rustix::io::Errno;
 
 use crate::identity::{random_id, unix_seconds};
+use crate::interface::has_snapshots;
 use crate::{
-    Engine, EngineStatus, Error, ErrorKind, Limits, Result, Volume, VolumeSpec, VolumeStat,
-    BUFFER_ALIGN,
+    Engine, EngineStatus, Error, ErrorKind, Limits, Result, SnapshotStat, Volume, VolumeSpec,
+    VolumeStat, BUFFER_ALIGN,
 };
 use meta::Meta;
 use probe::Storage;
 use volume::FileVolume;
+
+/// The lock of who changes a file, and that of who reads it.
+const ALONE: FlockOperation = FlockOperation::NonBlockingLockExclusive;
+const WITH_OTHERS: FlockOperation = FlockOperation::NonBlockingLockShared;
 
 /// How the engine behaves.
 #[derive(Clone, Debug)]
@@ -93,12 +101,32 @@ fn sync_dir(path: &Path) -> Result<()> {
         .map_err(|e| Error::os(e, format!("cannot sync the directory {}", path.display())))
 }
 
-/// Takes the exclusive lock of an open file, waiting for up to `wait`.
-/// `Ok(false)`: someone else still has it.
-fn lock_within(file: impl AsFd, wait: Duration) -> std::result::Result<bool, Errno> {
+/// A name in a directory that nothing has, and which is cleared away if a crash
+/// leaves it.
+fn temporary(parent: &Path, what: &str) -> Result<PathBuf> {
+    let id = u128::from_be_bytes(random_id()?);
+    Ok(parent.join(format!(".{what}-{id:032x}")))
+}
+
+/// Removes what could not be made.
+fn remove_failed(path: &Path) {
+    if let Err(e) = fs::remove_dir_all(path) {
+        if e.kind() != std::io::ErrorKind::NotFound {
+            tracing::warn!(path = %path.display(), error = %e, "cannot remove");
+        }
+    }
+}
+
+/// Takes a lock of an open file (an operation that does not block), waiting for
+/// up to `wait`. `Ok(false)`: someone else still has it.
+fn lock_within(
+    file: impl AsFd,
+    operation: FlockOperation,
+    wait: Duration,
+) -> std::result::Result<bool, Errno> {
     let deadline = Instant::now() + wait;
     loop {
-        match flock(file.as_fd(), FlockOperation::NonBlockingLockExclusive) {
+        match flock(file.as_fd(), operation) {
             Ok(()) => return Ok(true),
             Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(10));
@@ -133,7 +161,7 @@ impl FileEngine {
             .truncate(false)
             .open(root.join(".lock"))
             .map_err(|e| Error::os(e, in_root("cannot write in the directory")))?;
-        if !lock_within(&lock, options.lock_wait)
+        if !lock_within(&lock, ALONE, options.lock_wait)
             .map_err(|e| Error::os(e, in_root("cannot lock the directory")))?
         {
             return Err(Error::new(
@@ -195,7 +223,12 @@ impl FileEngine {
     fn clear_leftovers(&self) -> Result<()> {
         for (_, pool) in self.pools()? {
             for (name, path) in Self::entries(&pool)? {
-                if name.starts_with(".create-") || name.starts_with(".delete-") {
+                let half_made = if name.starts_with(".create-") || name.starts_with(".delete-") {
+                    vec![path]
+                } else {
+                    snapshots::leftovers(&path)?
+                };
+                for path in half_made {
                     tracing::info!(path = %path.display(), "removing what a crash left half made");
                     fs::remove_dir_all(&path)
                         .map_err(|e| Error::os(e, format!("cannot remove {}", path.display())))?;
@@ -205,15 +238,44 @@ impl FileEngine {
         Ok(())
     }
 
-    /// A name in the pool that nothing has.
-    fn temporary(pool: &Path, what: &str) -> Result<PathBuf> {
-        let id = u128::from_be_bytes(random_id()?);
-        Ok(pool.join(format!(".{what}-{id:032x}")))
+    /// Makes a volume: in a directory that `fill` makes whole, and which gets
+    /// its name then.
+    fn make(
+        &self,
+        name: &VolumeName,
+        fill: impl FnOnce(&Path) -> Result<Meta>,
+    ) -> Result<VolumeStat> {
+        let pool = self.pool_dir(name);
+        match fs::create_dir(&pool) {
+            Ok(()) => sync_dir(&self.options.root)?,
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(Error::os(e, format!("cannot make {}", pool.display()))),
+        }
+        let target = self.volume_dir(name);
+        let temporary = temporary(&pool, "create")?;
+        let make = || {
+            fs::create_dir(&temporary)
+                .map_err(|e| Error::os(e, format!("cannot make {}", temporary.display())))?;
+            let meta = fill(&temporary)?;
+            record::create(&temporary)?;
+            meta.store(&temporary)?;
+            renameat_with(CWD, &temporary, CWD, &target, RenameFlags::NOREPLACE).map_err(
+                |e| match e {
+                    Errno::EXIST => Error::new(
+                        ErrorKind::AlreadyExists,
+                        format!("there is a volume {name} already"),
+                    ),
+                    e => Error::os(e, format!("cannot make {}", target.display())),
+                },
+            )
+        };
+        make().inspect_err(|_| remove_failed(&temporary))?;
+        sync_dir(&pool)?;
+        self.stat(name)
     }
 
-    /// Fills the new directory `dir` with a volume.
-    fn fill(dir: &Path, meta: &Meta) -> Result<()> {
-        fs::create_dir(dir).map_err(|e| Error::os(e, format!("cannot make {}", dir.display())))?;
+    /// Makes the data of a new volume in `dir`.
+    fn make_data(dir: &Path, meta: &Meta) -> Result<()> {
         let path = dir.join("data");
         let context = |e| Error::os(e, format!("cannot make {}", path.display()));
         let data = File::options()
@@ -234,9 +296,7 @@ impl FileEngine {
                 _ => error,
             }
         })?;
-        data.sync_all().map_err(context)?;
-        record::create(dir)?;
-        meta.store(dir)
+        data.sync_all().map_err(context)
     }
 
     fn not_found(name: &VolumeName) -> Error {
@@ -280,7 +340,7 @@ impl FileEngine {
                 ),
                 e => Error::os(e, format!("cannot open {}", path.display())),
             })?;
-        if !lock_within(&data, wait)
+        if !lock_within(&data, ALONE, wait)
             .map_err(|e| Error::os(e, format!("cannot lock {}", path.display())))?
         {
             return Err(Error::new(
@@ -289,6 +349,59 @@ impl FileEngine {
             ));
         }
         Ok(data)
+    }
+
+    /// The same; finishes rolling back first if a crash has interrupted it.
+    fn open_finished(&self, name: &VolumeName, dir: &Path, wait: Duration) -> Result<File> {
+        let data = self.open_data(name, dir, wait)?;
+        match snapshots::pending(dir, name)? {
+            None => Ok(data),
+            Some(snapshot) => {
+                tracing::warn!(%snapshot, "finishing to roll back, which was interrupted");
+                snapshots::finish_rollback(dir, &snapshot)?;
+                drop(data);
+                self.open_data(name, dir, wait)
+            }
+        }
+    }
+
+    /// The directory of a snapshot that is there.
+    fn existing_snapshot(&self, name: &SnapshotName) -> Result<PathBuf> {
+        snapshots::existing(&self.volume_dir(name.volume()), name)
+    }
+
+    /// Opens and locks the data of a snapshot.
+    fn open_snapshot_data(
+        &self,
+        name: &SnapshotName,
+        dir: &Path,
+        operation: FlockOperation,
+    ) -> Result<File> {
+        let path = dir.join("data");
+        let mut flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        if self.storage.direct {
+            flags |= OFlags::DIRECT;
+        }
+        let data = rustix::fs::open(&path, flags, Mode::empty())
+            .map(File::from)
+            .map_err(|e| match e {
+                Errno::NOENT => Error::new(
+                    ErrorKind::Corrupt,
+                    format!(
+                        "the snapshot {name} has no data: {} is missing",
+                        path.display()
+                    ),
+                ),
+                e => Error::os(e, format!("cannot open {}", path.display())),
+            })?;
+        match lock_within(&data, operation, Duration::ZERO) {
+            Ok(true) => Ok(data),
+            Ok(false) => Err(Error::new(
+                ErrorKind::Busy,
+                format!("the snapshot {name} is open"),
+            )),
+            Err(e) => Err(Error::os(e, format!("cannot lock {}", path.display()))),
+        }
     }
 }
 
@@ -328,35 +441,7 @@ impl Engine for FileEngine {
             physical_block_size: spec.settle(self.storage.untorn_bytes)?,
             created_unix_s: unix_seconds(),
         };
-        let pool = self.pool_dir(name);
-        match fs::create_dir(&pool) {
-            Ok(()) => sync_dir(&self.options.root)?,
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
-            Err(e) => return Err(Error::os(e, format!("cannot make {}", pool.display()))),
-        }
-        let target = self.volume_dir(name);
-        let temporary = Self::temporary(&pool, "create")?;
-        let made = Self::fill(&temporary, &meta).and_then(|()| {
-            renameat_with(CWD, &temporary, CWD, &target, RenameFlags::NOREPLACE).map_err(
-                |e| match e {
-                    Errno::EXIST => Error::new(
-                        ErrorKind::AlreadyExists,
-                        format!("there is a volume {name} already"),
-                    ),
-                    e => Error::os(e, format!("cannot make {}", target.display())),
-                },
-            )
-        });
-        if let Err(error) = made {
-            if let Err(e) = fs::remove_dir_all(&temporary) {
-                if e.kind() != std::io::ErrorKind::NotFound {
-                    tracing::warn!(path = %temporary.display(), error = %e, "cannot remove");
-                }
-            }
-            return Err(error);
-        }
-        sync_dir(&pool)?;
-        self.stat(name)
+        self.make(name, |dir| Self::make_data(dir, &meta).map(|()| meta))
     }
 
     fn list(&self) -> Result<Vec<VolumeName>> {
@@ -381,7 +466,7 @@ impl Engine for FileEngine {
             )
         })?;
         // While it is resized the file is longer, never shorter.
-        volume::check_len(name, &path, data.len(), &meta)?;
+        volume::check_len(name.as_str(), &path, data.len(), &meta)?;
         Ok(meta.stat(&data))
     }
 
@@ -391,10 +476,10 @@ impl Engine for FileEngine {
 
     fn open(&self, name: &VolumeName) -> Result<Arc<dyn Volume>> {
         let dir = self.existing_dir(name)?;
-        let data = self.open_data(name, &dir, self.options.lock_wait)?;
+        let data = self.open_finished(name, &dir, self.options.lock_wait)?;
         // Read under the lock: a resize changes it.
         let meta = Meta::load(&dir)?;
-        let volume = FileVolume::open(name, dir, data, meta, Arc::clone(&self.storage))?;
+        let volume = FileVolume::open(name.as_str(), dir, data, meta, Arc::clone(&self.storage))?;
         Ok(Arc::new(volume))
     }
 
@@ -414,8 +499,13 @@ impl Engine for FileEngine {
             Err(error) if error.kind() == ErrorKind::Corrupt => None,
             Err(error) => return Err(error),
         };
+        let snapshots = snapshots::names(&dir, name)?;
+        if !snapshots.is_empty() {
+            let names: Vec<&str> = snapshots.iter().map(SnapshotName::snapshot).collect();
+            return Err(has_snapshots(name, &names));
+        }
         let pool = self.pool_dir(name);
-        let temporary = Self::temporary(&pool, "delete")?;
+        let temporary = temporary(&pool, "delete")?;
         fs::rename(&dir, &temporary)
             .map_err(|e| Error::os(e, format!("cannot delete {}", dir.display())))?;
         sync_dir(&pool)?;
@@ -425,5 +515,73 @@ impl Engine for FileEngine {
             tracing::warn!(path = %temporary.display(), %error, "cannot free a deleted volume");
         }
         Ok(())
+    }
+
+    fn snapshots(&self, name: &VolumeName) -> Result<Vec<SnapshotStat>> {
+        snapshots::list(&self.existing_dir(name)?, name)
+    }
+
+    fn open_snapshot(&self, name: &SnapshotName) -> Result<Arc<dyn Volume>> {
+        let dir = self.existing_snapshot(name)?;
+        let data = self.open_snapshot_data(name, &dir, WITH_OTHERS)?;
+        let meta = Meta::load(&dir)?;
+        let storage = Arc::clone(&self.storage);
+        let volume = FileVolume::new(
+            &name.to_string(),
+            Some(name.clone()),
+            dir,
+            data,
+            meta,
+            storage,
+        )?;
+        Ok(Arc::new(volume))
+    }
+
+    fn delete_snapshot(&self, name: &SnapshotName) -> Result<()> {
+        let dir = self.existing_snapshot(name)?;
+        let volume_dir = self.volume_dir(name.volume());
+        if snapshots::pending(&volume_dir, name.volume())?.is_some() {
+            self.open_finished(name.volume(), &volume_dir, Duration::ZERO)?;
+        }
+        // One without data can be deleted, since nobody can have it open.
+        let _lock = match self.open_snapshot_data(name, &dir, ALONE) {
+            Ok(data) => Some(data),
+            Err(error) if error.kind() == ErrorKind::Corrupt => None,
+            Err(error) => return Err(error),
+        };
+        snapshots::delete(&volume_dir, name)
+    }
+
+    fn roll_back(&self, name: &SnapshotName, record: &[u8]) -> Result<()> {
+        self.existing_snapshot(name)?;
+        self.storage.check_reflink()?;
+        let dir = self.existing_dir(name.volume())?;
+        let _lock = self.open_finished(name.volume(), &dir, Duration::ZERO)?;
+        record::store(&dir, record)?;
+        snapshots::begin_rollback(&dir, name)?;
+        snapshots::finish_rollback(&dir, name)
+    }
+
+    fn clone_snapshot(&self, from: &SnapshotName, to: &VolumeName) -> Result<VolumeStat> {
+        let dir = self.existing_snapshot(from)?;
+        self.storage.check_reflink()?;
+        let source = self.open_snapshot_data(from, &dir, WITH_OTHERS)?;
+        let meta = Meta {
+            id: random_id()?,
+            created_unix_s: unix_seconds(),
+            ..Meta::load(&dir)?
+        };
+        self.make(to, |dir| {
+            let path = dir.join("data");
+            snapshots::share(&source, &path)?
+                .sync_all()
+                .map_err(|e| Error::os(e, format!("cannot write {}", path.display())))?;
+            Ok(meta)
+        })
+    }
+
+    /// Files that share blocks are whole each: a clone needs nobody.
+    fn children(&self, name: &SnapshotName) -> Result<Vec<VolumeName>> {
+        self.existing_snapshot(name).map(|_| Vec::new())
     }
 }

@@ -4,7 +4,7 @@
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use neonsan_api::VolumeName;
+use neonsan_api::{SnapshotName, VolumeName};
 
 use crate::{Buffer, Error, ErrorKind, Result};
 
@@ -35,6 +35,30 @@ pub struct VolumeStat {
     pub created_unix_s: u64,
     /// Bytes allocated for it.
     pub allocated_bytes: u64,
+    /// The snapshot that it was cloned from, as long as it needs that.
+    pub parent: Option<SnapshotName>,
+}
+
+/// What is known of a snapshot: the content of a volume at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotStat {
+    /// `pool/volume@snapshot`.
+    pub name: SnapshotName,
+    /// Its own, given at creation; another one than its volume's.
+    pub id: [u8; 16],
+    /// Size of the volume at that moment.
+    pub size_bytes: u64,
+    /// That moment, in seconds since 1970.
+    pub created_unix_s: u64,
+}
+
+/// What a node has told the others of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeNote {
+    /// Which node: one note each.
+    pub key: String,
+    /// What it says; the engine does not look into it.
+    pub text: String,
 }
 
 /// State of an engine.
@@ -276,6 +300,19 @@ pub trait Volume: Send + Sync {
     /// [`ErrorKind::Busy`] while there is a queue.
     fn resize(&self, size_bytes: u64) -> Result<()>;
 
+    /// Keeps the content of this moment as a snapshot, durably, while requests
+    /// go on. Changing requests wait meanwhile. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::AlreadyExists`]; [`ErrorKind::Unsupported`] where the
+    /// storage cannot, with what to do.
+    fn create_snapshot(&self, name: &SnapshotName) -> Result<SnapshotStat>;
+
+    /// Ends a clone's dependence on its parent. Nothing to do for a volume
+    /// without one. Blocks, for as long as copying takes.
+    fn flatten(&self) -> Result<()>;
+
     /// Makes a queue for at most `depth` requests at a time; further ones wait
     /// inside it. Blocks for a short time.
     fn queue(self: Arc<Self>, depth: u32) -> Result<Box<dyn Queue>>;
@@ -344,7 +381,57 @@ pub trait Engine: Send + Sync {
     fn save_record(&self, name: &VolumeName, record: &[u8]) -> Result<()>;
 
     /// Deletes a volume that is not open.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Busy`] if it is open, or has snapshots, which are named.
     fn delete(&self, name: &VolumeName) -> Result<()>;
+
+    /// The snapshots of a volume, the oldest first.
+    fn snapshots(&self, name: &VolumeName) -> Result<Vec<SnapshotStat>>;
+
+    /// Opens a snapshot. It can be opened several times. Requests that would
+    /// change it end with [`ErrorKind::NotPermitted`].
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NoSuchSnapshot`], also for a volume that is not there.
+    fn open_snapshot(&self, name: &SnapshotName) -> Result<Arc<dyn Volume>>;
+
+    /// Deletes a snapshot.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Busy`] if it is open, or has children, which are named.
+    fn delete_snapshot(&self, name: &SnapshotName) -> Result<()>;
+
+    /// Gives a volume that is not open the content and size of its snapshot,
+    /// and this record. After a crash it has either, or is finished when the
+    /// volume is opened or the call repeated.
+    fn roll_back(&self, name: &SnapshotName, record: &[u8]) -> Result<()>;
+
+    /// Makes a volume with the content of a snapshot, which shares with it what
+    /// neither has changed. It is there durably, or not at all.
+    fn clone_snapshot(&self, from: &SnapshotName, to: &VolumeName) -> Result<VolumeStat>;
+
+    /// The volumes that were cloned from a snapshot and need it.
+    fn children(&self, name: &SnapshotName) -> Result<Vec<VolumeName>>;
+
+    /// Tells the other nodes of this one, or tells them anew. Only
+    /// [shared](Engine::is_shared) engines do anything.
+    fn tell_node(&self, _note: &NodeNote) -> Result<()> {
+        Ok(())
+    }
+
+    /// What all nodes have told, in no order.
+    fn told_nodes(&self) -> Result<Vec<NodeNote>> {
+        Ok(Vec::new())
+    }
+
+    /// Forgets a node if it has not told anything else since.
+    fn forget_node(&self, _note: &NodeNote) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Longest record beside a volume.
@@ -383,6 +470,39 @@ impl VolumeSpec {
         check_size(self.size_bytes, logical)?;
         Ok(physical)
     }
+}
+
+/// The refusal for a snapshot that is not there.
+pub(crate) fn no_such_snapshot(name: &SnapshotName) -> Error {
+    Error::new(
+        ErrorKind::NoSuchSnapshot,
+        format!("there is no snapshot {name}"),
+    )
+}
+
+/// The refusal for a snapshot that is there already.
+pub(crate) fn snapshot_exists(name: &SnapshotName) -> Error {
+    Error::new(
+        ErrorKind::AlreadyExists,
+        format!("there is a snapshot {name} already"),
+    )
+}
+
+/// The refusal to delete a volume with snapshots.
+pub(crate) fn has_snapshots(name: &VolumeName, snapshots: &[&str]) -> Error {
+    let snapshots = snapshots.join(", ");
+    Error::new(
+        ErrorKind::Busy,
+        format!("the volume {name} has snapshots, which must be deleted first: {snapshots}"),
+    )
+}
+
+/// The refusal of everything that would change a snapshot.
+pub(crate) fn snapshot_is_read_only(name: &SnapshotName) -> Error {
+    Error::new(
+        ErrorKind::NotPermitted,
+        format!("the snapshot {name} can only be read"),
+    )
 }
 
 /// Checks the size of a volume.

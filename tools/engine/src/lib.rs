@@ -22,6 +22,9 @@
 //!   `fua` for itself. An engine whose [`Limits::volatile_cache`] is false
 //!   completes only what is on stable storage already.
 //! * Discarded and zeroed ranges read as zeroes.
+//! * A snapshot has what was completed before it was asked for, and nothing
+//!   that was submitted after it was made; of what was under way it has each
+//!   request whole or not at all, block by block.
 //! * Requests in flight together on overlapping ranges may take effect in any
 //!   order, block by block. Bytes outside a write's range never change.
 
@@ -33,6 +36,8 @@ mod interface;
 #[cfg(feature = "test-faults")]
 pub mod fault;
 pub mod file;
+#[cfg(feature = "test-faults")]
+mod layer;
 pub mod mem;
 pub mod rbd;
 #[cfg(feature = "test-faults")]
@@ -41,6 +46,6 @@ pub mod volatile;
 pub use buffer::{Buffer, BufferPool, BUFFER_ALIGN};
 pub use error::{Error, ErrorKind, Result};
 pub use interface::{
-    Completion, Engine, EngineStatus, Limits, Op, Queue, Request, Volume, VolumeSpec, VolumeStat,
-    MAX_RECORD_BYTES,
+    Completion, Engine, EngineStatus, Limits, NodeNote, Op, Queue, Request, SnapshotStat, Volume,
+    VolumeSpec, VolumeStat, MAX_RECORD_BYTES,
 };

@@ -5,22 +5,27 @@
 //! is allocated in chunks when they are first written, and counts against a
 //! bound which all volumes of the engine share.
 //!
-//! Locks, in this order: `MemEngine::volumes`, then one of `Store::shards`;
-//! never two shards at a time. A shard's lock is held while bytes are copied,
-//! so a request that stays within a chunk is seen whole or not at all.
+//! Locks, in this order: `MemEngine::volumes`, then a volume's snapshots, then
+//! one of `Store::shards`; never two shards at a time, but all of them in order
+//! while a volume is copied. A shard's lock is held while bytes are copied, so a
+//! request that stays within a chunk is seen whole or not at all.
+//!
+//! Snapshots and clones are copies, and count against the bound like volumes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 
-use neonsan_api::VolumeName;
+use neonsan_api::{SnapshotName, VolumeName};
 
 use crate::identity::{random_id, unix_seconds};
-use crate::interface::check_size;
+use crate::interface::{
+    check_size, has_snapshots, no_such_snapshot, snapshot_exists, snapshot_is_read_only,
+};
 use crate::{
-    Completion, Engine, EngineStatus, Error, ErrorKind, Limits, Op, Queue, Request, Result, Volume,
-    VolumeSpec, VolumeStat,
+    Completion, Engine, EngineStatus, Error, ErrorKind, Limits, Op, Queue, Request, Result,
+    SnapshotStat, Volume, VolumeSpec, VolumeStat,
 };
 
 /// Unit of allocation and largest atomic write.
@@ -58,9 +63,31 @@ pub struct MemEngine {
 #[derive(Debug)]
 struct Entry {
     store: Arc<Store>,
+    snapshots: Arc<Snapshots>,
     record: Option<Vec<u8>>,
     /// Alive while the volume is open.
     open: Weak<MemVolume>,
+}
+
+impl Entry {
+    fn new(store: Store) -> Self {
+        Self {
+            store: Arc::new(store),
+            snapshots: Arc::default(),
+            record: None,
+            open: Weak::new(),
+        }
+    }
+
+    fn check_closed(&self, name: &VolumeName) -> Result<()> {
+        if self.open.strong_count() == 0 {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Busy,
+            format!("the volume {name} is open"),
+        ))
+    }
 }
 
 /// Bytes allocated by all volumes.
@@ -208,7 +235,56 @@ impl Store {
             physical_block_size: self.physical_block_size,
             created_unix_s: self.created_unix_s,
             allocated_bytes: self.chunks.load(Ordering::Relaxed) * u64::from(CHUNK_BYTES),
+            parent: None,
         }
+    }
+
+    /// A copy of the content at one moment, with another identity and time of
+    /// creation: while it is made nothing is written, since all shards are
+    /// locked.
+    fn copy(&self, id: [u8; 16], created_unix_s: u64) -> Result<Self> {
+        let shards: Vec<_> = self
+            .shards
+            .iter()
+            .map(|shard| shard.read().unwrap_or_else(PoisonError::into_inner))
+            .collect();
+        let copy = Self {
+            id,
+            created_unix_s,
+            logical_block_size: self.logical_block_size,
+            physical_block_size: self.physical_block_size,
+            size_bytes: AtomicU64::new(self.size_bytes.load(Ordering::Acquire)),
+            shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
+            chunks: AtomicU64::new(0),
+            budget: Arc::clone(&self.budget),
+        };
+        for (shard, target) in shards.iter().zip(&copy.shards) {
+            let mut target = target.write().unwrap_or_else(PoisonError::into_inner);
+            for (index, chunk) in shard.iter() {
+                copy.budget.take_chunk()?;
+                // Given back by `drop`, whatever happens.
+                copy.chunks.fetch_add(1, Ordering::Relaxed);
+                target.insert(*index, chunk.clone());
+            }
+        }
+        Ok(copy)
+    }
+}
+
+/// The snapshots of a volume, by name. Shared by the engine and the open
+/// volume; locked for a look-up, or while one is made.
+type Snapshots = Mutex<BTreeMap<SnapshotName, Arc<Store>>>;
+
+fn lock(snapshots: &Snapshots) -> MutexGuard<'_, BTreeMap<SnapshotName, Arc<Store>>> {
+    snapshots.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn snapshot_stat(name: &SnapshotName, store: &Store) -> SnapshotStat {
+    SnapshotStat {
+        name: name.clone(),
+        id: store.id,
+        size_bytes: store.size_bytes.load(Ordering::Acquire),
+        created_unix_s: store.created_unix_s,
     }
 }
 
@@ -230,9 +306,27 @@ impl MemEngine {
         })
     }
 
+    fn snapshot(&self, name: &SnapshotName) -> Result<Arc<Store>> {
+        let volumes = self.volumes();
+        let snapshot = volumes
+            .get(name.volume())
+            .and_then(|entry| lock(&entry.snapshots).get(name).cloned());
+        snapshot.ok_or_else(|| no_such_snapshot(name))
+    }
+
     fn volumes(&self) -> MutexGuard<'_, HashMap<VolumeName, Entry>> {
         self.volumes.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn check_absent(volumes: &HashMap<VolumeName, Entry>, name: &VolumeName) -> Result<()> {
+    if !volumes.contains_key(name) {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::AlreadyExists,
+        format!("there is a volume {name} already"),
+    ))
 }
 
 fn not_found(name: &VolumeName) -> Error {
@@ -268,13 +362,8 @@ impl Engine for MemEngine {
     fn create(&self, name: &VolumeName, spec: &VolumeSpec) -> Result<VolumeStat> {
         let physical_block_size = spec.settle(4096)?;
         let mut volumes = self.volumes();
-        if volumes.contains_key(name) {
-            return Err(Error::new(
-                ErrorKind::AlreadyExists,
-                format!("there is a volume {name} already"),
-            ));
-        }
-        let store = Arc::new(Store {
+        check_absent(&volumes, name)?;
+        let store = Store {
             id: random_id()?,
             created_unix_s: unix_seconds(),
             logical_block_size: spec.logical_block_size,
@@ -283,16 +372,9 @@ impl Engine for MemEngine {
             shards: (0..SHARDS).map(|_| RwLock::default()).collect(),
             chunks: AtomicU64::new(0),
             budget: Arc::clone(&self.budget),
-        });
+        };
         let stat = store.stat();
-        volumes.insert(
-            name.clone(),
-            Entry {
-                store,
-                record: None,
-                open: Weak::new(),
-            },
-        );
+        volumes.insert(name.clone(), Entry::new(store));
         Ok(stat)
     }
 
@@ -316,14 +398,10 @@ impl Engine for MemEngine {
     fn open(&self, name: &VolumeName) -> Result<Arc<dyn Volume>> {
         let mut volumes = self.volumes();
         let entry = volumes.get_mut(name).ok_or_else(|| not_found(name))?;
-        if entry.open.strong_count() > 0 {
-            return Err(Error::new(
-                ErrorKind::Busy,
-                format!("the volume {name} is open"),
-            ));
-        }
+        entry.check_closed(name)?;
         let volume = Arc::new(MemVolume {
             store: Arc::clone(&entry.store),
+            snapshots: Ok(Arc::clone(&entry.snapshots)),
             queues: AtomicUsize::new(0),
             volatile_cache: self.options.volatile_cache,
         });
@@ -347,14 +425,81 @@ impl Engine for MemEngine {
     fn delete(&self, name: &VolumeName) -> Result<()> {
         let mut volumes = self.volumes();
         let entry = volumes.get(name).ok_or_else(|| not_found(name))?;
-        if entry.open.strong_count() > 0 {
-            return Err(Error::new(
-                ErrorKind::Busy,
-                format!("the volume {name} is open"),
-            ));
+        entry.check_closed(name)?;
+        let snapshots = lock(&entry.snapshots);
+        if !snapshots.is_empty() {
+            let names: Vec<&str> = snapshots.keys().map(SnapshotName::snapshot).collect();
+            return Err(has_snapshots(name, &names));
         }
+        drop(snapshots);
         volumes.remove(name);
         Ok(())
+    }
+
+    fn snapshots(&self, name: &VolumeName) -> Result<Vec<SnapshotStat>> {
+        let volumes = self.volumes();
+        let entry = volumes.get(name).ok_or_else(|| not_found(name))?;
+        let mut snapshots: Vec<_> = lock(&entry.snapshots)
+            .iter()
+            .map(|(name, store)| snapshot_stat(name, store))
+            .collect();
+        snapshots.sort_by_key(|snapshot| snapshot.created_unix_s);
+        Ok(snapshots)
+    }
+
+    fn open_snapshot(&self, name: &SnapshotName) -> Result<Arc<dyn Volume>> {
+        Ok(Arc::new(MemVolume {
+            store: self.snapshot(name)?,
+            snapshots: Err(name.clone()),
+            queues: AtomicUsize::new(0),
+            volatile_cache: self.options.volatile_cache,
+        }))
+    }
+
+    fn delete_snapshot(&self, name: &SnapshotName) -> Result<()> {
+        let volumes = self.volumes();
+        let entry = volumes
+            .get(name.volume())
+            .ok_or_else(|| no_such_snapshot(name))?;
+        let mut snapshots = lock(&entry.snapshots);
+        let store = snapshots.get(name).ok_or_else(|| no_such_snapshot(name))?;
+        // Whoever has it open has a reference.
+        if Arc::strong_count(store) > 1 {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("the snapshot {name} is open"),
+            ));
+        }
+        snapshots.remove(name);
+        Ok(())
+    }
+
+    fn roll_back(&self, name: &SnapshotName, record: &[u8]) -> Result<()> {
+        let snapshot = self.snapshot(name)?;
+        let mut volumes = self.volumes();
+        let entry = volumes
+            .get_mut(name.volume())
+            .ok_or_else(|| not_found(name.volume()))?;
+        entry.check_closed(name.volume())?;
+        let (id, created_unix_s) = (entry.store.id, entry.store.created_unix_s);
+        entry.store = Arc::new(snapshot.copy(id, created_unix_s)?);
+        entry.record = Some(record.to_owned());
+        Ok(())
+    }
+
+    fn clone_snapshot(&self, from: &SnapshotName, to: &VolumeName) -> Result<VolumeStat> {
+        let snapshot = self.snapshot(from)?;
+        let mut volumes = self.volumes();
+        check_absent(&volumes, to)?;
+        let store = snapshot.copy(random_id()?, unix_seconds())?;
+        let stat = store.stat();
+        volumes.insert(to.clone(), Entry::new(store));
+        Ok(stat)
+    }
+
+    /// Copies need nothing of what they were made from.
+    fn children(&self, name: &SnapshotName) -> Result<Vec<VolumeName>> {
+        self.snapshot(name).map(|_| Vec::new())
     }
 }
 
@@ -377,8 +522,21 @@ fn limits(stat: &VolumeStat, volatile_cache: bool) -> Limits {
 #[derive(Debug)]
 struct MemVolume {
     store: Arc<Store>,
+    /// Those of the volume; or the name of the snapshot that this is.
+    snapshots: std::result::Result<Arc<Snapshots>, SnapshotName>,
     queues: AtomicUsize,
     volatile_cache: bool,
+}
+
+impl MemVolume {
+    /// The volume's snapshots.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NotPermitted`] if it is a snapshot itself.
+    fn changeable(&self) -> Result<&Arc<Snapshots>> {
+        self.snapshots.as_ref().map_err(snapshot_is_read_only)
+    }
 }
 
 impl Volume for MemVolume {
@@ -391,6 +549,7 @@ impl Volume for MemVolume {
     }
 
     fn resize(&self, size_bytes: u64) -> Result<()> {
+        self.changeable()?;
         check_size(size_bytes, self.store.logical_block_size)?;
         let old = self.store.size_bytes.load(Ordering::Acquire);
         if size_bytes < old {
@@ -404,6 +563,21 @@ impl Volume for MemVolume {
         }
         self.store.size_bytes.store(size_bytes, Ordering::Release);
         Ok(())
+    }
+
+    fn create_snapshot(&self, name: &SnapshotName) -> Result<SnapshotStat> {
+        let mut snapshots = lock(self.changeable()?);
+        if snapshots.contains_key(name) {
+            return Err(snapshot_exists(name));
+        }
+        let store = self.store.copy(random_id()?, unix_seconds())?;
+        let stat = snapshot_stat(name, &store);
+        snapshots.insert(name.clone(), Arc::new(store));
+        Ok(stat)
+    }
+
+    fn flatten(&self) -> Result<()> {
+        self.changeable().map(drop)
     }
 
     fn queue(self: Arc<Self>, _depth: u32) -> Result<Box<dyn Queue>> {
@@ -437,6 +611,10 @@ impl Queue for MemQueue {
         let size_bytes = store.size_bytes.load(Ordering::Acquire);
         let result = op
             .check(size_bytes, store.logical_block_size, &self.limits)
+            .and_then(|()| match &op {
+                Op::Read { .. } | Op::Flush => Ok(()),
+                _ => self.volume.changeable().map(drop),
+            })
             .and_then(|()| match &mut op {
                 Op::Read { offset, buffer } => store.read(*offset, buffer),
                 Op::Write { offset, buffer, .. } => store.write(*offset, buffer),

@@ -21,7 +21,9 @@
 mod attributes;
 mod outbox;
 mod pulse;
+mod queue;
 mod registry;
+mod snapshot;
 mod sys;
 mod term;
 mod volume;
@@ -30,17 +32,20 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use neonsan_api::VolumeName;
+use neonsan_api::{SnapshotName, VolumeName};
 
 use crate::identity::{random_id, unix_seconds};
+use crate::interface::{has_snapshots, no_such_snapshot};
 use crate::{
-    Engine, EngineStatus, Error, ErrorKind, Limits, Result, Volume, VolumeSpec, VolumeStat,
+    Engine, EngineStatus, Error, ErrorKind, Limits, NodeNote, Result, SnapshotStat, Volume,
+    VolumeSpec, VolumeStat,
 };
-use attributes::{from_hex, to_hex, Attributes, RECORD_KEY, VOLUME_KEY};
+use attributes::{from_hex, to_hex, Attributes, RECORD_KEY, ROLLBACK_KEY, VOLUME_KEY};
 use pulse::Pulse;
 use registry::Registry;
+use snapshot::{find_snapshot, parent_of, pending_rollback, roll_back, RbdSnapshot};
 use sys::{Access, Cluster, ClusterOptions, Image, Pool};
-use term::{live_owner, Manner, Term};
+use term::{live_owner, own, Manner, Ownership, Term};
 use volume::RbdVolume;
 
 /// What a crash tears at most: less than what an OSD writes at once.
@@ -48,6 +53,10 @@ const UNTORN_BYTES: u32 = 4096;
 
 /// Names of images that are being made; no volume's name begins with a dot.
 const CREATE_PREFIX: &str = ".neonsan-create-";
+
+/// The object with what the nodes tell each other, in the pool's default
+/// namespace.
+const NODES_OBJECT: &str = "neonsan_nodes";
 
 /// How long the end of the engine waits for volumes that are being closed.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
@@ -192,6 +201,7 @@ impl RbdEngine {
             physical_block_size: attributes.physical_block_size,
             created_unix_s: attributes.created_unix_s,
             allocated_bytes: image.allocated_bytes()?,
+            parent: parent_of(image),
         })
     }
 
@@ -203,6 +213,9 @@ impl RbdEngine {
         attributes: &Attributes,
     ) -> Result<()> {
         let image = Image::open(pool, temporary, Access::Write)?;
+        // A clone begins with what its parent's image has.
+        image.remove_metadata(RECORD_KEY)?;
+        image.remove_metadata(ROLLBACK_KEY)?;
         image.set_metadata(VOLUME_KEY, &attributes.encode())?;
         drop(image);
         pool.rename_image(temporary, name.volume())
@@ -215,12 +228,69 @@ impl RbdEngine {
             })
     }
 
+    /// Makes a volume from the image that `make` makes with the name that it is
+    /// given, in the namespace of `name`.
+    fn make(
+        &self,
+        name: &VolumeName,
+        attributes: &Attributes,
+        make: impl FnOnce(&Pool, &str) -> Result<()>,
+    ) -> Result<VolumeStat> {
+        let root = self.cluster.pool(&self.options.pool, "")?;
+        if !root.namespaces()?.iter().any(|n| n == name.pool()) {
+            match root.create_namespace(name.pool()) {
+                Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+                // By another node, if not by this one.
+                _ => {}
+            }
+        }
+        let pool = self.pool_of(name)?;
+        let temporary = format!("{CREATE_PREFIX}{:032x}", u128::from_be_bytes(attributes.id));
+        make(&pool, &temporary)?;
+        if let Err(error) = Self::finish(&pool, &temporary, name, attributes) {
+            if let Err(e) = pool.remove_image(&temporary) {
+                tracing::warn!(image = %temporary, error = %e, "cannot remove");
+            }
+            return Err(error);
+        }
+        self.stat(name)
+    }
+
+    /// Opens the image of a snapshot's volume to look at it.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NoSuchSnapshot`] if there is no such volume.
+    fn look_at_volume_of(&self, name: &SnapshotName) -> Result<(Image, Attributes)> {
+        let look = || {
+            let image = self.look_at(name.volume())?;
+            let attributes = Self::attributes(name.volume(), &image)?;
+            Ok((image, attributes))
+        };
+        look().map_err(|error: Error| match error.kind() {
+            ErrorKind::NotFound => no_such_snapshot(name),
+            _ => error,
+        })
+    }
+
+    /// The clones of a snapshot, as Ceph knows them.
+    fn relatives(&self, name: &SnapshotName) -> Result<Vec<sys::Relative>> {
+        let (image, _) = self.look_at_volume_of(name)?;
+        find_snapshot(&image, name)?;
+        image.set_snapshot(name.snapshot())?;
+        image.children()
+    }
+
     fn begin_term(&self, name: &VolumeName, manner: Manner) -> Result<Arc<dyn Volume>> {
         let claim = self.registry.claim(name, self.options.close_wait)?;
         let attributes = Self::attributes(name, &self.look_at(name)?)?;
         let options = self.options.cluster();
         let term = Term::begin(&options, &self.options.pool, claim, &self.pulse, manner)
             .map_err(|error| or_not_found(error, name))?;
+        if let Some(snapshot) = pending_rollback(&term.image)? {
+            tracing::warn!(volume = %name, %snapshot, "finishing to roll back, which was interrupted");
+            roll_back(&term.image, &snapshot)?;
+        }
         let volume = RbdVolume::new(name, &self.registry, term, attributes)?;
         Ok(Arc::new(volume))
     }
@@ -278,24 +348,9 @@ impl Engine for RbdEngine {
             physical_block_size: spec.settle(UNTORN_BYTES)?,
             created_unix_s: unix_seconds(),
         };
-        let root = self.cluster.pool(&self.options.pool, "")?;
-        if !root.namespaces()?.iter().any(|n| n == name.pool()) {
-            match root.create_namespace(name.pool()) {
-                Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
-                // By another node, if not by this one.
-                _ => {}
-            }
-        }
-        let pool = self.pool_of(name)?;
-        let temporary = format!("{CREATE_PREFIX}{:032x}", u128::from_be_bytes(attributes.id));
-        pool.create_image(&temporary, spec.size_bytes, self.order)?;
-        if let Err(error) = Self::finish(&pool, &temporary, name, &attributes) {
-            if let Err(e) = pool.remove_image(&temporary) {
-                tracing::warn!(image = %temporary, error = %e, "cannot remove");
-            }
-            return Err(error);
-        }
-        self.stat(name)
+        self.make(name, &attributes, |pool, temporary| {
+            pool.create_image(temporary, spec.size_bytes, self.order)
+        })
     }
 
     fn list(&self) -> Result<Vec<VolumeName>> {
@@ -380,7 +435,14 @@ impl Engine for RbdEngine {
     /// may break it.
     fn delete(&self, name: &VolumeName) -> Result<()> {
         let _claim = self.registry.claim(name, self.options.close_wait)?;
-        Self::attributes(name, &self.look_at(name)?)?;
+        let image = self.look_at(name)?;
+        Self::attributes(name, &image)?;
+        let snapshots = image.snapshots()?;
+        if !snapshots.is_empty() {
+            let names: Vec<&str> = snapshots.iter().map(|s| s.name.as_str()).collect();
+            return Err(has_snapshots(name, &names));
+        }
+        drop(image);
         let cluster = Arc::new(Cluster::connect(&self.options.cluster())?);
         let pool = cluster.pool(&self.options.pool, name.pool())?;
         pool.remove_image(name.volume())
@@ -389,11 +451,131 @@ impl Engine for RbdEngine {
                 ErrorKind::Busy => Error::new(
                     ErrorKind::Busy,
                     format!(
-                        "the volume {name} is open on another node, was until its node died \
-                         less than half a minute ago, or has snapshots"
+                        "the volume {name} is open on another node, or was until its node died \
+                         less than half a minute ago"
                     ),
                 ),
                 _ => error,
             })
+    }
+
+    fn snapshots(&self, name: &VolumeName) -> Result<Vec<SnapshotStat>> {
+        let image = self.look_at(name)?;
+        let attributes = Self::attributes(name, &image)?;
+        let mut snapshots = image.snapshots()?;
+        snapshots.sort_by_key(|snapshot| snapshot.id);
+        Ok(snapshots
+            .iter()
+            // What has no snapshot's name is none of ours.
+            .filter_map(|s| Some(s.stat(&SnapshotName::new(name, &s.name).ok()?, &attributes)))
+            .collect())
+    }
+
+    fn open_snapshot(&self, name: &SnapshotName) -> Result<Arc<dyn Volume>> {
+        let (image, attributes) = self.look_at_volume_of(name)?;
+        let stat = find_snapshot(&image, name)?.stat(name, &attributes);
+        drop(image);
+        let ownership = Ownership::new(name.volume().clone(), &self.pulse);
+        let pool = self.pool_of(name.volume())?;
+        let image = Image::open_snapshot(&pool, name.volume().volume(), name.snapshot()).map_err(
+            |error| match error.kind() {
+                ErrorKind::NotFound => no_such_snapshot(name),
+                _ => error,
+            },
+        )?;
+        let snapshot = RbdSnapshot::new(image, stat, attributes, ownership)?;
+        Ok(Arc::new(snapshot))
+    }
+
+    /// By the client that has the volume: librbd asks the owner of the lock if
+    /// another node has it. If nobody has, through a client of its own, as for
+    /// deleting a volume.
+    fn delete_snapshot(&self, name: &SnapshotName) -> Result<()> {
+        let children = self.relatives(name)?;
+        if !children.is_empty() {
+            let pool = &self.options.pool;
+            let names: Vec<_> = children.iter().map(|c| snapshot::show(c, pool)).collect();
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!(
+                    "the snapshot {name} has clones that need it: {}; flatten or delete them first",
+                    names.join(", ")
+                ),
+            ));
+        }
+        let volume = name.volume();
+        if pending_rollback(&self.look_at(volume)?)?.as_deref() == Some(name.snapshot()) {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("the volume {volume} is being rolled back to the snapshot {name}"),
+            ));
+        }
+        if let Some(term) = self.registry.term(volume) {
+            return term.image.remove_snapshot(name.snapshot());
+        }
+        let _claim = self.registry.claim(volume, self.options.close_wait)?;
+        let cluster = Arc::new(Cluster::connect(&self.options.cluster())?);
+        let pool = Arc::new(cluster.pool(&self.options.pool, volume.pool())?);
+        let image = Image::open(&pool, volume.volume(), Access::Write)?;
+        if live_owner(&image)?.is_none() {
+            own(&cluster, &image, volume)?;
+        }
+        image.remove_snapshot(name.snapshot())
+    }
+
+    fn roll_back(&self, name: &SnapshotName, record: &[u8]) -> Result<()> {
+        let volume = name.volume();
+        let claim = self.registry.claim(volume, self.options.close_wait)?;
+        find_snapshot(&self.look_at_volume_of(name)?.0, name)?;
+        let options = self.options.cluster();
+        let manner = Manner::Polite;
+        let term = Term::begin(&options, &self.options.pool, claim, &self.pulse, manner)?;
+        term.image.set_metadata(RECORD_KEY, &to_hex(record))?;
+        roll_back(&term.image, name.snapshot())
+    }
+
+    fn clone_snapshot(&self, from: &SnapshotName, to: &VolumeName) -> Result<VolumeStat> {
+        let (image, attributes) = self.look_at_volume_of(from)?;
+        find_snapshot(&image, from)?;
+        drop(image);
+        let attributes = Attributes {
+            id: random_id()?,
+            created_unix_s: unix_seconds(),
+            ..attributes
+        };
+        let source = self.pool_of(from.volume())?;
+        self.make(to, &attributes, |pool, temporary| {
+            source.clone_image(from.volume().volume(), from.snapshot(), pool, temporary)
+        })
+    }
+
+    fn children(&self, name: &SnapshotName) -> Result<Vec<VolumeName>> {
+        let pool = &self.options.pool;
+        Ok(self
+            .relatives(name)?
+            .iter()
+            .filter_map(|relative| snapshot::volume_of(relative, pool))
+            .collect())
+    }
+
+    fn tell_node(&self, note: &NodeNote) -> Result<()> {
+        self.cluster
+            .pool(&self.options.pool, "")?
+            .set_key(NODES_OBJECT, &note.key, &note.text)
+    }
+
+    fn told_nodes(&self) -> Result<Vec<NodeNote>> {
+        let notes = self
+            .cluster
+            .pool(&self.options.pool, "")?
+            .keys(NODES_OBJECT)?;
+        let note = |(key, text)| NodeNote { key, text };
+        Ok(notes.into_iter().map(note).collect())
+    }
+
+    fn forget_node(&self, note: &NodeNote) -> Result<()> {
+        self.cluster
+            .pool(&self.options.pool, "")?
+            .remove_key(NODES_OBJECT, &note.key, &note.text)
     }
 }

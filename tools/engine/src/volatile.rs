@@ -14,13 +14,14 @@ use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use neonsan_api::VolumeName;
+use neonsan_api::SnapshotName;
 use rustix::event::{epoll, eventfd, poll, EventfdFlags, PollFd, PollFlags, Timespec};
 
 use crate::identity::random_id;
+use crate::layer::Layer;
 use crate::{
-    Buffer, Completion, Engine, EngineStatus, Error, ErrorKind, Limits, Op, Queue, Request, Result,
-    Volume, VolumeSpec, VolumeStat,
+    Buffer, Completion, Engine, Error, ErrorKind, Limits, Op, Queue, Request, Result, SnapshotStat,
+    Volume, VolumeStat,
 };
 
 /// Most blocks that one write to storage has.
@@ -43,56 +44,25 @@ impl VolatileEngine {
     }
 }
 
-impl Engine for VolatileEngine {
-    fn kind(&self) -> &'static str {
-        self.inner.kind()
+impl Layer for VolatileEngine {
+    fn inner(&self) -> &dyn Engine {
+        &*self.inner
     }
 
-    fn is_persistent(&self) -> bool {
-        self.inner.is_persistent()
+    fn note(&self) -> &'static str {
+        "what is not flushed is lost with the process"
     }
 
-    fn boot_id(&self) -> [u8; 16] {
+    fn own_boot_id(&self) -> [u8; 16] {
         self.boot_id
     }
 
-    fn status(&self) -> Result<EngineStatus> {
-        let mut status = self.inner.status()?;
-        let note = "what is not flushed is lost with the process";
-        status.notes.push(note.to_owned());
-        Ok(status)
+    fn own_limits(&self, inner: Limits) -> Limits {
+        limits(inner)
     }
 
-    fn create(&self, name: &VolumeName, spec: &VolumeSpec) -> Result<VolumeStat> {
-        self.inner.create(name, spec)
-    }
-
-    fn list(&self) -> Result<Vec<VolumeName>> {
-        self.inner.list()
-    }
-
-    fn stat(&self, name: &VolumeName) -> Result<VolumeStat> {
-        self.inner.stat(name)
-    }
-
-    fn limits(&self, stat: &VolumeStat) -> Limits {
-        limits(self.inner.limits(stat))
-    }
-
-    fn open(&self, name: &VolumeName) -> Result<Arc<dyn Volume>> {
-        Ok(Arc::new(VolatileVolume::new(self.inner.open(name)?)?))
-    }
-
-    fn load_record(&self, name: &VolumeName) -> Result<Option<Vec<u8>>> {
-        self.inner.load_record(name)
-    }
-
-    fn save_record(&self, name: &VolumeName, record: &[u8]) -> Result<()> {
-        self.inner.save_record(name, record)
-    }
-
-    fn delete(&self, name: &VolumeName) -> Result<()> {
-        self.inner.delete(name)
+    fn wrap(&self, volume: Arc<dyn Volume>) -> Result<Arc<dyn Volume>> {
+        Ok(Arc::new(VolatileVolume::new(volume)?))
     }
 }
 
@@ -152,6 +122,24 @@ impl VolatileVolume {
             flusher: Some(flusher),
         })
     }
+
+    /// Puts all that is in the cache on storage, and waits for it.
+    fn flush(&self) -> Result<()> {
+        let gone = || Error::new(ErrorKind::Io, "the flusher is gone");
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let wake = eventfd(0, flags).map_err(|e| Error::os(e, "cannot make an eventfd"))?;
+        let (answers, answered) = mpsc::channel();
+        let job = Job {
+            range: None,
+            token: 0,
+            buffer: None,
+            answers,
+            wake: Arc::new(wake),
+        };
+        let jobs = self.jobs.as_ref().ok_or_else(gone)?;
+        jobs.send(job).map_err(|_| gone())?;
+        answered.recv().map_err(|_| gone())?.result
+    }
 }
 
 impl Drop for VolatileVolume {
@@ -175,8 +163,26 @@ impl Volume for VolatileVolume {
         limits(self.inner.limits())
     }
 
+    fn size_bytes(&self) -> u64 {
+        self.inner.size_bytes()
+    }
+
+    fn is_lost(&self) -> bool {
+        self.inner.is_lost()
+    }
+
     fn resize(&self, size_bytes: u64) -> Result<()> {
         self.inner.resize(size_bytes)
+    }
+
+    /// The cache's blocks belong to it, so they are put on storage first.
+    fn create_snapshot(&self, name: &SnapshotName) -> Result<SnapshotStat> {
+        self.flush()?;
+        self.inner.create_snapshot(name)
+    }
+
+    fn flatten(&self) -> Result<()> {
+        self.inner.flatten()
     }
 
     fn queue(self: Arc<Self>, depth: u32) -> Result<Box<dyn Queue>> {
@@ -456,8 +462,11 @@ impl Flusher {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use neonsan_api::VolumeName;
+
     use super::*;
     use crate::mem::{MemEngine, MemOptions};
+    use crate::VolumeSpec;
 
     /// One request, to its end.
     fn one(queue: &mut dyn Queue, op: Op) -> Completion {

@@ -9,10 +9,10 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{rbd_options, run, run_all, spec, volume_name};
+use common::{rbd_options, run, run_all, snapshot_name, spec, volume_name};
 use neonsan_api::VolumeName;
 use neonsan_engine::rbd::RbdEngine;
-use neonsan_engine::{Buffer, Engine, ErrorKind, Op, Queue, Request, Volume};
+use neonsan_engine::{Buffer, Engine, ErrorKind, NodeNote, Op, Queue, Request, Volume};
 
 const MIB: u64 = 1 << 20;
 
@@ -240,4 +240,64 @@ fn images_that_are_no_volumes_are_left_alone() {
         .unwrap();
     assert!(removed.success());
     engine.delete(&made).unwrap();
+}
+
+/// A node that dies while it rolls a volume back leaves a note; whoever opens the
+/// volume next begins with that.
+#[test]
+fn an_interrupted_rollback_is_finished_by_the_next_owner() {
+    let engine = node();
+    let name = fresh(&engine, "other/rolled", MIB);
+    let snapshot = snapshot_name("other/rolled@s");
+    let volume = engine.open(&name).unwrap();
+    let mut queue = Arc::clone(&volume).queue(4).unwrap();
+    run(&mut *queue, write(0, 4096, 1)).unwrap();
+    volume.create_snapshot(&snapshot).unwrap();
+    run(&mut *queue, write(0, 4096, 2)).unwrap();
+    drop((queue, volume));
+    drop(engine.open(&name).unwrap());
+    let options = rbd_options().unwrap();
+    let noted = Command::new("rbd")
+        .args(["-c", &options.conf.to_string_lossy()])
+        .args(["-n", &format!("client.{}", options.user)])
+        .args(["image-meta", "set"])
+        .arg(format!("{}/other/rolled", options.pool))
+        .args(["neonsan_rollback", "s"])
+        .status()
+        .unwrap();
+    assert!(noted.success());
+    let error = engine.delete_snapshot(&snapshot).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
+    let mut queue = engine.take(&name).unwrap().queue(4).unwrap();
+    assert!(bytes_of(&mut *queue, MIB)[..4096].iter().all(|b| *b == 1));
+    drop(queue);
+    engine.delete_snapshot(&snapshot).unwrap();
+    engine.delete(&name).unwrap();
+}
+
+#[test]
+fn what_nodes_tell_is_kept_changed_and_removed_by_key() {
+    let (a, b) = (node(), node());
+    let note = |key: &str, text: &str| NodeNote {
+        key: key.to_owned(),
+        text: text.to_owned(),
+    };
+    a.tell_node(&note("k1", "one")).unwrap();
+    b.tell_node(&note("k2", "two\0with a zero byte")).unwrap();
+    a.tell_node(&note("k1", "one again")).unwrap();
+    let told = || {
+        let mut told = b.told_nodes().unwrap();
+        told.retain(|note| note.key.starts_with('k'));
+        told.sort_by(|a, b| a.key.cmp(&b.key));
+        told
+    };
+    let all = [note("k1", "one again"), note("k2", "two\0with a zero byte")];
+    assert_eq!(told(), all);
+    // Somebody who says something new is not forgotten.
+    b.forget_node(&note("k1", "one")).unwrap();
+    assert_eq!(told(), all);
+    b.forget_node(&all[0]).unwrap();
+    b.forget_node(&all[0]).unwrap();
+    b.forget_node(&all[1]).unwrap();
+    assert_eq!(told(), []);
 }

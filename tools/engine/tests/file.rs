@@ -9,7 +9,7 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
 
-use common::{file_options, run, spec, volume_name};
+use common::{file_options, run, snapshot_name, spec, volume_name, xfs};
 use neonsan_engine::file::FileEngine;
 use neonsan_engine::{Buffer, Engine, ErrorKind, Op};
 
@@ -192,4 +192,58 @@ fn a_full_disk_is_told_as_such() {
     if let Err(panic) = result {
         std::panic::resume_unwind(panic);
     }
+}
+
+#[test]
+fn an_interrupted_rollback_is_finished_before_the_volume_is_opened() {
+    let (_dir, mount) = match xfs() {
+        Ok(mounted) => mounted,
+        Err(reason) => {
+            eprintln!("SKIP an_interrupted_rollback_is_finished: {reason}");
+            return;
+        }
+    };
+    let root = mount.0.join("root");
+    let (name, snapshot) = (volume_name("p/v"), snapshot_name("p/v@s"));
+    let engine = open(&root);
+    engine.create(&name, &spec(1 << 20, 512)).unwrap();
+    let write = |byte| {
+        let mut queue = engine.open(&name).unwrap().queue(1).unwrap();
+        let mut buffer = Buffer::zeroed(4096).unwrap();
+        buffer.fill(byte);
+        let op = Op::Write {
+            offset: 0,
+            buffer,
+            fua: true,
+            atomic: false,
+        };
+        run(&mut *queue, op).unwrap();
+    };
+    write(1);
+    let volume = engine.open(&name).unwrap();
+    volume.create_snapshot(&snapshot).unwrap();
+    drop(volume);
+    write(2);
+    // The crash came before the new data took its place.
+    fs::write(root.join("p/v/rollback"), "s").unwrap();
+    fs::write(root.join("p/v/data.new"), b"half").unwrap();
+    // And another while a snapshot was made.
+    fs::create_dir(root.join("p/v/snapshots/.create-01")).unwrap();
+    drop(engine);
+    let engine = open(&root);
+    assert!(!root.join("p/v/snapshots/.create-01").exists());
+    assert_eq!(engine.snapshots(&name).unwrap().len(), 1);
+    let mut queue = engine.open(&name).unwrap().queue(1).unwrap();
+    let op = Op::Read {
+        offset: 0,
+        buffer: Buffer::zeroed(4096).unwrap(),
+    };
+    let data = run(&mut *queue, op).unwrap().unwrap();
+    assert!(data.iter().all(|&b| b == 1));
+    assert!(!root.join("p/v/rollback").exists());
+    assert!(!root.join("p/v/data.new").exists());
+    drop(queue);
+    // The note of a snapshot that is not there is damage.
+    fs::write(root.join("p/v/rollback"), "none").unwrap();
+    assert!(engine.open(&name).is_err());
 }

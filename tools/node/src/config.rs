@@ -136,7 +136,10 @@ pub struct DataConfig {
     pub listen: Vec<SocketAddr>,
     /// Threads that serve connections; 0: one for each CPU.
     pub workers: usize,
-    /// Addresses of the nodes that serve the same volumes, told to clients.
+    /// Where hosts reach this node; empty: where it listens. Told to the nodes
+    /// that share volumes with it, and to clients.
+    pub advertise: Vec<SocketAddr>,
+    /// Addresses of nodes that clients are told of in any case.
     pub nodes: Vec<SocketAddr>,
     /// Agree to checksums of headers and payloads when a client offers them.
     pub checksums: bool,
@@ -150,6 +153,7 @@ impl Default for DataConfig {
                 neonsan_api::DEFAULT_DATA_PORT,
             ))],
             workers: 0,
+            advertise: Vec::new(),
             nodes: Vec::new(),
             checksums: true,
         }
@@ -399,6 +403,15 @@ impl Config {
             "data.nodes has more than 16 addresses",
         )?;
         ensure(
+            !self
+                .data
+                .advertise
+                .iter()
+                .any(|address| address.ip().is_unspecified() || address.port() == 0),
+            "data.advertise has an address that hosts cannot connect to: write the one by which \
+             they reach this node, with its port",
+        )?;
+        ensure(
             self.control.mode().is_some(),
             "control.socket_mode is not an octal number such as \"0660\"",
         )?;
@@ -504,6 +517,7 @@ mod tests {
             ("default_engine = \"b\"\n", "[engine.b]"),
             ("[data]\nlisten = []\n", "data.listen"),
             ("[data]\nlisten = [\"somewhere\"]\n", "somewhere"),
+            ("[data]\nadvertise = [\"0.0.0.0:1\"]\n", "data.advertise"),
             ("[limits]\nmax_depth = 0\n", "limits.max_depth"),
             ("[limits]\nmax_in_flight_bytes = 1\n", "max_in_flight_bytes"),
             (

@@ -16,10 +16,12 @@
 pub mod config;
 mod control;
 mod data;
+mod health;
 mod hub;
 mod metrics;
 mod node;
 mod own_host;
+mod peers;
 pub mod program;
 mod sd_notify;
 mod shared;

@@ -309,6 +309,20 @@ pub fn exposition(shared: &Shared) -> String {
         shared.in_flight.used(),
     );
     page.family(
+        "nodes",
+        "gauge",
+        "Nodes with the same volumes that this one knows of, itself included, by state.",
+    );
+    let mut nodes: BTreeMap<String, u64> = BTreeMap::new();
+    for node in crate::peers::list(shared).nodes {
+        let state = serde_json::to_value(node.state).unwrap_or_default();
+        let state = state.as_str().unwrap_or("other").to_owned();
+        *nodes.entry(state).or_default() += 1;
+    }
+    for (state, count) in nodes {
+        page.sample("nodes", &format!("{{state=\"{state}\"}}"), count);
+    }
+    page.family(
         "engine_available_bytes",
         "gauge",
         "Bytes that an engine can still store.",

@@ -19,8 +19,9 @@ use tokio::signal::unix::{signal, SignalKind};
 use crate::config::{Config, EngineConfig};
 use crate::control;
 use crate::data::{Mailbox, ToWorker, Worker};
-use crate::hub::{node_address, Hub, ToHub};
+use crate::hub::{Hub, Observations, ToHub};
 use crate::metrics::Metrics;
+use crate::peers::{self, Peers};
 use crate::sd_notify::notify;
 use crate::shared::{hex, Budget, Clock, NamedEngine, Shared};
 
@@ -288,13 +289,14 @@ pub fn run(config: Config) -> Result<(), NodeError> {
         in_flight: Budget::new(config.limits.max_in_flight_bytes),
         metrics: Metrics::new(workers),
         going_away: AtomicBool::new(false),
-        nodes: config
-            .data
-            .nodes
-            .iter()
-            .zip(0..)
-            .map(|(address, priority)| node_address(*address, priority))
-            .collect(),
+        peers: Peers::new(
+            match config.data.advertise.as_slice() {
+                [] => data_addresses.as_slice(),
+                advertise => advertise,
+            },
+            &config.data.nodes,
+        ),
+        observations: Observations::default(),
         mailboxes,
         engines,
         hub,
@@ -310,6 +312,7 @@ pub fn run(config: Config) -> Result<(), NodeError> {
         .build()?;
     let control = runtime.block_on(control::bind(&shared.config.control))?;
     let threads = start_threads(&shared, listeners, hub_messages)?;
+    let listening = peers::start(&shared)?;
     let drained = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
@@ -328,6 +331,9 @@ pub fn run(config: Config) -> Result<(), NodeError> {
         notify("STOPPING=1");
         io::Result::Ok(shut_down(&shared).await)
     })?;
+    if let Some(listening) = listening {
+        listening.stop();
+    }
     if !drained {
         // The threads wait for storage that may never answer; the end of the
         // process does not, and the locks of the volumes last until the last

@@ -13,8 +13,9 @@ use neonsan_session::Instant;
 
 use crate::config::Config;
 use crate::data::Mailbox;
-use crate::hub::ToHub;
+use crate::hub::{Observations, ToHub};
 use crate::metrics::Metrics;
+use crate::peers::Peers;
 
 /// One clock for all machines: milliseconds since the node started.
 #[derive(Clone, Copy, Debug)]
@@ -116,8 +117,10 @@ pub struct Shared {
     pub going_away: AtomicBool,
     /// Counters.
     pub metrics: Metrics,
-    /// The nodes that clients are told of.
-    pub nodes: Vec<NodeAddress>,
+    /// The other nodes.
+    pub peers: Peers,
+    /// Hosts that may come back to volumes which nobody has.
+    pub observations: Observations,
     /// Where the data port really is.
     pub data_addresses: Vec<SocketAddr>,
     /// Faults to be injected.
@@ -126,6 +129,12 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// The nodes that clients of an engine's volumes are told of.
+    pub fn nodes_for(&self, engine: usize) -> Vec<NodeAddress> {
+        let is_shared = self.engines[engine].engine.is_shared();
+        self.peers.addresses(engine, is_shared)
+    }
+
     /// Whether the node is stopping.
     pub fn is_going_away(&self) -> bool {
         self.going_away.load(Ordering::Relaxed)

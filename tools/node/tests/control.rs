@@ -147,7 +147,8 @@ fn bad_requests_are_refused_with_code_message_and_hint() {
 fn the_description_names_every_field_of_the_answers() {
     let dir = directory();
     let node = Node::start(dir.path());
-    create(&node, "p/v", MIB, 512, "main");
+    create(&node, "p/v", MIB, 512, "mem");
+    block_on(node.api().create_snapshot(&"p/v@s".parse().unwrap())).unwrap();
     let _wire = Wire::open(node.data, &Open::new("p/v", 1)).unwrap();
     let description = include_str!("../../../Documentation/node-api/openapi.yaml");
     for path in [
@@ -156,6 +157,9 @@ fn the_description_names_every_field_of_the_answers() {
         "/v1/sessions",
         "/v1/volumes",
         "/v1/volumes/p/v",
+        "/v1/volumes/p/v/snapshots",
+        "/v1/volumes/p/v/snapshots/s",
+        "/v1/nodes",
     ] {
         let (_, body) = node.http(&format!(
             "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"

@@ -247,7 +247,7 @@ fn a_restarted_node_keeps_the_volume_for_its_host() {
         let mut node = Node::start_with(dir.path(), more);
         let name = "p/v".parse().unwrap();
         let error = block_on(node.api().delete_volume(&name)).unwrap_err();
-        assert!(error.to_string().contains("was restarted"), "{error}");
+        assert!(error.to_string().contains("when its node ended"), "{error}");
         let refused = Wire::open(node.data, &Open::new("p/v", 2)).err().unwrap();
         assert_eq!(refused.status, Status::HeldByOther);
         assert_eq!(refused.refusal.holder, [1; 16]);
@@ -376,7 +376,11 @@ fn damaged_and_absent_volumes_are_refused_with_the_reason() {
         .unwrap();
     assert_eq!(refused.status, Status::NoSuchVolume);
     assert!(refused.text.contains("p/none"), "{}", refused.text);
-    let refused = Wire::open(node.data, &Open::new("p/v@s", 1)).err().unwrap();
+    let mut snapshot = Open::new("p/v@s", 1);
+    let refused = Wire::open(node.data, &snapshot).err().unwrap();
+    assert_eq!(refused.status, Status::OpenedReadOnly);
+    snapshot.mode = Mode::ReadOnly;
+    let refused = Wire::open(node.data, &snapshot).err().unwrap();
     assert_eq!(refused.status, Status::NoSuchSnapshot);
 
     let path = data_path(dir.path(), "p/v");

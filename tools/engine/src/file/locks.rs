@@ -69,6 +69,11 @@ impl Mailbox {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .push(slot);
+        self.wake();
+    }
+
+    /// Makes the queue look at what it holds back.
+    pub(super) fn wake(&self) {
         // Fails only when the counter is at its end, where it is readable.
         let _ = rustix::io::write(&self.signal, &1u64.to_ne_bytes());
     }

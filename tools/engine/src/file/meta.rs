@@ -143,6 +143,7 @@ impl Meta {
             created_unix_s: self.created_unix_s,
             // `st_blocks` counts 512 bytes whatever the file system.
             allocated_bytes: data.blocks().saturating_mul(512),
+            parent: None,
         }
     }
 }

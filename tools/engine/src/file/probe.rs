@@ -9,6 +9,7 @@ use io_uring::IoUring;
 use rustix::fs::{fallocate, statx, AtFlags, FallocateFlags, Mode, OFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 
+use super::snapshots;
 use crate::identity::random_id;
 use crate::{Buffer, Error, ErrorKind, Result, BUFFER_ALIGN};
 
@@ -37,6 +38,8 @@ pub(super) struct Storage {
     pub(super) punch_hole: bool,
     /// Ranges can be zeroed while they stay allocated.
     pub(super) zero_range: bool,
+    /// Files can share blocks.
+    pub(super) reflink: bool,
     /// The disk turns.
     pub(super) rotational: bool,
     /// The findings, for people.
@@ -98,6 +101,15 @@ impl Storage {
             BUFFER_ALIGN as u64,
         )
         .is_ok();
+        let other = Trial {
+            path: root.join(format!(".probe-{id:032x}-shared")),
+        };
+        let reflink = match snapshots::share(&file, &other.path) {
+            Ok(_) => true,
+            Err(error) if error.kind() == ErrorKind::Unsupported => false,
+            Err(error) => return Err(error),
+        };
+        drop(other);
         let stat = statx(
             &file,
             c"",
@@ -153,6 +165,11 @@ impl Storage {
         if !punch_hole {
             notes.push("no discard, since the file system cannot punch holes".to_owned());
         }
+        if !reflink {
+            notes.push(
+                "no snapshots, since the file system cannot share blocks between files".to_owned(),
+            );
+        }
         Ok(Self {
             root: root.to_owned(),
             direct: direct.is_some(),
@@ -163,9 +180,19 @@ impl Storage {
             atomic_bytes,
             punch_hole,
             zero_range,
+            reflink,
             rotational: disk.is_some_and(|d| d.rotational),
             notes,
         })
+    }
+
+    /// Refuses what needs files that share blocks, where there are none.
+    pub(super) fn check_reflink(&self) -> Result<()> {
+        if self.reflink {
+            return Ok(());
+        }
+        let place = format!("{} ({})", snapshots::NO_REFLINK, self.root.display());
+        Err(Error::new(ErrorKind::Unsupported, place))
     }
 }
 

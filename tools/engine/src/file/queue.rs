@@ -25,6 +25,7 @@ use io_uring::types::{Fd, FsyncFlags};
 use io_uring::{opcode, squeue, IoUring};
 
 use super::boot;
+use super::freeze::Writers;
 use super::locks::{Mailbox, Range};
 use super::volume::{FileVolume, ZERO_PIECE_BYTES};
 use crate::{Buffer, BufferPool, Completion, Error, ErrorKind, Limits, Op, Queue, Request, Result};
@@ -71,6 +72,8 @@ struct Work {
     end: u64,
     /// Held until the end.
     lock: Option<Range>,
+    /// Counted by `writers`: it may change the volume.
+    entered: bool,
     /// One block of the storage, if a part of it is needed.
     block: Option<Buffer>,
 }
@@ -103,11 +106,16 @@ pub(super) struct FileQueue {
     /// Entries built and not yet in the ring, because it was full.
     unsent: VecDeque<squeue::Entry>,
     blocks: BufferPool,
-    mailbox: Option<Mail>,
+    mail: Mail,
     granted: Vec<u32>,
+    /// Its changing requests, for who freezes the volume.
+    writers: Arc<Writers>,
+    /// Changing requests that wait until the volume is not frozen any more.
+    held: VecDeque<Request>,
 }
 
-/// The mailbox of a queue on a volume with locks.
+/// Where a queue is told that it may go on: with requests that waited for
+/// locks, or for the end of a freeze.
 struct Mail {
     mailbox: Arc<Mailbox>,
     /// The ring has the poll of its eventfd.
@@ -120,13 +128,11 @@ impl FileQueue {
         // One more for the mailbox.
         let ring = IoUring::new((depth + 1).next_power_of_two())
             .map_err(|e| Error::os(e, "cannot make an io_uring"))?;
-        let mailbox = match &volume.locks {
-            Some(_) => Some(Mail {
-                mailbox: Mailbox::new()?,
-                armed: false,
-            }),
-            None => None,
+        let mail = Mail {
+            mailbox: Mailbox::new()?,
+            armed: false,
         };
+        let writers = volume.freeze.join(&mail.mailbox);
         volume.queues.fetch_add(1, Ordering::AcqRel);
         Ok(Self {
             ring,
@@ -139,19 +145,33 @@ impl FileQueue {
             in_ring: 0,
             unsent: VecDeque::new(),
             blocks: BufferPool::new(BLOCK_POOL_BYTES),
-            mailbox,
+            mail,
             granted: Vec::new(),
+            writers,
+            held: VecDeque::new(),
         })
     }
 
     /// Puts a request into a slot and begins it.
     fn begin(&mut self, slot: u32, request: Request) {
+        let changes = !matches!(request.op, Op::Read { .. } | Op::Flush);
+        let checked = request
+            .op
+            .check(
+                self.volume.size_bytes(),
+                self.volume.logical_block_size,
+                &self.limits,
+            )
+            .and_then(|()| match changes {
+                true => self.volume.check_changeable(),
+                false => Ok(()),
+            });
+        if checked.is_ok() && changes && !self.volume.freeze.enter(&self.writers) {
+            self.free.push(slot);
+            self.held.push_back(request);
+            return;
+        }
         let Request { token, op } = request;
-        let checked = op.check(
-            self.volume.size_bytes(),
-            self.volume.logical_block_size,
-            &self.limits,
-        );
         if let Err(error) = checked {
             self.free.push(slot);
             self.done.push(Completion {
@@ -169,21 +189,20 @@ impl FileQueue {
             at,
             end: at + len,
             lock: None,
+            entered: changes,
             block: None,
         };
         if let Some(locks) = &self.volume.locks {
-            if !matches!(work.op, Op::Read { .. } | Op::Flush) {
+            if changes {
                 let block = u64::from(self.volume.storage.block_bytes);
                 let range = Range {
                     start: work.at - work.at % block,
                     end: work.end.next_multiple_of(block),
                 };
                 work.lock = Some(range);
-                if let Some(mail) = &self.mailbox {
-                    if !locks.acquire(range, slot, &mail.mailbox) {
-                        self.slots[slot as usize] = Some(work);
-                        return;
-                    }
+                if !locks.acquire(range, slot, &self.mail.mailbox) {
+                    self.slots[slot as usize] = Some(work);
+                    return;
                 }
             }
         }
@@ -256,6 +275,9 @@ impl FileQueue {
             Next::Done(result) => {
                 if let (Some(range), Some(locks)) = (work.lock, &self.volume.locks) {
                     locks.release(range);
+                }
+                if work.entered {
+                    self.volume.freeze.exit(&self.writers);
                 }
                 if let Some(block) = work.block {
                     self.blocks.give(block);
@@ -454,21 +476,20 @@ impl FileQueue {
 
     /// Moves entries into the ring as far as it has room.
     fn fill_ring(&mut self) {
-        if let Some(mail) = &mut self.mailbox {
-            if !mail.armed {
-                mail.armed = true;
-                let fd = Fd(mail.mailbox.signal().as_raw_fd());
-                let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32)
-                    .build()
-                    .user_data(MAILBOX_MARK);
-                self.unsent.push_front(entry);
-            }
+        let may_wait = self.volume.locks.is_some() || !self.held.is_empty();
+        if may_wait && !self.mail.armed {
+            self.mail.armed = true;
+            let fd = Fd(self.mail.mailbox.signal().as_raw_fd());
+            let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32)
+                .build()
+                .user_data(MAILBOX_MARK);
+            self.unsent.push_front(entry);
         }
         let mut submission = self.ring.submission();
         while let Some(entry) = self.unsent.pop_front() {
             // SAFETY: The entry's memory lives in a slot or the volume, and by
             // the invariants stays there untouched until its completion; its
-            // file is kept open by `self.volume` or `self.mailbox`.
+            // file is kept open by `self.volume` or `self.mail`.
             if unsafe { submission.push(&entry) }.is_err() {
                 self.unsent.push_front(entry);
                 break;
@@ -483,10 +504,8 @@ impl FileQueue {
                 break;
             };
             if entry.user_data() == MAILBOX_MARK {
-                if let Some(mail) = &mut self.mailbox {
-                    mail.armed = false;
-                    mail.mailbox.take(&mut self.granted);
-                }
+                self.mail.armed = false;
+                self.mail.mailbox.take(&mut self.granted);
                 while let Some(slot) = self.granted.pop() {
                     if let Some(work) = self.slots[slot as usize].take() {
                         self.proceed(slot, work);
@@ -506,6 +525,11 @@ impl FileQueue {
                 self.refuse_durability(&work.op, result);
             }
             self.take(slot, work, next);
+        }
+        // What was held back came first.
+        if !self.held.is_empty() && !self.volume.freeze.is_frozen() {
+            self.held.append(&mut self.backlog);
+            std::mem::swap(&mut self.held, &mut self.backlog);
         }
         while !self.backlog.is_empty() {
             let Some(slot) = self.free.pop() else { break };
@@ -567,7 +591,7 @@ impl Queue for FileQueue {
     }
 
     fn in_flight(&self) -> usize {
-        self.slots.len() - self.free.len() + self.backlog.len() + self.done.len()
+        self.slots.len() - self.free.len() + self.backlog.len() + self.held.len() + self.done.len()
     }
 }
 
@@ -575,6 +599,7 @@ impl Drop for FileQueue {
     fn drop(&mut self) {
         // The invariants: the kernel must have let go of the memory.
         self.backlog.clear();
+        self.held.clear();
         while self.free.len() < self.slots.len() {
             self.kick();
             if let Err(error) = self.ring.submit_and_wait(1) {
@@ -590,6 +615,7 @@ impl Drop for FileQueue {
             }
             self.collect();
         }
+        self.volume.freeze.leave(&self.writers);
         self.volume.queues.fetch_sub(1, Ordering::AcqRel);
     }
 }

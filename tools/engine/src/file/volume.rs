@@ -6,17 +6,21 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use neonsan_api::VolumeName;
+use neonsan_api::SnapshotName;
 use rustix::fs::{fallocate, FallocateFlags};
 
-use super::data_len;
+use super::freeze::Freeze;
 use super::locks::RangeLocks;
 use super::meta::Meta;
 use super::probe::Storage;
 use super::queue::FileQueue;
-use crate::interface::check_size;
-use crate::{Buffer, Error, ErrorKind, Limits, Queue, Result, Volume, VolumeStat, BUFFER_ALIGN};
+use super::{data_len, snapshots};
+use crate::interface::{check_size, snapshot_is_read_only};
+use crate::{
+    Buffer, Error, ErrorKind, Limits, Queue, Result, SnapshotStat, Volume, VolumeStat, BUFFER_ALIGN,
+};
 
 /// Longest read or write.
 const MAX_IO_BYTES: u32 = 1 << 20;
@@ -26,6 +30,9 @@ const MAX_FALLOCATE_BYTES: u32 = 1 << 30;
 
 /// Longest write-zeroes that has to be written out.
 const MAX_WRITTEN_ZEROES_BYTES: u32 = 16 << 20;
+
+/// How long a snapshot waits for the writes that are under way.
+const FREEZE_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Piece in which zeroes are written out.
 pub(super) const ZERO_PIECE_BYTES: usize = 256 * 1024;
@@ -38,7 +45,10 @@ pub(super) const ZERO_PIECE_BYTES: usize = 256 * 1024;
 /// * `data` is `data_len(size_bytes)` long at least, and reads as zeroes from
 ///   `size_bytes` to there: a volume that grows must not show old bytes.
 pub(super) struct FileVolume {
-    pub(super) name: VolumeName,
+    /// For messages.
+    pub(super) name: String,
+    /// It is this snapshot, which nobody changes.
+    snapshot: Option<SnapshotName>,
     dir: PathBuf,
     data: File,
     pub(super) storage: Arc<Storage>,
@@ -50,6 +60,8 @@ pub(super) struct FileVolume {
     size_bytes: AtomicU64,
     /// Queues there are.
     pub(super) queues: AtomicUsize,
+    /// Holds writes back while a snapshot is taken.
+    pub(super) freeze: Freeze,
     /// Present if the volume's blocks are smaller than the storage's.
     pub(super) locks: Option<RangeLocks>,
     /// Zeroes for those file systems which cannot make them.
@@ -61,7 +73,7 @@ pub(super) struct FileVolume {
 }
 
 /// Refuses a data file which is shorter than its volume.
-pub(super) fn check_len(name: &VolumeName, path: &Path, len: u64, meta: &Meta) -> Result<()> {
+pub(super) fn check_len(name: &str, path: &Path, len: u64, meta: &Meta) -> Result<()> {
     let expected = data_len(meta.size_bytes);
     if len >= expected {
         return Ok(());
@@ -79,7 +91,28 @@ pub(super) fn check_len(name: &VolumeName, path: &Path, len: u64, meta: &Meta) -
 impl FileVolume {
     /// Checks and mends the data file: `data` is open and locked.
     pub(super) fn open(
-        name: &VolumeName,
+        name: &str,
+        dir: PathBuf,
+        data: File,
+        meta: Meta,
+        storage: Arc<Storage>,
+    ) -> Result<Self> {
+        let volume = Self::new(name, None, dir, data, meta, storage)?;
+        let context = |e| Error::os(e, format!("cannot prepare the data of {name}"));
+        let expected = data_len(meta.size_bytes);
+        if volume.data.metadata().map_err(context)?.len() > expected {
+            // A resize which a crash interrupted. What is too much is nothing
+            // that was ever promised.
+            volume.data.set_len(expected).map_err(context)?;
+        }
+        volume.zero_tail(meta.size_bytes)?;
+        Ok(volume)
+    }
+
+    /// Checks the data file of a volume or, if one is named, of a snapshot.
+    pub(super) fn new(
+        name: &str,
+        snapshot: Option<SnapshotName>,
         dir: PathBuf,
         data: File,
         meta: Meta,
@@ -87,15 +120,10 @@ impl FileVolume {
     ) -> Result<Self> {
         let context = |e| Error::os(e, format!("cannot prepare the data of {name}"));
         let len = data.metadata().map_err(context)?.len();
-        let expected = data_len(meta.size_bytes);
         check_len(name, &dir.join("data"), len, &meta)?;
-        if len > expected {
-            // A resize which a crash interrupted. What is too much is nothing
-            // that was ever promised.
-            data.set_len(expected).map_err(context)?;
-        }
-        let volume = Self {
-            name: name.clone(),
+        Ok(Self {
+            name: name.to_owned(),
+            snapshot,
             dir,
             data,
             logical_block_size: meta.logical_block_size,
@@ -105,10 +133,17 @@ impl FileVolume {
             locks: (storage.block_bytes > meta.logical_block_size).then(RangeLocks::default),
             storage,
             zeroes: Buffer::zeroed(ZERO_PIECE_BYTES)?,
+            freeze: Freeze::default(),
             broken: AtomicBool::new(false),
-        };
-        volume.zero_tail(meta.size_bytes)?;
-        Ok(volume)
+        })
+    }
+
+    /// Refuses to change a snapshot.
+    pub(super) fn check_changeable(&self) -> Result<()> {
+        match &self.snapshot {
+            Some(name) => Err(snapshot_is_read_only(name)),
+            None => Ok(()),
+        }
     }
 
     pub(super) fn fd(&self) -> RawFd {
@@ -210,9 +245,14 @@ impl Volume for FileVolume {
                     physical_block_size: meta.physical_block_size,
                     created_unix_s: meta.created_unix_s,
                     allocated_bytes: 0,
+                    parent: None,
                 }
             }
         }
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes.load(Ordering::Acquire)
     }
 
     fn limits(&self) -> Limits {
@@ -220,6 +260,7 @@ impl Volume for FileVolume {
     }
 
     fn resize(&self, size_bytes: u64) -> Result<()> {
+        self.check_changeable()?;
         check_size(size_bytes, self.logical_block_size)?;
         let context = |e| Error::os(e, format!("cannot resize {}", self.name));
         let mut meta = self.meta.lock().unwrap_or_else(PoisonError::into_inner);
@@ -250,6 +291,30 @@ impl Volume for FileVolume {
         *meta = resized;
         self.size_bytes.store(size_bytes, Ordering::Release);
         Ok(())
+    }
+
+    fn create_snapshot(&self, name: &SnapshotName) -> Result<SnapshotStat> {
+        self.check_changeable()?;
+        self.storage.check_reflink()?;
+        // Nobody resizes it meanwhile.
+        let meta = self.meta.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.broken.load(Ordering::Acquire) {
+            return Err(Error::new(
+                ErrorKind::Io,
+                format!(
+                    "a flush of {} failed before, so a snapshot might lack what was written",
+                    self.name
+                ),
+            ));
+        }
+        snapshots::create(&self.dir, name, &meta, &self.data, || {
+            self.freeze.hold(FREEZE_PATIENCE)
+        })
+    }
+
+    /// Clones depend on nothing from the start.
+    fn flatten(&self) -> Result<()> {
+        self.check_changeable()
     }
 
     fn queue(self: Arc<Self>, depth: u32) -> Result<Box<dyn Queue>> {

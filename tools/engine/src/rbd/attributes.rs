@@ -6,6 +6,7 @@
 //! ```text
 //! neonsan_volume = version=1 id=<32 digits> logical=512 physical=4096 created=<seconds since 1970>
 //! neonsan_record = <hexadecimal>      the node's note of who holds it
+//! neonsan_rollback = <snapshot>       while it is rolled back
 //! ```
 
 use crate::{Error, ErrorKind, Result};
@@ -15,6 +16,9 @@ pub(super) const VOLUME_KEY: &str = "neonsan_volume";
 
 /// The entry with the node's record.
 pub(super) const RECORD_KEY: &str = "neonsan_record";
+
+/// The entry with the snapshot to which the volume is being rolled back.
+pub(super) const ROLLBACK_KEY: &str = "neonsan_rollback";
 
 /// What a volume is, but for its size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

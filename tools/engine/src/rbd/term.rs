@@ -29,6 +29,7 @@ use std::time::Duration;
 use neonsan_api::VolumeName;
 
 use super::pulse::Pulse;
+use super::queue::{Served, Shape};
 use super::registry::Claim;
 use super::sys::{Access, Cluster, ClusterOptions, Image};
 use crate::{Error, ErrorKind, Result};
@@ -52,6 +53,15 @@ pub(super) struct Ownership {
 }
 
 impl Ownership {
+    pub(super) fn new(name: VolumeName, pulse: &Arc<Pulse>) -> Arc<Self> {
+        Arc::new(Self {
+            name,
+            lost: AtomicBool::new(false),
+            pauses: pulse.pauses(),
+            pulse: Arc::clone(pulse),
+        })
+    }
+
     /// The volume has another owner, or may have.
     pub(super) fn lose(&self, why: &str) {
         if !self.lost.swap(true, Ordering::AcqRel) {
@@ -108,6 +118,16 @@ pub(super) fn live_owner(image: &Image) -> Result<Option<String>> {
     Ok(is_alive.then_some(owner))
 }
 
+impl Served for Term {
+    fn image(&self) -> &Image {
+        &self.image
+    }
+
+    fn ownership(&self) -> &Arc<Ownership> {
+        &self.ownership
+    }
+}
+
 impl Term {
     /// Takes the volume. Blocks.
     ///
@@ -123,7 +143,8 @@ impl Term {
         manner: Manner,
     ) -> Result<Self> {
         let name = claim.name().clone();
-        let pauses = pulse.pauses();
+        // Before anything of the term, so that no pause is missed.
+        let ownership = Ownership::new(name.clone(), pulse);
         let cluster = Arc::new(Cluster::connect(options)?);
         let pool = Arc::new(cluster.pool(pool, name.pool())?);
         let image = Image::open(&pool, name.volume(), Access::Write)?;
@@ -143,16 +164,36 @@ impl Term {
             )
         })?;
         Ok(Self {
-            ownership: Arc::new(Ownership {
-                name,
-                lost: AtomicBool::new(false),
-                pulse: Arc::clone(pulse),
-                pauses,
-            }),
+            ownership,
             image,
             owner,
             _claim: claim,
         })
+    }
+
+    /// Notes the image's size, which another client may have changed: librbd
+    /// hears of that, and has it carried out by the owner of the lock.
+    fn look_at_size(&self, shape: &Shape) {
+        let Some(_resizing) = shape.try_resizing() else {
+            return;
+        };
+        match self.image.sizes() {
+            Ok((size_bytes, _)) => {
+                let size_bytes = shape.whole_blocks(size_bytes);
+                if size_bytes == 0 {
+                    let volume = &self.ownership.name;
+                    tracing::error!(%volume, "somebody has made the image empty");
+                } else if size_bytes != shape.size_bytes() && !self.ownership.is_lost() {
+                    let volume = &self.ownership.name;
+                    tracing::info!(%volume, size_bytes, "the image has another size");
+                    shape.set_size(size_bytes);
+                }
+            }
+            Err(error) => {
+                let volume = &self.ownership.name;
+                tracing::debug!(%volume, %error, "cannot get the size of a volume");
+            }
+        }
     }
 
     /// Asks the cluster whether this term lasts.
@@ -176,7 +217,7 @@ impl Term {
 }
 
 /// Makes this client the owner of the image, and fences every other.
-fn own(cluster: &Cluster, image: &Image, name: &VolumeName) -> Result<()> {
+pub(super) fn own(cluster: &Cluster, image: &Image, name: &VolumeName) -> Result<()> {
     for _ in 0..TRIES {
         if let Some(owner) = image.lock_owner()? {
             tracing::info!(volume = %name, %owner, "taking the volume from another node");
@@ -200,13 +241,14 @@ fn own(cluster: &Cluster, image: &Image, name: &VolumeName) -> Result<()> {
 
 /// Watches over a term until it comes back through `closing`, and ends it: the
 /// only place where a term ends, since that blocks.
-pub(super) fn keep(term: &Weak<Term>, closing: &Receiver<Arc<Term>>) {
+pub(super) fn keep(term: &Weak<Term>, shape: &Shape, closing: &Receiver<Arc<Term>>) {
     loop {
         match closing.recv_timeout(CHECK) {
             Ok(term) => return drop(term),
             Err(RecvTimeoutError::Timeout) => {
                 if let Some(term) = term.upgrade() {
                     term.check();
+                    term.look_at_size(shape);
                 }
             }
             Err(RecvTimeoutError::Disconnected) => return,

@@ -1,23 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
-//! An open volume of the engine rbd, and its queues.
+//! An open volume of the engine rbd.
 
-use std::collections::VecDeque;
-use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
 
-use neonsan_api::VolumeName;
-use rustix::event::{poll, PollFd, PollFlags};
+use neonsan_api::{SnapshotName, VolumeName};
 
 use super::attributes::Attributes;
-use super::outbox::Outbox;
+use super::queue::{RbdQueue, Shape};
 use super::registry::Registry;
-use super::sys::{Job, Sink};
+use super::snapshot::{find_snapshot, parent_of};
 use super::term::{keep, Term};
-use crate::interface::check_size;
-use crate::{Completion, Error, ErrorKind, Limits, Queue, Request, Result, Volume, VolumeStat};
+use crate::interface::{check_size, snapshot_exists};
+use crate::{Error, ErrorKind, Limits, Queue, Result, SnapshotStat, Volume, VolumeStat};
 
 /// Longest read or write.
 const MAX_IO_BYTES: u32 = 1 << 20;
@@ -59,11 +55,9 @@ pub(super) struct RbdVolume {
     closing: Sender<Arc<Term>>,
     attributes: Attributes,
     object_bytes: u64,
-    /// Written by `resize` only, under `resizing`.
-    size_bytes: AtomicU64,
-    resizing: Mutex<()>,
-    /// Queues there are.
-    queues: AtomicUsize,
+    /// Its size is written by `resize`, and by the thread that keeps the term
+    /// when somebody else has changed it.
+    shape: Arc<Shape>,
 }
 
 impl RbdVolume {
@@ -77,10 +71,13 @@ impl RbdVolume {
         let (size_bytes, object_bytes) = term.image.sizes()?;
         let term = Arc::new(term);
         let weak = Arc::downgrade(&term);
+        let shape = Arc::new(Shape::new(0, attributes.logical_block_size, None));
+        shape.set_size(shape.whole_blocks(size_bytes));
+        let for_thread = Arc::clone(&shape);
         let (closing, to_close) = mpsc::channel();
         thread::Builder::new()
             .name("rbd-keeper".to_owned())
-            .spawn(move || keep(&weak, &to_close))
+            .spawn(move || keep(&weak, &for_thread, &to_close))
             .map_err(|e| Error::os(e, "cannot start a thread"))?;
         registry.begun(name, &term);
         Ok(Self {
@@ -90,9 +87,7 @@ impl RbdVolume {
             closing,
             attributes,
             object_bytes,
-            size_bytes: AtomicU64::new(size_bytes),
-            resizing: Mutex::default(),
-            queues: AtomicUsize::new(0),
+            shape,
         })
     }
 
@@ -101,6 +96,15 @@ impl RbdVolume {
         self.term
             .as_ref()
             .ok_or_else(|| Error::new(ErrorKind::NotOwner, "the volume is closed"))
+    }
+
+    /// The term, for what only the owner may do.
+    fn owned(&self) -> Result<&Arc<Term>> {
+        let term = self.term()?;
+        if term.ownership.is_lost() {
+            return Err(term.ownership.error());
+        }
+        Ok(term)
     }
 }
 
@@ -130,11 +134,12 @@ impl Volume for RbdVolume {
             physical_block_size: self.attributes.physical_block_size,
             created_unix_s: self.attributes.created_unix_s,
             allocated_bytes,
+            parent: self.term().ok().and_then(|term| parent_of(&term.image)),
         }
     }
 
     fn size_bytes(&self) -> u64 {
-        self.size_bytes.load(Ordering::Acquire)
+        self.shape.size_bytes()
     }
 
     fn is_lost(&self) -> bool {
@@ -147,8 +152,8 @@ impl Volume for RbdVolume {
 
     fn resize(&self, size_bytes: u64) -> Result<()> {
         check_size(size_bytes, self.attributes.logical_block_size)?;
-        let _resizing = self.resizing.lock().unwrap_or_else(PoisonError::into_inner);
-        if size_bytes < self.size_bytes() && self.queues.load(Ordering::Acquire) > 0 {
+        let _resizing = self.shape.resizing();
+        if size_bytes < self.size_bytes() && self.shape.queues() > 0 {
             return Err(Error::new(
                 ErrorKind::Busy,
                 format!(
@@ -157,124 +162,35 @@ impl Volume for RbdVolume {
                 ),
             ));
         }
-        let term = self.term()?;
-        if term.ownership.is_lost() {
-            return Err(term.ownership.error());
-        }
-        term.image.resize(size_bytes)?;
-        self.size_bytes.store(size_bytes, Ordering::Release);
+        self.owned()?.image.resize(size_bytes)?;
+        self.shape.set_size(size_bytes);
         Ok(())
+    }
+
+    fn create_snapshot(&self, name: &SnapshotName) -> Result<SnapshotStat> {
+        let term = self.owned()?;
+        term.image
+            .create_snapshot(name.snapshot())
+            .map_err(|error| match error.kind() {
+                ErrorKind::AlreadyExists => snapshot_exists(name),
+                _ => error,
+            })?;
+        let made = find_snapshot(&term.image, name)?;
+        Ok(made.stat(name, &self.attributes))
+    }
+
+    fn flatten(&self) -> Result<()> {
+        let term = self.owned()?;
+        match term.image.parent()? {
+            Some(_) => term.image.flatten(),
+            None => Ok(()),
+        }
     }
 
     fn queue(self: Arc<Self>, depth: u32) -> Result<Box<dyn Queue>> {
         let term = Arc::clone(self.term()?);
-        let outbox = Arc::new(Outbox::new(Arc::clone(&term.ownership))?);
-        self.queues.fetch_add(1, Ordering::AcqRel);
-        Ok(Box::new(RbdQueue {
-            limits: self.limits(),
-            depth: depth.max(1) as usize,
-            outbox,
-            waiting: VecDeque::new(),
-            begun: 0,
-            taken: 0,
-            term: Some(term),
-            volume: self,
-        }))
-    }
-}
-
-/// Does I/O for one thread. librbd's threads do the work.
-struct RbdQueue {
-    /// Given up before the volume, which sees to its end.
-    term: Option<Arc<Term>>,
-    volume: Arc<RbdVolume>,
-    limits: Limits,
-    depth: usize,
-    outbox: Arc<Outbox>,
-    /// Beyond the depth.
-    waiting: VecDeque<Request>,
-    /// In librbd, or in the outbox.
-    begun: usize,
-    /// Taken and not handed back.
-    taken: usize,
-}
-
-impl RbdQueue {
-    fn begin(&mut self, request: Request) {
-        let Request { token, op } = request;
-        self.begun += 1;
-        let Some(term) = &self.term else { return };
-        let checked = if term.ownership.is_lost() {
-            Err(term.ownership.error())
-        } else {
-            op.check(
-                self.volume.size_bytes(),
-                self.volume.attributes.logical_block_size,
-                &self.limits,
-            )
-        };
-        if let Err(error) = checked {
-            return self.outbox.push(token, op, Err(error));
-        }
-        // Without a cache what is completed is durable: a flush has nothing to
-        // do, and every write is as one with `fua`.
-        if matches!(op, crate::Op::Flush) {
-            return self.outbox.push(token, op, Ok(()));
-        }
-        let sink: Arc<dyn Sink> = Arc::clone(&self.outbox) as _;
-        term.image.begin(Job { token, op, sink });
-    }
-
-    fn begin_waiting(&mut self) {
-        while self.begun < self.depth {
-            let Some(request) = self.waiting.pop_front() else {
-                return;
-            };
-            self.begin(request);
-        }
-    }
-}
-
-impl Queue for RbdQueue {
-    fn submit(&mut self, request: Request) {
-        self.taken += 1;
-        self.waiting.push_back(request);
-    }
-
-    fn kick(&mut self) {
-        self.begin_waiting();
-    }
-
-    fn reap(&mut self, completions: &mut Vec<Completion>) {
-        let count = self.outbox.take(completions);
-        self.begun -= count;
-        self.taken -= count;
-        if count > 0 {
-            self.begin_waiting();
-        }
-    }
-
-    fn event_fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.outbox.event())
-    }
-
-    fn in_flight(&self) -> usize {
-        self.taken
-    }
-}
-
-impl Drop for RbdQueue {
-    fn drop(&mut self) {
-        self.waiting.clear();
-        let mut completions = Vec::new();
-        while self.begun > 0 {
-            let mut fds = [PollFd::from_borrowed_fd(self.outbox.event(), PollFlags::IN)];
-            // Interrupted or not: look.
-            let _ = poll(&mut fds, None);
-            self.begun -= self.outbox.take(&mut completions);
-            completions.clear();
-        }
-        self.term = None;
-        self.volume.queues.fetch_sub(1, Ordering::AcqRel);
+        let shape = Arc::clone(&self.shape);
+        let limits = self.limits();
+        Ok(Box::new(RbdQueue::new(term, self, shape, limits, depth)?))
     }
 }

@@ -2,17 +2,20 @@
 //! What the tests of engines share.
 #![allow(clippy::unwrap_used, dead_code)]
 
+mod xfs;
+
 use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use neonsan_api::VolumeName;
+use neonsan_api::{SnapshotName, VolumeName};
 use neonsan_engine::file::{FileEngine, FileOptions};
 use neonsan_engine::mem::{MemEngine, MemOptions};
 use neonsan_engine::rbd::{RbdEngine, RbdOptions};
 use neonsan_engine::{Buffer, Engine, Error, Op, Queue, Request, VolumeSpec};
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
+pub use xfs::{xfs, Mount};
 
 /// An engine to be tested, and what it is called in messages.
 pub struct Subject {
@@ -20,6 +23,8 @@ pub struct Subject {
     pub engine: Box<dyn Engine>,
     /// How many random cases a test can afford.
     pub cases: u32,
+    /// Unmounted when the engine is gone.
+    _mount: Option<Mount>,
     /// Removed last.
     _dir: Option<tempfile::TempDir>,
     /// Held while a test uses what all tests share.
@@ -27,6 +32,10 @@ pub struct Subject {
 }
 
 pub fn volume_name(name: &str) -> VolumeName {
+    name.parse().unwrap()
+}
+
+pub fn snapshot_name(name: &str) -> SnapshotName {
     name.parse().unwrap()
 }
 
@@ -58,18 +67,29 @@ pub fn rbd_options() -> Option<RbdOptions> {
     Some(options)
 }
 
+/// Deletes everything that tests have left: clones before what they need.
+pub fn empty(engine: &dyn Engine) {
+    while !engine.list().unwrap().is_empty() {
+        for name in engine.list().unwrap() {
+            for snapshot in engine.snapshots(&name).unwrap() {
+                let _ = engine.delete_snapshot(&snapshot.name);
+            }
+            let _ = engine.delete(&name);
+        }
+    }
+}
+
 /// The engine rbd on an empty pool.
 fn rbd(options: RbdOptions) -> Subject {
     static ALONE: Mutex<()> = Mutex::new(());
     let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let engine = RbdEngine::open(options).unwrap();
-    for name in engine.list().unwrap() {
-        engine.delete(&name).unwrap();
-    }
+    empty(&engine);
     Subject {
         label: "rbd",
         engine: Box::new(engine),
         cases: 6,
+        _mount: None,
         _dir: None,
         _alone: Some(alone),
     }
@@ -91,6 +111,7 @@ pub fn engines() -> Vec<Subject> {
             .unwrap(),
         ),
         cases: 40,
+        _mount: None,
         _dir: None,
         _alone: None,
     }];
@@ -105,6 +126,7 @@ pub fn engines() -> Vec<Subject> {
             label,
             engine: Box::new(FileEngine::open(options).unwrap()),
             cases: 40,
+            _mount: None,
             _dir: Some(dir),
             _alone: None,
         });
@@ -117,6 +139,20 @@ pub fn engines() -> Vec<Subject> {
     file("file through the page cache", target, |o| o.buffered = true);
     if Path::new("/dev/shm").is_dir() {
         file("file on tmpfs", "/dev/shm", |_| {});
+    }
+    match xfs() {
+        Ok((dir, mount)) => {
+            let options = file_options(&mount.0.join("root"));
+            subjects.push(Subject {
+                label: "file on XFS",
+                engine: Box::new(FileEngine::open(options).unwrap()),
+                cases: 10,
+                _mount: Some(mount),
+                _dir: Some(dir),
+                _alone: None,
+            });
+        }
+        Err(reason) => eprintln!("SKIP file on XFS: {reason}"),
     }
     subjects
 }

@@ -6,9 +6,11 @@
 //! refused, and so is a change that is not declared as JSON, which a page
 //! cannot send without being asked first.
 
+mod claim;
 #[cfg(feature = "test-faults")]
 mod faults;
 mod routes;
+mod snapshots;
 mod volumes;
 
 use std::io;

@@ -11,15 +11,16 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper::{header, Method, Request, Response, StatusCode};
 use neonsan_api::{
-    ApiError, EngineInfo, ErrorCode, Health, HealthStatus, NodeInfo, NodeLimits, VolumeName,
-    API_PREFIX,
+    ApiError, EngineInfo, ErrorCode, HealthStatus, NodeInfo, NodeLimits, SnapshotCreate,
+    SnapshotName, VolumeName, API_PREFIX,
 };
 use serde::de::DeserializeOwned;
 use serde::Serialize;
 
-use super::volumes;
-use crate::metrics;
+use super::{snapshots, volumes};
+use crate::health::health;
 use crate::shared::{hex, Shared};
+use crate::{metrics, peers};
 
 /// Longest body of a request.
 const MAX_BODY_BYTES: usize = 64 * 1024;
@@ -119,6 +120,17 @@ fn name_of(pool: &str, volume: &str) -> Result<VolumeName> {
     VolumeName::new(pool, volume).map_err(|e| ApiError::new(ErrorCode::BadName, e.to_string()))
 }
 
+fn snapshot_of(pool: &str, volume: &str, snapshot: &str) -> Result<SnapshotName> {
+    SnapshotName::new(&name_of(pool, volume)?, snapshot)
+        .map_err(|e| ApiError::new(ErrorCode::BadName, e.to_string()))
+}
+
+fn no_content() -> Answer {
+    let mut answer = Response::new(Full::default());
+    *answer.status_mut() = StatusCode::NO_CONTENT;
+    answer
+}
+
 /// The value of `pool` in the query; names need no unescaping, since good
 /// ones have no character that would be escaped.
 fn pool_of(query: Option<&str>) -> Result<Option<String>> {
@@ -164,12 +176,16 @@ async fn route(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Answer
         }
         (&Method::GET, ["node"]) => Ok(json(ok, &node_info(shared).await?)),
         (&Method::GET, ["health"]) => {
-            let health = health(shared).await?;
+            let health = volumes::blocking(move || Ok(health(&shared))).await?;
             let status = match health.status {
                 HealthStatus::Ok => ok,
                 _ => StatusCode::SERVICE_UNAVAILABLE,
             };
             Ok(json(status, &health))
+        }
+        (&Method::GET, ["nodes"]) => {
+            let nodes = volumes::blocking(move || Ok(peers::list(&shared))).await?;
+            Ok(json(ok, &nodes))
         }
         (&Method::GET, ["sessions"]) => Ok(json(ok, &volumes::sessions(&shared, None).await?)),
         (&Method::GET, ["volumes"]) => {
@@ -188,14 +204,22 @@ async fn route(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Answer
         (&Method::DELETE, ["volumes", pool, volume]) => {
             let name = name_of(pool, volume)?;
             volumes::delete(shared, name).await?;
-            let mut answer = Response::new(Full::default());
-            *answer.status_mut() = StatusCode::NO_CONTENT;
-            Ok(answer)
+            Ok(no_content())
         }
         (&Method::POST, ["volumes", pool, volume, "resize"]) => {
             let name = name_of(pool, volume)?;
             let resize = read_json(request).await?;
             Ok(json(ok, &volumes::resize(shared, name, resize).await?))
+        }
+        (&Method::POST, ["volumes", pool, volume, "flatten"]) => {
+            let name = name_of(pool, volume)?;
+            Ok(json(ok, &snapshots::flatten(shared, name).await?))
+        }
+        (method, ["volumes", pool, volume, "snapshots", rest @ ..]) => {
+            let name = name_of(pool, volume)?;
+            route_snapshots(shared, request, method, &name, rest)
+                .await?
+                .ok_or_else(not_found)
         }
         #[cfg(feature = "test-faults")]
         (&Method::PUT, ["test-faults"]) => {
@@ -205,6 +229,41 @@ async fn route(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Answer
         }
         _ => Err(not_found()),
     }
+}
+
+/// What is below `snapshots` of a volume; `None`: there is no such thing.
+async fn route_snapshots(
+    shared: Arc<Shared>,
+    request: Request<Incoming>,
+    method: &Method,
+    volume: &VolumeName,
+    parts: &[&str],
+) -> Result<Option<Answer>> {
+    let named = |snapshot: &str| snapshot_of(volume.pool(), volume.volume(), snapshot);
+    let ok = StatusCode::OK;
+    Ok(Some(match (method, parts) {
+        (&Method::GET, []) => json(ok, &snapshots::list(shared, volume.clone()).await?),
+        (&Method::POST, []) => {
+            let create: SnapshotCreate = read_json(request).await?;
+            let name = named(&create.snapshot)?;
+            json(StatusCode::CREATED, &snapshots::create(shared, name).await?)
+        }
+        (&Method::GET, [snapshot]) => json(ok, &snapshots::info(shared, named(snapshot)?).await?),
+        (&Method::DELETE, [snapshot]) => {
+            snapshots::delete(shared, named(snapshot)?).await?;
+            no_content()
+        }
+        (&Method::POST, [snapshot, "rollback"]) => {
+            json(ok, &snapshots::roll_back(shared, named(snapshot)?).await?)
+        }
+        (&Method::POST, [snapshot, "clone"]) => {
+            let name = named(snapshot)?;
+            let clone = read_json(request).await?;
+            let info = snapshots::clone(shared, name, clone).await?;
+            json(StatusCode::CREATED, &info)
+        }
+        _ => return Ok(None),
+    }))
 }
 
 async fn node_info(shared: Arc<Shared>) -> Result<NodeInfo> {
@@ -262,39 +321,4 @@ fn engine_infos(shared: &Shared) -> Vec<EngineInfo> {
             }
         })
         .collect()
-}
-
-/// Below this share of its space an engine is a problem: one in 20.
-const LOW_SPACE_SHARE: u64 = 20;
-
-async fn health(shared: Arc<Shared>) -> Result<Health> {
-    volumes::blocking(move || {
-        let mut problems = Vec::new();
-        for named in &shared.engines {
-            match named.status() {
-                Ok(status) => {
-                    if let (Some(capacity), Some(available)) =
-                        (status.capacity_bytes, status.available_bytes)
-                    {
-                        if available < capacity / LOW_SPACE_SHARE {
-                            problems.push(format!(
-                                "the engine {} has {available} of {capacity} bytes left",
-                                named.name
-                            ));
-                        }
-                    }
-                }
-                Err(error) => problems.push(format!("the engine {}: {error}", named.name)),
-            }
-        }
-        let status = if shared.is_going_away() {
-            HealthStatus::ShuttingDown
-        } else if problems.is_empty() {
-            HealthStatus::Ok
-        } else {
-            HealthStatus::Degraded
-        };
-        Ok(Health { status, problems })
-    })
-    .await
 }

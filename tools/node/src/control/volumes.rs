@@ -11,10 +11,11 @@ use neonsan_api::{
     ApiError, ErrorCode, SessionInfo, VolumeCreate, VolumeInfo, VolumeLimits, VolumeList,
     VolumeName, VolumeResize,
 };
-use neonsan_engine::{Error, ErrorKind, Limits, Volume, VolumeSpec, VolumeStat};
+use neonsan_engine::{Error, ErrorKind, Limits, VolumeSpec, VolumeStat};
 use tokio::sync::oneshot;
 
-use crate::hub::{absent_holder, find_engine, ToHub};
+use super::claim::{check_absent_holder, check_unclear_owner, held_volume, Claim};
+use crate::hub::{find_engine, ToHub};
 use crate::shared::{hex, Shared};
 
 type Result<T> = std::result::Result<T, ApiError>;
@@ -32,22 +33,26 @@ pub(super) async fn blocking<T: Send + 'static>(
     }
 }
 
-fn stopping<T>(_: T) -> ApiError {
+pub(super) fn stopping<T>(_: T) -> ApiError {
     ApiError::new(ErrorCode::ShuttingDown, "the node is stopping")
 }
 
 /// The refusal that tells of an engine's failure.
-fn from_engine(error: &Error) -> ApiError {
+pub(super) fn from_engine(error: &Error) -> ApiError {
     let (code, hint) = match error.kind() {
         ErrorKind::NotFound => (
             ErrorCode::NotFound,
             Some("`neonsan volume list` shows what there is"),
         ),
+        ErrorKind::NoSuchSnapshot => (
+            ErrorCode::NotFound,
+            Some("`neonsan volume snapshot list` shows what there is"),
+        ),
         ErrorKind::AlreadyExists => (ErrorCode::AlreadyExists, Some("choose another name")),
         ErrorKind::Busy => (ErrorCode::Busy, None),
         ErrorKind::NotOwner => (
             ErrorCode::Busy,
-            Some("ask the node that has the volume now"),
+            Some("ask the node that has the volume now: `neonsan node list` shows the nodes"),
         ),
         ErrorKind::NoSpace => (
             ErrorCode::NoSpace,
@@ -91,7 +96,7 @@ fn limits_info(limits: &Limits) -> VolumeLimits {
 }
 
 /// What is told of a volume. Blocks for the state of its engine.
-fn volume_info(
+pub(super) fn volume_info(
     shared: &Shared,
     engine: usize,
     name: VolumeName,
@@ -127,6 +132,7 @@ fn volume_info(
         logical_block_size_bytes: stat.logical_block_size,
         physical_block_size_bytes: stat.physical_block_size,
         created_unix_s: stat.created_unix_s,
+        parent: stat.parent.clone(),
         limits: limits.map(limits_info),
         sessions,
         warnings,
@@ -157,7 +163,7 @@ pub(super) async fn list(shared: Arc<Shared>, pool: Option<String>) -> Result<Vo
                 }
                 let held: Vec<_> = sessions
                     .iter()
-                    .filter(|s| s.volume == name)
+                    .filter(|s| s.volume == name && s.snapshot.is_none())
                     .cloned()
                     .collect();
                 match named.engine.stat(&name) {
@@ -186,6 +192,7 @@ fn damaged(engine: &str, name: VolumeName, error: &Error) -> VolumeInfo {
         logical_block_size_bytes: 0,
         physical_block_size_bytes: 0,
         created_unix_s: 0,
+        parent: None,
         limits: None,
         sessions: Vec::new(),
         warnings: vec![error.to_string()],
@@ -194,7 +201,8 @@ fn damaged(engine: &str, name: VolumeName, error: &Error) -> VolumeInfo {
 
 /// One volume.
 pub(super) async fn info(shared: Arc<Shared>, name: VolumeName) -> Result<VolumeInfo> {
-    let sessions = sessions(&shared, Some(name.clone())).await?;
+    let mut sessions = sessions(&shared, Some(name.clone())).await?;
+    sessions.retain(|session| session.snapshot.is_none());
     blocking(move || {
         let engine = find_engine(&shared, &name).map_err(|e| from_engine(&e))?;
         let stat = shared.engines[engine]
@@ -214,40 +222,6 @@ pub(super) async fn info(shared: Arc<Shared>, name: VolumeName) -> Result<Volume
     .await
 }
 
-/// Keeps a volume that nobody holds for one caller, until it is dropped.
-struct Claim {
-    shared: Arc<Shared>,
-    name: VolumeName,
-    /// The volume was deleted.
-    forget: bool,
-}
-
-impl Claim {
-    /// Blocks for the hub's answer.
-    fn take(shared: &Arc<Shared>, name: &VolumeName) -> Result<Self> {
-        let (reply, answer) = oneshot::channel();
-        shared.tell_hub(ToHub::Claim {
-            name: name.clone(),
-            reply,
-        });
-        answer.blocking_recv().map_err(stopping)??;
-        Ok(Self {
-            shared: Arc::clone(shared),
-            name: name.clone(),
-            forget: false,
-        })
-    }
-}
-
-impl Drop for Claim {
-    fn drop(&mut self) {
-        self.shared.tell_hub(ToHub::Unclaim {
-            name: self.name.clone(),
-            forget: self.forget,
-        });
-    }
-}
-
 /// Creates a volume.
 pub(super) async fn create(shared: Arc<Shared>, create: VolumeCreate) -> Result<VolumeInfo> {
     blocking(move || {
@@ -259,15 +233,8 @@ pub(super) async fn create(shared: Arc<Shared>, create: VolumeCreate) -> Result<
                 .position(|e| e.name == *wanted)
                 .ok_or_else(|| no_engine(&shared, wanted))?,
         };
-        let _claim = Claim::take(&shared, &create.name)?;
-        if let Ok(other) = find_engine(&shared, &create.name) {
-            let message = format!(
-                "there is a volume {} already, in engine {}",
-                create.name, shared.engines[other].name
-            );
-            return Err(ApiError::new(ErrorCode::AlreadyExists, message)
-                .with_hint("choose another name"));
-        }
+        let _claim = Claim::take(&shared, create.name.clone())?;
+        check_free(&shared, &create.name)?;
         let spec = VolumeSpec {
             size_bytes: create.size_bytes,
             logical_block_size: create.logical_block_size_bytes,
@@ -292,6 +259,16 @@ pub(super) async fn create(shared: Arc<Shared>, create: VolumeCreate) -> Result<
     .await
 }
 
+/// Refuses a name that a volume has, in any engine. Blocks.
+pub(super) fn check_free(shared: &Shared, name: &VolumeName) -> Result<()> {
+    let Ok(other) = find_engine(shared, name) else {
+        return Ok(());
+    };
+    let engine = &shared.engines[other].name;
+    let message = format!("there is a volume {name} already, in engine {engine}");
+    Err(ApiError::new(ErrorCode::AlreadyExists, message).with_hint("choose another name"))
+}
+
 fn no_engine(shared: &Shared, wanted: &str) -> ApiError {
     let names: Vec<&str> = shared.engines.iter().map(|e| e.name.as_str()).collect();
     ApiError::new(
@@ -301,24 +278,11 @@ fn no_engine(shared: &Shared, wanted: &str) -> ApiError {
     .with_hint(format!("it has: {}", names.join(", ")))
 }
 
-/// Refuses to destroy data of a host that is on its way back to a node that
-/// was restarted.
-fn check_absent_holder(shared: &Shared, engine: usize, name: &VolumeName) -> Result<()> {
-    match absent_holder(shared, engine, name) {
-        None => Ok(()),
-        Some(host) => Err(ApiError::new(
-            ErrorCode::Busy,
-            format!("the volume {name} was held by host {host} when the node was restarted"),
-        )
-        .with_hint("that host has a little time to come back; detach it there, or wait")),
-    }
-}
-
 /// Deletes a volume that nobody holds.
 pub(super) async fn delete(shared: Arc<Shared>, name: VolumeName) -> Result<()> {
     blocking(move || {
         let engine = find_engine(&shared, &name).map_err(|e| from_engine(&e))?;
-        let mut claim = Claim::take(&shared, &name)?;
+        let mut claim = Claim::take(&shared, name.clone())?;
         check_absent_holder(&shared, engine, &name)?;
         shared.engines[engine]
             .engine
@@ -329,16 +293,6 @@ pub(super) async fn delete(shared: Arc<Shared>, name: VolumeName) -> Result<()> 
         Ok(())
     })
     .await
-}
-
-/// The volume if sessions hold it. Blocks for the hub's answer.
-fn held_volume(shared: &Shared, name: &VolumeName) -> Result<Option<Arc<dyn Volume>>> {
-    let (reply, answer) = oneshot::channel();
-    shared.tell_hub(ToHub::OpenVolume {
-        name: name.clone(),
-        reply,
-    });
-    answer.blocking_recv().map_err(stopping)
 }
 
 /// Gives a volume another size.
@@ -367,12 +321,14 @@ pub(super) async fn resize(
             volume
                 .resize(resize.size_bytes)
                 .map_err(|e| from_engine(&e))?;
-            shared.tell_hub(ToHub::Resized(name));
+            shared.tell_hub(ToHub::Resized(name.into()));
             return Ok(());
         }
-        let _claim = Claim::take(&shared, &name)?;
+        let _claim = Claim::take(&shared, name.clone())?;
         if resize.size_bytes < stat.size_bytes {
             check_absent_holder(&shared, index, &name)?;
+        } else {
+            check_unclear_owner(&shared, index, &name)?;
         }
         let volume = engine.open(&name).map_err(|e| from_engine(&e))?;
         volume

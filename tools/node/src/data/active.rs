@@ -14,7 +14,6 @@ use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::Instant as StdInstant;
 
-use neonsan_api::VolumeName;
 use neonsan_engine::{Buffer, Completion, ErrorKind, Op, Queue, Request};
 use neonsan_proto::{EventKind, Features, Geometry, Header, Kind, RequestFlags, Status};
 use neonsan_session::server::{Command, Received, Receiver, Want};
@@ -24,6 +23,7 @@ use rustix::io::Errno;
 use super::output::Output;
 use super::status::status_of;
 use super::worker::Context;
+use crate::hub::OpenName;
 use crate::metrics::OpKind;
 use crate::shared::Budget;
 
@@ -83,7 +83,7 @@ pub(super) enum Pause {
 
 /// An admitted connection. Owned by its worker.
 pub(super) struct Active {
-    pub(super) volume: VolumeName,
+    pub(super) volume: OpenName,
     queue: Box<dyn Queue>,
     receiver: Receiver,
     features: Features,
@@ -107,7 +107,7 @@ pub(super) struct Active {
 
 impl Active {
     pub(super) fn new(
-        volume: VolumeName,
+        volume: OpenName,
         queue: Box<dyn Queue>,
         receiver: Receiver,
         features: Features,

@@ -276,6 +276,7 @@ impl Connection {
         let ToWorker::Admit {
             volume,
             name,
+            nodes,
             reply,
             geometry,
             read_only,
@@ -305,7 +306,7 @@ impl Connection {
         };
         let features = machine.features();
         let mut answer = Vec::new();
-        machine.encode_accept(*reply, &context.shared.nodes, &mut answer);
+        machine.encode_accept(*reply, &nodes, &mut answer);
         self.output.push_bytes(answer);
         tracing::info!(
             volume = %name, connection = self.id.0, peer = %self.peer,

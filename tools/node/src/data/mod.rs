@@ -17,13 +17,13 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use neonsan_api::VolumeName;
 use neonsan_engine::Volume;
-use neonsan_proto::{Geometry, OpenReply, Refusal, Status};
+use neonsan_proto::{Geometry, NodeAddress, OpenReply, Refusal, Status};
 use neonsan_session::server::ConnectionId;
 use neonsan_session::CloseCause;
 use rustix::event::{eventfd, EventfdFlags};
 
+use crate::hub::OpenName;
 use crate::shared::Budget;
 
 pub use worker::Worker;
@@ -46,7 +46,9 @@ pub enum ToWorker {
         /// Its volume.
         volume: Arc<dyn Volume>,
         /// The volume's name.
-        name: VolumeName,
+        name: OpenName,
+        /// The nodes that serve it.
+        nodes: Vec<NodeAddress>,
         /// The answer.
         reply: Box<OpenReply>,
         /// What requests are checked against.

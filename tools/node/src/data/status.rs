@@ -16,8 +16,10 @@ pub(super) fn status_of(kind: ErrorKind) -> Status {
         ErrorKind::NoResources => Status::Busy,
         ErrorKind::NotOwner => Status::NotOwner,
         ErrorKind::Corrupt | ErrorKind::Io | ErrorKind::NotPermitted => Status::MediaError,
-        ErrorKind::NotFound | ErrorKind::AlreadyExists | ErrorKind::Busy | ErrorKind::BadSize => {
-            Status::Internal
-        }
+        ErrorKind::NotFound
+        | ErrorKind::NoSuchSnapshot
+        | ErrorKind::AlreadyExists
+        | ErrorKind::Busy
+        | ErrorKind::BadSize => Status::Internal,
     }
 }

@@ -4,12 +4,13 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use neonsan_api::{show_time, ApiError, ErrorCode, SessionInfo, VolumeName};
+use neonsan_api::{show_time, ApiError, ErrorCode, SessionInfo};
 use neonsan_engine::{Error, ErrorKind};
 use neonsan_proto::{Capabilities, Geometry, Mode, NodeAddress, OpenReply, Refusal, Status};
 use neonsan_session::server::{Holder, RefuseReason};
 
 use super::entry::{Entry, OpenVolume};
+use super::OpenName;
 use crate::shared::{Clock, Shared};
 
 /// What goes into the answer to an admitted connection.
@@ -103,7 +104,7 @@ pub(crate) fn node_address(address: SocketAddr, priority: u32) -> NodeAddress {
 
 /// What a refusal of the gate says.
 pub(super) fn refusal_text(
-    name: &VolumeName,
+    name: &OpenName,
     reason: &RefuseReason,
     entry: &Entry,
     clock: &Clock,
@@ -165,12 +166,20 @@ fn show_holder(entry: &Entry, holder: &Holder, clock: &Clock) -> String {
 }
 
 /// What clients are told when the engine cannot open the volume.
-pub(super) fn refusal_for_open_error(name: &VolumeName, error: &Error) -> (Status, String) {
+pub(super) fn refusal_for_open_error(name: &OpenName, error: &Error) -> (Status, String) {
     match error.kind() {
         ErrorKind::NotFound => (
             Status::NoSuchVolume,
             format!(
                 "there is no volume {name} on this node: `neonsan volume list` shows what there is"
+            ),
+        ),
+        ErrorKind::NoSuchSnapshot => (
+            Status::NoSuchSnapshot,
+            format!(
+                "there is no snapshot {name} on this node: `neonsan volume snapshot list {}` shows \
+                 what there is",
+                name.volume()
             ),
         ),
         ErrorKind::Corrupt => (Status::VolumeDamaged, error.to_string()),
@@ -194,7 +203,7 @@ pub(super) fn refusal_for_open_error(name: &VolumeName, error: &Error) -> (Statu
 }
 
 /// What the control API answers when sessions are in the way.
-pub(super) fn held_error(name: &VolumeName, sessions: &[SessionInfo]) -> ApiError {
+pub(super) fn held_error(name: &OpenName, sessions: &[SessionInfo]) -> ApiError {
     let message = match sessions.first() {
         Some(session) => format!("the volume {name} is held by host {}", session.host),
         None => format!("the volume {name} is being closed"),

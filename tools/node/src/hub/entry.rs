@@ -22,7 +22,7 @@ use std::mem;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use neonsan_api::{ApiError, OpenMode, SessionInfo, VolumeName};
+use neonsan_api::{ApiError, OpenMode, SessionInfo};
 use neonsan_engine::{Limits, Volume, VolumeStat};
 use neonsan_proto::Mode;
 use neonsan_session::server::{ConnectionId, Gate, GateConfig, Remembered};
@@ -30,7 +30,7 @@ use neonsan_session::Instant;
 
 use tokio::sync::oneshot;
 
-use super::Introduction;
+use super::{Introduction, OpenName};
 use crate::config::Config;
 use crate::shared::{hex, Budget};
 
@@ -237,11 +237,12 @@ impl Entry {
     }
 
     /// Who holds the volume.
-    pub(super) fn sessions(&self, name: &VolumeName, now: Instant) -> Vec<SessionInfo> {
+    pub(super) fn sessions(&self, name: &OpenName, now: Instant) -> Vec<SessionInfo> {
         self.gate
             .holders()
             .map(|holder| SessionInfo {
-                volume: name.clone(),
+                volume: name.volume().clone(),
+                snapshot: name.snapshot().map(|s| s.snapshot().to_owned()),
                 id: hex(&holder.session_id),
                 host: self.host(&holder.session_id, &holder.host_id),
                 mode: match holder.mode {

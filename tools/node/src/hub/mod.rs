@@ -8,8 +8,10 @@
 //! through their mailboxes. It is not on the I/O path, and it never blocks:
 //! opening a volume, which may wait for a lock, happens on a helper thread.
 
+mod absent;
 mod answers;
 mod entry;
+mod name;
 mod ownership;
 mod record;
 mod saving;
@@ -24,18 +26,20 @@ use std::time::Duration;
 
 use neonsan_api::{ApiError, SessionInfo, VolumeName};
 use neonsan_engine::{Error, ErrorKind, Volume};
-use neonsan_proto::Status;
+use neonsan_proto::{Mode, Status};
 use neonsan_session::server::{
-    ConnectionId, GateAction, Introduced, IntroducedAs, Opening, RefuseReason, Standing,
+    ConnectionId, GateAction, Introduced, IntroducedAs, Opening, RefuseReason,
 };
 use neonsan_session::CloseCause;
 use tokio::sync::oneshot;
 
 use crate::data::ToWorker;
-use crate::shared::{hex, Shared};
+use crate::shared::Shared;
+pub use absent::{absent_holder, all_fenced, Absent, Observations};
 pub(crate) use answers::node_address;
 use answers::{refusal_for_open_error, refusal_text, OpenParameters};
 use entry::{Entry, State};
+pub use name::OpenName;
 pub use ownership::Found;
 
 /// How often timeouts of the gates are looked at.
@@ -62,14 +66,14 @@ pub enum ToHub {
     /// A helper thread has tried to open a volume.
     Opened {
         /// Its name.
-        name: VolumeName,
+        name: OpenName,
         /// How it went.
         result: neonsan_engine::Result<Found>,
     },
     /// A helper thread has tried to save what a gate must not forget.
     Saved {
         /// The volume.
-        name: VolumeName,
+        name: OpenName,
         /// The version of the gate's memory.
         version: u64,
         /// How it went.
@@ -78,29 +82,29 @@ pub enum ToHub {
     /// Keep everybody away from a volume that nobody holds.
     Claim {
         /// Its name.
-        name: VolumeName,
+        name: OpenName,
         /// Whether that is so now.
         reply: oneshot::Sender<Result<(), ApiError>>,
     },
     /// End of a claim.
     Unclaim {
         /// Its name.
-        name: VolumeName,
+        name: OpenName,
         /// The volume is gone: forget who had it.
         forget: bool,
     },
     /// The volume if it is open, to make it larger.
     OpenVolume {
         /// Its name.
-        name: VolumeName,
+        name: OpenName,
         /// The volume.
         reply: oneshot::Sender<Option<Arc<dyn Volume>>>,
     },
     /// An open volume has another size: tell its sessions.
-    Resized(VolumeName),
+    Resized(OpenName),
     /// Who holds what.
     Sessions {
-        /// One volume, or all.
+        /// One volume with its snapshots, or all.
         name: Option<VolumeName>,
         /// The sessions.
         reply: oneshot::Sender<Vec<SessionInfo>>,
@@ -117,9 +121,9 @@ pub enum ToHub {
 /// The hub. Owned by its thread.
 pub struct Hub {
     shared: Arc<Shared>,
-    entries: HashMap<VolumeName, Entry>,
+    entries: HashMap<OpenName, Entry>,
     /// Which volume a connection was let to.
-    volumes: HashMap<ConnectionId, VolumeName>,
+    volumes: HashMap<ConnectionId, OpenName>,
 }
 
 impl Hub {
@@ -152,8 +156,9 @@ impl Hub {
 
     fn tick(&mut self) {
         self.look_for_losses();
+        self.look_for_sizes();
         let now = self.shared.clock.now();
-        let due: Vec<VolumeName> = self
+        let due: Vec<OpenName> = self
             .entries
             .iter()
             .filter(|(_, entry)| entry.gate.poll_timeout().is_some_and(|at| at <= now))
@@ -203,7 +208,7 @@ impl Hub {
                 let sessions = self
                     .entries
                     .iter()
-                    .filter(|(n, _)| name.as_ref().is_none_or(|name| name == *n))
+                    .filter(|(n, _)| name.as_ref().is_none_or(|name| name == n.volume()))
                     .flat_map(|(n, entry)| entry.sessions(n, now))
                     .collect();
                 let _ = reply.send(sessions);
@@ -215,7 +220,7 @@ impl Hub {
                 }
             }
             ToHub::RevokeAll => {
-                let names: Vec<VolumeName> = self.entries.keys().cloned().collect();
+                let names: Vec<OpenName> = self.entries.keys().cloned().collect();
                 for name in names {
                     if let Some(entry) = self.entries.get_mut(&name) {
                         entry.gate.revoke_all(CloseCause::GoingAway);
@@ -255,14 +260,14 @@ impl Hub {
             Ok(name) => name,
             Err(error) => return self.refuse(id, Status::BadName, error.to_string()),
         };
-        if asked.snapshot().is_some() {
-            let text = format!("{} has no such snapshot", asked.as_str());
-            return self.refuse(id, Status::NoSuchSnapshot, text);
-        }
-        let name: VolumeName = match asked.as_str().parse() {
+        let name = match OpenName::asked(&asked) {
             Ok(name) => name,
             Err(error) => return self.refuse(id, Status::BadName, format!("{error}")),
         };
+        if name.snapshot().is_some() && request.mode() != Mode::ReadOnly {
+            let text = format!("the snapshot {name} can only be read: attach it read-only");
+            return self.refuse(id, Status::OpenedReadOnly, text);
+        }
         if self.shared.is_going_away() {
             return self.refuse(
                 id,
@@ -308,7 +313,7 @@ impl Hub {
 
     /// Opens the volume on a helper thread, which answers with
     /// [`ToHub::Opened`].
-    fn begin_opening(&mut self, name: VolumeName, id: ConnectionId, asks: Introduced) {
+    fn begin_opening(&mut self, name: OpenName, id: ConnectionId, asks: Introduced) {
         let shared = Arc::clone(&self.shared);
         let for_thread = name.clone();
         let spawned = thread::Builder::new()
@@ -326,7 +331,7 @@ impl Hub {
         }
     }
 
-    fn opened(&mut self, name: &VolumeName, result: neonsan_engine::Result<Found>) {
+    fn opened(&mut self, name: &OpenName, result: neonsan_engine::Result<Found>) {
         let Some(entry) = self.entries.get_mut(name) else {
             return;
         };
@@ -349,8 +354,11 @@ impl Hub {
                 self.pump(name);
             }
             Err(error) => {
-                if error.kind() == ErrorKind::NotFound {
-                    tracing::info!(volume = %name, "no such volume");
+                if matches!(
+                    error.kind(),
+                    ErrorKind::NotFound | ErrorKind::NoSuchSnapshot
+                ) {
+                    tracing::info!(volume = %name, "no such volume or snapshot");
                 } else {
                     tracing::warn!(volume = %name, %error, "cannot open the volume");
                 }
@@ -368,7 +376,7 @@ impl Hub {
 
     /// Passes an introduction to the gate of its volume, which is open, or
     /// which nobody holds.
-    fn knock(&mut self, name: &VolumeName, introduction: Introduction) {
+    fn knock(&mut self, name: &OpenName, introduction: Introduction) {
         let now = self.shared.clock.now();
         let id = introduction.id;
         let Introduced { kind, request, .. } = introduction.introduced;
@@ -403,7 +411,7 @@ impl Hub {
         }
     }
 
-    fn refuse_by_gate(&self, name: &VolumeName, id: ConnectionId, reason: &RefuseReason) {
+    fn refuse_by_gate(&self, name: &OpenName, id: ConnectionId, reason: &RefuseReason) {
         let Some(entry) = self.entries.get(name) else {
             return;
         };
@@ -442,7 +450,7 @@ impl Hub {
 
     /// Carries out what the gate of a volume has decided, and closes the
     /// volume when nobody is left.
-    fn pump(&mut self, name: &VolumeName) {
+    fn pump(&mut self, name: &OpenName) {
         let now = self.shared.clock.now();
         loop {
             let Some(entry) = self.entries.get_mut(name) else {
@@ -476,11 +484,15 @@ impl Hub {
             if unused && !entry.saving {
                 tracing::info!(volume = %name, "volume closed");
                 entry.become_closed();
+                // Nobody needs to be kept out of a snapshot.
+                if name.snapshot().is_some() {
+                    self.entries.remove(name);
+                }
             }
         }
     }
 
-    fn admit(&self, name: &VolumeName, id: ConnectionId) {
+    fn admit(&self, name: &OpenName, id: ConnectionId) {
         let Some((entry, note)) = self
             .entries
             .get(name)
@@ -507,6 +519,7 @@ impl Hub {
                 id,
                 volume: Arc::clone(&open.volume),
                 name: name.clone(),
+                nodes: self.shared.nodes_for(open.engine_index),
                 reply: Box::new(reply),
                 geometry,
                 read_only: parameters.is_read_only(),
@@ -515,7 +528,26 @@ impl Hub {
         );
     }
 
-    fn resized(&mut self, name: &VolumeName) {
+    /// Finds the volumes whose size somebody has changed in the storage that
+    /// nodes share.
+    fn look_for_sizes(&mut self) {
+        let changed: Vec<OpenName> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| match &entry.state {
+                State::Open(open) => {
+                    open.is_shared && open.volume.size_bytes() != open.stat.size_bytes
+                }
+                State::Closed | State::Busy { .. } | State::Lost => false,
+            })
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in changed {
+            self.resized(&name);
+        }
+    }
+
+    fn resized(&mut self, name: &OpenName) {
         if let Some(State::Open(open)) = self.entries.get_mut(name).map(|e| &mut e.state) {
             open.stat.size_bytes = open.volume.size_bytes();
         }
@@ -558,19 +590,4 @@ pub fn find_engine(shared: &Shared, name: &VolumeName) -> neonsan_engine::Result
         ErrorKind::NotFound,
         format!("there is no volume {name} on this node"),
     ))
-}
-
-/// The host of a session that held the volume when an earlier process of the
-/// node ended, and has the time to come back; for a volume that is not open.
-/// Blocks.
-pub fn absent_holder(shared: &Shared, engine: usize, name: &VolumeName) -> Option<String> {
-    let linger_ms = u64::from(shared.config.timeouts.session_linger_ms);
-    if shared.clock.now().0 >= linger_ms {
-        return None;
-    }
-    let saved = shared.engines[engine].engine.load_record(name);
-    // Whoever deletes a volume with a damaged record means it.
-    let sessions = record::decode(saved.ok()?.as_deref()).ok()?;
-    let holder = sessions.iter().find(|s| s.standing == Standing::Holds)?;
-    Some(hex(&holder.host_id))
 }

@@ -23,7 +23,7 @@ use neonsan_session::server::{
 use neonsan_session::CloseCause;
 
 use super::entry::{Entry, OpenVolume, State};
-use super::{find_engine, record, Hub, Introduction};
+use super::{find_engine, record, Hub, Introduction, OpenName};
 use crate::data::ToWorker;
 use crate::shared::{hex, Shared};
 
@@ -41,7 +41,7 @@ pub enum Found {
 }
 
 /// What connections are told whose volume was taken.
-pub(super) fn lost_text(name: &VolumeName) -> String {
+pub(super) fn lost_text(name: &OpenName) -> String {
     format!("another node has taken the volume {name}: use that one")
 }
 
@@ -49,13 +49,31 @@ pub(super) fn lost_text(name: &VolumeName) -> String {
 /// come in. Blocks.
 pub(super) fn find(
     shared: &Shared,
-    name: &VolumeName,
+    name: &OpenName,
     asked: ConnectionId,
     asks: &Introduced,
 ) -> neonsan_engine::Result<Found> {
-    let engine_index = find_engine(shared, name)?;
+    let engine_index = find_engine(shared, name.volume())?;
     let named = &shared.engines[engine_index];
     let engine = &*named.engine;
+    let name = match name {
+        OpenName::Volume(name) => name,
+        OpenName::Snapshot(name) => {
+            let snapshot = engine.open_snapshot(name)?;
+            return Ok(Found::Here(Box::new(OpenVolume {
+                engine_index,
+                // Any number of nodes read it; none can take it from another,
+                // and there is nobody to be kept out.
+                is_shared: false,
+                remembered: Vec::new(),
+                stat: snapshot.stat(),
+                limits: snapshot.limits(),
+                boot_id: engine.boot_id(),
+                volume: snapshot,
+                engine: named.name.clone(),
+            })));
+        }
+    };
     if engine.is_shared() {
         if let Some(reason) = refusal_elsewhere(shared, engine, name, asked, asks)? {
             return Ok(Found::Elsewhere { asked, reason });
@@ -129,7 +147,7 @@ impl Hub {
     /// Whoever asked is refused; who came after it asks anew.
     pub(super) fn answer_from_elsewhere(
         &mut self,
-        name: &VolumeName,
+        name: &OpenName,
         asked: ConnectionId,
         reason: &RefuseReason,
         waiting: Vec<Introduction>,
@@ -177,7 +195,7 @@ impl Hub {
 
     /// Finds the volumes which other nodes have taken.
     pub(super) fn look_for_losses(&mut self) {
-        let lost: Vec<VolumeName> = self
+        let lost: Vec<OpenName> = self
             .entries
             .iter()
             .filter(|(_, entry)| match &entry.state {
@@ -194,7 +212,7 @@ impl Hub {
 
     /// Ends everything that this node does with a volume that it has not any
     /// more. The caller pumps.
-    pub(super) fn lose(&mut self, name: &VolumeName) {
+    pub(super) fn lose(&mut self, name: &OpenName) {
         let config = &self.shared.config;
         let Some(entry) = self.entries.get_mut(name) else {
             return;

@@ -12,14 +12,14 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant as StdInstant};
 
-use neonsan_api::{ApiError, ErrorCode, VolumeName};
+use neonsan_api::{ApiError, ErrorCode};
 use neonsan_engine::{Error, ErrorKind};
 use neonsan_proto::Status;
 use neonsan_session::server::Remembered;
 use tokio::sync::oneshot;
 
 use super::entry::{Entry, State};
-use super::{answers, record, Hub, ToHub};
+use super::{answers, record, Hub, OpenName, ToHub};
 
 /// How long a node that stops waits for what is being saved.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
@@ -27,7 +27,7 @@ const STOP_PATIENCE: Duration = Duration::from_secs(5);
 impl Hub {
     /// Saves the memory of a volume's gate if it has changed, and answers the
     /// connections that wait for nothing else.
-    pub(super) fn save(&mut self, name: &VolumeName) {
+    pub(super) fn save(&mut self, name: &OpenName) {
         let Some(entry) = self.entries.get_mut(name) else {
             return;
         };
@@ -35,6 +35,10 @@ impl Hub {
             return;
         }
         let version = entry.gate.memory_version();
+        // Readers of what nobody changes need not be kept out.
+        if name.snapshot().is_some() {
+            entry.saved_version = version;
+        }
         if version == entry.saved_version {
             let admitted = std::mem::take(&mut entry.unanswered);
             for id in admitted {
@@ -59,7 +63,7 @@ impl Hub {
         let spawned = thread::Builder::new()
             .name("save-record".to_owned())
             .spawn(move || {
-                let result = engine.save_record(&for_thread, &bytes);
+                let result = engine.save_record(for_thread.volume(), &bytes);
                 shared.tell_hub(ToHub::Saved {
                     name: for_thread,
                     version,
@@ -75,7 +79,7 @@ impl Hub {
     /// Goes on after saving.
     pub(super) fn saved(
         &mut self,
-        name: &VolumeName,
+        name: &OpenName,
         version: u64,
         result: neonsan_engine::Result<()>,
     ) {
@@ -135,7 +139,7 @@ impl Hub {
     /// Decides on a claim, at once or when nothing is being saved.
     pub(super) fn decide_claim(
         &mut self,
-        name: VolumeName,
+        name: OpenName,
         reply: oneshot::Sender<Result<(), ApiError>>,
     ) {
         if let Some(entry) = self.entries.get_mut(&name) {
@@ -151,7 +155,7 @@ impl Hub {
         }
     }
 
-    fn claim(&mut self, name: VolumeName) -> Result<(), ApiError> {
+    fn claim(&mut self, name: OpenName) -> Result<(), ApiError> {
         let now = self.shared.clock.now();
         let config = &self.shared.config;
         let entry = self
@@ -176,7 +180,7 @@ impl Hub {
         }
     }
 
-    pub(super) fn unclaim(&mut self, name: &VolumeName, forget: bool) {
+    pub(super) fn unclaim(&mut self, name: &OpenName, forget: bool) {
         let Some(entry) = self.entries.get_mut(name) else {
             return;
         };

@@ -43,8 +43,8 @@ unsafe impl Send for Image {}
 // SAFETY: As above.
 unsafe impl Sync for Image {}
 
-/// Called by librbd while it changes the size; it must be there.
-unsafe extern "C" fn no_progress(_offset: u64, _total: u64, _arg: *mut c_void) -> c_int {
+/// Called by librbd while something takes long; it must be there.
+pub(super) unsafe extern "C" fn no_progress(_offset: u64, _total: u64, _arg: *mut c_void) -> c_int {
     0
 }
 
@@ -63,6 +63,20 @@ unsafe extern "C" fn add_extent(_at: u64, len: usize, exists: c_int, sum: *mut c
 impl Image {
     /// Opens an image. Blocks.
     pub(crate) fn open(pool: &Arc<Pool>, name: &str, access: Access) -> Result<Self> {
+        Self::open_at(pool, name, None, access)
+    }
+
+    /// Opens a snapshot of an image to read it. Blocks.
+    pub(crate) fn open_snapshot(pool: &Arc<Pool>, name: &str, snapshot: &str) -> Result<Self> {
+        Self::open_at(pool, name, Some(snapshot), Access::Read)
+    }
+
+    fn open_at(
+        pool: &Arc<Pool>,
+        name: &str,
+        snapshot: Option<&str>,
+        access: Access,
+    ) -> Result<Self> {
         let functions = pool.functions();
         let c_name = c_string(name)?;
         let mut handle = ptr::null_mut();
@@ -70,9 +84,11 @@ impl Image {
             Access::Read => functions.rbd_open_read_only,
             Access::Write => functions.rbd_open,
         };
-        // SAFETY: The pool is open, the string ends with a zero byte, no
-        // snapshot is named, and `handle` is ours to fill.
-        let code = unsafe { open(pool.handle, c_name.as_ptr(), &mut handle, ptr::null()) };
+        let c_snapshot = snapshot.map(c_string).transpose()?;
+        let snapshot = c_snapshot.as_ref().map_or(ptr::null(), |s| s.as_ptr());
+        // SAFETY: The pool is open, the strings end with a zero byte or are
+        // not there, and `handle` is ours to fill.
+        let code = unsafe { open(pool.handle, c_name.as_ptr(), &mut handle, snapshot) };
         check(code, || format!("cannot open the image {name}"))?;
         Ok(Self {
             handle,

@@ -11,9 +11,12 @@
 mod aio;
 mod cluster;
 mod image;
+mod notes;
+mod snapshot;
 
 use std::ffi::{c_char, c_int, c_void, CString};
 use std::io;
+use std::ptr;
 use std::sync::OnceLock;
 
 use libloading::Library;
@@ -23,9 +26,11 @@ use crate::{Error, ErrorKind, Result};
 pub(super) use aio::{Job, Sink};
 pub(super) use cluster::{Cluster, ClusterOptions, Pool};
 pub(super) use image::{Access, Image};
+pub(super) use snapshot::{ImageSnapshot, Relative};
 
 /// `rados_t`, `rados_ioctx_t`, `rbd_image_t`, `rbd_completion_t`,
-/// `rbd_image_options_t`: pointers to what only the libraries look into.
+/// `rbd_image_options_t`, `rados_write_op_t`, `rados_read_op_t`,
+/// `rados_omap_iter_t`: pointers to what only the libraries look into.
 type Handle = *mut c_void;
 
 /// `librbd_progress_fn_t`.
@@ -68,9 +73,65 @@ struct ImageInfo {
     parent_name: [c_char; 96],
 }
 
-/// `RBD_IMAGE_OPTION_FEATURES`, `RBD_IMAGE_OPTION_ORDER`.
+/// `rbd_snap_info_t`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct SnapInfo {
+    id: u64,
+    size: u64,
+    name: *const c_char,
+}
+
+/// `rbd_snap_spec_t`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct SnapSpec {
+    id: u64,
+    namespace_type: c_int,
+    name: *mut c_char,
+}
+
+/// `rbd_linked_image_spec_t`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct LinkedImage {
+    pool_id: i64,
+    pool_name: *mut c_char,
+    pool_namespace: *mut c_char,
+    image_id: *mut c_char,
+    image_name: *mut c_char,
+    trash: bool,
+}
+
+impl LinkedImage {
+    const EMPTY: Self = Self {
+        pool_id: 0,
+        pool_name: ptr::null_mut(),
+        pool_namespace: ptr::null_mut(),
+        image_id: ptr::null_mut(),
+        image_name: ptr::null_mut(),
+        trash: false,
+    };
+}
+
+/// `struct timespec` of 64-bit systems.
+#[repr(C)]
+struct Timespec {
+    sec: i64,
+    nsec: i64,
+}
+
+/// `RBD_SNAP_NAMESPACE_TYPE_USER`.
+const SNAP_NAMESPACE_USER: c_int = 0;
+
+/// `RBD_IMAGE_OPTION_FEATURES`, `RBD_IMAGE_OPTION_ORDER`,
+/// `RBD_IMAGE_OPTION_CLONE_FORMAT`.
 const IMAGE_OPTION_FEATURES: c_int = 1;
 const IMAGE_OPTION_ORDER: c_int = 2;
+const IMAGE_OPTION_CLONE_FORMAT: c_int = 12;
+
+/// See [`Pool::clone_image`].
+const CLONE_FORMAT: u64 = 2;
 
 /// layering, exclusive-lock, object-map, fast-diff and deep-flatten: Ceph's
 /// own default.
@@ -120,6 +181,22 @@ functions! {
         rados_ioctx_create(Handle, *const c_char, *mut Handle) -> c_int;
         rados_ioctx_destroy(Handle);
         rados_ioctx_set_namespace(Handle, *const c_char);
+        rados_create_write_op() -> Handle;
+        rados_release_write_op(Handle);
+        rados_write_op_omap_set2(
+            Handle, *const *const c_char, *const *const c_char, *const usize, *const usize, usize);
+        rados_write_op_omap_cmp2(
+            Handle, *const c_char, u8, *const c_char, usize, usize, *mut c_int);
+        rados_write_op_omap_rm_keys2(Handle, *const *const c_char, *const usize, usize);
+        rados_write_op_operate(Handle, Handle, *const c_char, *mut i64, c_int) -> c_int;
+        rados_create_read_op() -> Handle;
+        rados_release_read_op(Handle);
+        rados_read_op_omap_get_vals2(
+            Handle, *const c_char, *const c_char, u64, *mut Handle, *mut u8, *mut c_int);
+        rados_read_op_operate(Handle, Handle, *const c_char, c_int) -> c_int;
+        rados_omap_get_next2(
+            Handle, *mut *mut c_char, *mut *mut c_char, *mut usize, *mut usize) -> c_int;
+        rados_omap_get_end(Handle);
     }
     rbd {
         rbd_namespace_create(Handle, *const c_char) -> c_int;
@@ -139,6 +216,24 @@ functions! {
         rbd_resize2(Handle, u64, bool, Progress, *mut c_void) -> c_int;
         rbd_metadata_get(Handle, *const c_char, *mut c_char, *mut usize) -> c_int;
         rbd_metadata_set(Handle, *const c_char, *const c_char) -> c_int;
+        rbd_metadata_remove(Handle, *const c_char) -> c_int;
+        rbd_snap_list(Handle, *mut SnapInfo, *mut c_int) -> c_int;
+        rbd_snap_list_end(*mut SnapInfo);
+        rbd_snap_get_namespace_type(Handle, u64, *mut c_int) -> c_int;
+        rbd_snap_get_timestamp(Handle, u64, *mut Timespec) -> c_int;
+        rbd_snap_create2(Handle, *const c_char, u32, Progress, *mut c_void) -> c_int;
+        rbd_snap_remove(Handle, *const c_char) -> c_int;
+        rbd_snap_rollback_with_progress(
+            Handle, *const c_char, Progress, *mut c_void) -> c_int;
+        rbd_snap_set(Handle, *const c_char) -> c_int;
+        rbd_flatten_with_progress(Handle, Progress, *mut c_void) -> c_int;
+        rbd_clone3(
+            Handle, *const c_char, *const c_char, Handle, *const c_char, Handle) -> c_int;
+        rbd_list_children3(Handle, *mut LinkedImage, *mut usize) -> c_int;
+        rbd_linked_image_spec_list_cleanup(*mut LinkedImage, usize);
+        rbd_get_parent(Handle, *mut LinkedImage, *mut SnapSpec) -> c_int;
+        rbd_linked_image_spec_cleanup(*mut LinkedImage);
+        rbd_snap_spec_cleanup(*mut SnapSpec);
         rbd_diff_iterate2(
             Handle, *const c_char, u64, u64, u8, u8, DiffCallback, *mut c_void) -> c_int;
         rbd_watchers_list(Handle, *mut ImageWatcher, *mut usize) -> c_int;

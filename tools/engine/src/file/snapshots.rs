@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+//! Snapshots: files that share their blocks with those of the volume until
+//! either is changed. The file system does that (a *reflink*).
+//!
+//! ```text
+//! <volume>/snapshots/<name>/meta   what it is, with an identity of its own
+//! <volume>/snapshots/<name>/data   its bytes; locked, shared, while open
+//! <volume>/rollback                the name of the snapshot to which the volume
+//!                                  is being rolled back
+//! <volume>/data.new                its data, until it takes the place of `data`
+//! ```
+//!
+//! A snapshot appears by one `rename`, when all of it is on stable storage, and
+//! goes away by one. Rolling back changes two files: the note `rollback` is
+//! there from before the first step until after the last, all steps can be
+//! taken again, and a volume with the note is finished before it is opened.
+//!
+//! A write which a killed process left behind cannot reach a volume that was
+//! rolled back since: it goes to the old data file, which nobody reads.
+
+use std::fs::{self, File};
+use std::io::ErrorKind as IoKind;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use neonsan_api::{SnapshotName, VolumeName};
+use rustix::fs::{ioctl_ficlone, renameat_with, RenameFlags, CWD};
+use rustix::io::Errno;
+
+use super::meta::Meta;
+use super::{remove_failed, sync_dir, temporary, FileEngine};
+use crate::identity::{random_id, unix_seconds};
+use crate::interface::{no_such_snapshot, snapshot_exists};
+use crate::{Error, ErrorKind, Result, SnapshotStat};
+
+/// What a file system without reflinks means for people.
+pub(super) const NO_REFLINK: &str =
+    "the file system cannot share blocks between files: snapshots and clones need a directory on \
+     XFS (made with reflink=1, the default) or btrfs";
+
+fn snapshots_dir(volume_dir: &Path) -> PathBuf {
+    volume_dir.join("snapshots")
+}
+
+pub(super) fn snapshot_dir(volume_dir: &Path, name: &SnapshotName) -> PathBuf {
+    snapshots_dir(volume_dir).join(name.snapshot())
+}
+
+/// Makes the file `path` with the content of `source`, which it shares.
+pub(super) fn share(source: impl AsFd, path: &Path) -> Result<File> {
+    let file = create_file(path)?;
+    share_into(source, &file, path)?;
+    Ok(file)
+}
+
+fn create_file(path: &Path) -> Result<File> {
+    File::options()
+        .create_new(true)
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(|e| Error::os(e, format!("cannot make {}", path.display())))
+}
+
+fn share_into(source: impl AsFd, file: &File, path: &Path) -> Result<()> {
+    ioctl_ficlone(file, source).map_err(|e| match e {
+        Errno::OPNOTSUPP | Errno::NOTTY | Errno::INVAL | Errno::XDEV | Errno::NOSYS => {
+            Error::new(ErrorKind::Unsupported, NO_REFLINK)
+        }
+        e => Error::os(e, format!("cannot share data with {}", path.display())),
+    })
+}
+
+/// Makes a snapshot of the volume in `dir`, whose description is `meta` and
+/// whose data is `data`. `frozen` holds changing requests back as long as its
+/// result lives.
+pub(super) fn create<F>(
+    dir: &Path,
+    name: &SnapshotName,
+    meta: &Meta,
+    data: &File,
+    frozen: impl FnOnce() -> Result<F>,
+) -> Result<SnapshotStat> {
+    let parent = snapshots_dir(dir);
+    match fs::create_dir(&parent) {
+        Ok(()) => sync_dir(dir)?,
+        Err(e) if e.kind() == IoKind::AlreadyExists => {}
+        Err(e) => return Err(Error::os(e, format!("cannot make {}", parent.display()))),
+    }
+    let target = snapshot_dir(dir, name);
+    if target.exists() {
+        return Err(snapshot_exists(name));
+    }
+    let temporary = temporary(&parent, "create")?;
+    let make = || {
+        fs::create_dir(&temporary)
+            .map_err(|e| Error::os(e, format!("cannot make {}", temporary.display())))?;
+        let path = temporary.join("data");
+        let file = create_file(&path)?;
+        let held = frozen()?;
+        let meta = Meta {
+            id: random_id()?,
+            created_unix_s: unix_seconds(),
+            ..*meta
+        };
+        share_into(data, &file, &path)?;
+        drop(held);
+        file.sync_all()
+            .map_err(|e| Error::os(e, format!("cannot write {}", path.display())))?;
+        meta.store(&temporary)?;
+        renameat_with(CWD, &temporary, CWD, &target, RenameFlags::NOREPLACE).map_err(
+            |e| match e {
+                Errno::EXIST => snapshot_exists(name),
+                e => Error::os(e, format!("cannot make {}", target.display())),
+            },
+        )?;
+        Ok(meta)
+    };
+    let meta = make().inspect_err(|_| remove_failed(&temporary))?;
+    sync_dir(&parent)?;
+    Ok(stat(name, &meta))
+}
+
+fn stat(name: &SnapshotName, meta: &Meta) -> SnapshotStat {
+    SnapshotStat {
+        name: name.clone(),
+        id: meta.id,
+        size_bytes: meta.size_bytes,
+        created_unix_s: meta.created_unix_s,
+    }
+}
+
+/// The names of the snapshots of the volume in `dir`, in no order.
+pub(super) fn names(dir: &Path, volume: &VolumeName) -> Result<Vec<SnapshotName>> {
+    let parent = snapshots_dir(dir);
+    if !parent.exists() {
+        return Ok(Vec::new());
+    }
+    Ok(FileEngine::entries(&parent)?
+        .iter()
+        .filter_map(|(name, _)| SnapshotName::new(volume, name).ok())
+        .collect())
+}
+
+/// The snapshots of the volume in `dir`, the oldest first.
+pub(super) fn list(dir: &Path, volume: &VolumeName) -> Result<Vec<SnapshotStat>> {
+    let mut all = Vec::new();
+    for name in names(dir, volume)? {
+        all.push(stat(&name, &Meta::load(&snapshot_dir(dir, &name))?));
+    }
+    all.sort_by(|a, b| (a.created_unix_s, &a.name).cmp(&(b.created_unix_s, &b.name)));
+    Ok(all)
+}
+
+/// Removes what crashes left half made or half deleted.
+pub(super) fn leftovers(dir: &Path) -> Result<Vec<PathBuf>> {
+    let parent = snapshots_dir(dir);
+    if !parent.exists() {
+        return Ok(Vec::new());
+    }
+    Ok(FileEngine::entries(&parent)?
+        .into_iter()
+        .filter(|(name, _)| name.starts_with('.'))
+        .map(|(_, path)| path)
+        .collect())
+}
+
+/// Deletes the snapshot; nobody has it open.
+pub(super) fn delete(dir: &Path, name: &SnapshotName) -> Result<()> {
+    let parent = snapshots_dir(dir);
+    let temporary = temporary(&parent, "delete")?;
+    fs::rename(snapshot_dir(dir, name), &temporary)
+        .map_err(|e| Error::os(e, format!("cannot delete the snapshot {name}")))?;
+    sync_dir(&parent)?;
+    // Gone; the rest only frees its space, and the next start tries again.
+    if let Err(error) = fs::remove_dir_all(&temporary) {
+        tracing::warn!(path = %temporary.display(), %error, "cannot free a deleted snapshot");
+    }
+    Ok(())
+}
+
+fn note_path(dir: &Path) -> PathBuf {
+    dir.join("rollback")
+}
+
+/// The snapshot to which the volume in `dir` is being rolled back.
+pub(super) fn pending(dir: &Path, volume: &VolumeName) -> Result<Option<SnapshotName>> {
+    let path = note_path(dir);
+    match fs::read_to_string(&path) {
+        Ok(text) => SnapshotName::new(volume, &text).map(Some).map_err(|_| {
+            Error::new(
+                ErrorKind::Corrupt,
+                format!("{} does not name a snapshot", path.display()),
+            )
+        }),
+        Err(e) if e.kind() == IoKind::NotFound => Ok(None),
+        Err(e) => Err(Error::os(e, format!("cannot read {}", path.display()))),
+    }
+}
+
+/// Begins to roll back: from here on it will be done, whatever happens.
+pub(super) fn begin_rollback(dir: &Path, name: &SnapshotName) -> Result<()> {
+    let path = note_path(dir);
+    let new = dir.join("rollback.new");
+    let write = || {
+        fs::write(&new, name.snapshot())?;
+        File::open(&new)?.sync_all()?;
+        fs::rename(&new, &path)
+    };
+    write().map_err(|e| Error::os(e, format!("cannot write {}", path.display())))?;
+    sync_dir(dir)
+}
+
+/// Takes the steps of rolling back, or takes them again. The caller has the
+/// lock of the volume's data.
+pub(super) fn finish_rollback(dir: &Path, name: &SnapshotName) -> Result<()> {
+    let source_dir = snapshot_dir(dir, name);
+    let snapshot = Meta::load(&source_dir)?;
+    let volume = Meta::load(dir)?;
+    let rolled_back = Meta {
+        size_bytes: snapshot.size_bytes,
+        ..volume
+    };
+    // The data is never shorter than the description says.
+    if rolled_back.size_bytes < volume.size_bytes {
+        rolled_back.store(dir)?;
+    }
+    let context = |e| Error::os(e, format!("cannot roll back to {name}"));
+    let new = dir.join("data.new");
+    match fs::remove_file(&new) {
+        Err(e) if e.kind() != IoKind::NotFound => return Err(context(e)),
+        _ => {}
+    }
+    let source = File::open(source_dir.join("data")).map_err(context)?;
+    share(&source, &new)?.sync_all().map_err(context)?;
+    fs::rename(&new, dir.join("data")).map_err(context)?;
+    sync_dir(dir)?;
+    if rolled_back.size_bytes >= volume.size_bytes {
+        rolled_back.store(dir)?;
+    }
+    fs::remove_file(note_path(dir)).map_err(context)?;
+    sync_dir(dir)
+}
+
+/// Checks that there is a snapshot, so that what is missing within it later is
+/// damage.
+pub(super) fn existing(dir: &Path, name: &SnapshotName) -> Result<PathBuf> {
+    let path = snapshot_dir(dir, name);
+    if path.is_dir() {
+        Ok(path)
+    } else {
+        Err(no_such_snapshot(name))
+    }
+}

@@ -1,0 +1,390 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+//! What several nodes on one Ceph cluster know of each other, and what they
+//! leave alone, on the cluster that `tools/testing/lab/ceph` starts.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::fs;
+use std::net::SocketAddr;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use common::wire::{Open, Wire};
+use common::{block_on, create, directory, Node};
+use neonsan_api::{
+    ClientError, ErrorCode, NodeEntry, NodeState, SnapshotName, VolumeName, VolumeResize,
+};
+use neonsan_client::{Client, Config, Event};
+use neonsan_proto::Mode;
+use neonsan_session::Timeouts;
+
+const MIB: u64 = 1 << 20;
+
+/// Longest time that anything may take: a dead client is believed in for 30 s.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// How long a host has to come back.
+const LINGER: Duration = Duration::from_secs(4);
+
+fn run<T>(future: impl std::future::Future<Output = T>) -> T {
+    block_on(async {
+        tokio::time::timeout(PATIENCE * 2, future)
+            .await
+            .expect("the test hangs")
+    })
+}
+
+fn from(name: &str) -> String {
+    std::env::var(name).expect("run this with tools/testing/lab/ceph")
+}
+
+/// Starts a node; the same `data` address when it is started again.
+fn start(dir: &tempfile::TempDir, index: usize, data: &str) -> Node {
+    let path = dir.path().join(format!("node-{index}.toml"));
+    let text = format!(
+        "[engine.ceph]\nkind = \"rbd\"\npool = {:?}\nuser = {:?}\nconf = {:?}\n\
+         [data]\nlisten = [\"{data}\"]\n[control]\nlisten = [\"127.0.0.1:0\"]\n\
+         [timeouts]\nsession_linger_ms = {}\n",
+        from("NEONSAN_CEPH_POOL"),
+        from("NEONSAN_CEPH_USER"),
+        from("NEONSAN_CEPH_CONF"),
+        LINGER.as_millis(),
+    );
+    fs::write(&path, text).unwrap();
+    Node::start_from(&path)
+}
+
+fn config(volume: &str, nodes: &[SocketAddr]) -> Config {
+    let mut config = Config::new(volume, nodes.to_vec());
+    config.timeouts = Timeouts {
+        request_ms: 20_000,
+        connect_ms: 1_000,
+        heartbeat_interval_ms: 300,
+        heartbeat_timeout_ms: 1_000,
+        reconnect_delay_min_ms: 20,
+        reconnect_delay_max_ms: 200,
+        loss_ms: 0,
+    };
+    config
+}
+
+fn nodes(node: &Node) -> Vec<NodeEntry> {
+    block_on(node.api().nodes()).unwrap().nodes
+}
+
+/// Waits until a node's list of nodes is as it should be.
+fn wait_for(node: &Node, what: &str, is: impl Fn(&[NodeEntry]) -> bool) {
+    let begun = Instant::now();
+    loop {
+        let list = nodes(node);
+        if is(&list) {
+            println!("{what}: after {} ms", begun.elapsed().as_millis());
+            return;
+        }
+        assert!(begun.elapsed() < PATIENCE, "never {what}: {list:#?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn state_of(list: &[NodeEntry], address: SocketAddr) -> Option<NodeState> {
+    let address = address.to_string();
+    let entry = list.iter().find(|node| node.addresses == [address.clone()]);
+    entry.map(|node| node.state)
+}
+
+fn block(byte: u8) -> Bytes {
+    Bytes::from(vec![byte; 4096])
+}
+
+fn rbd(words: &[&str]) {
+    let status = Command::new("rbd")
+        .args(["-c", &from("NEONSAN_CEPH_CONF"), "--no-progress"])
+        .args(["-n", &format!("client.{}", from("NEONSAN_CEPH_USER"))])
+        .args(words)
+        .status()
+        .unwrap();
+    assert!(status.success(), "{words:?}");
+}
+
+#[test]
+fn nodes_find_each_other_and_hosts_are_told_of_all() {
+    let dir = directory();
+    let mut all: Vec<Node> = (0..3).map(|i| start(&dir, i, "127.0.0.1:0")).collect();
+    let at: Vec<SocketAddr> = all.iter().map(|node| node.data).collect();
+    for node in &all {
+        wait_for(node, "all three are known", |list| {
+            at.iter().all(|a| state_of(list, *a) == Some(NodeState::Ok))
+        });
+        let list = nodes(node);
+        assert!(list[0].is_this && list[0].addresses == [node.data.to_string()]);
+        assert!(list[1..]
+            .iter()
+            .all(|other| !other.is_this && other.engines == ["ceph"]));
+    }
+    create(&all[0], "peers/v", MIB, 512, "ceph");
+    run(async {
+        // The host was given one node only.
+        let host = Client::attach(config("peers/v", &at[..1])).await.unwrap();
+        host.write(0, block(1)).await.unwrap();
+        let (begun, api) = (Instant::now(), all[1].api());
+        let first = [at[0].to_string()];
+        let seen = |n: &NodeEntry| n.addresses == first && n.sessions == 1;
+        while !api.nodes().await.unwrap().nodes.iter().any(seen) {
+            assert!(begun.elapsed() < PATIENCE, "the session is not seen");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        all[0].kill();
+        host.write(4096, block(2)).await.unwrap();
+        assert_eq!(host.read(0, 4096).await.unwrap(), block(1));
+        host.detach().await;
+    });
+    for node in &all[1..] {
+        wait_for(node, "the killed one is silent", |list| {
+            state_of(list, at[0]) == Some(NodeState::Silent)
+        });
+    }
+    // Those that other tests have killed are silent too.
+    assert!(all[1].metric("neonsan_node_nodes{state=\"silent\"}") > 0.9);
+    // Stopped in order, it leaves the list.
+    all[2].terminate();
+    assert_eq!(all[2].wait(), 0);
+    wait_for(&all[1], "the stopped one is gone", |list| {
+        state_of(list, at[2]).is_none()
+    });
+    // Back at its address, it is the same node.
+    all[0] = start(&dir, 0, &at[0].to_string());
+    wait_for(&all[1], "the killed one is back", |list| {
+        state_of(list, at[0]) == Some(NodeState::Ok)
+    });
+}
+
+/// The host of a dead node may come back to any other with writes in flight:
+/// nobody changes the volume under it, until it has had its time.
+#[test]
+fn a_volume_of_a_dead_node_is_left_alone_until_its_host_has_had_its_time() {
+    let dir = directory();
+    let mut all: Vec<Node> = (0..2).map(|i| start(&dir, i, "127.0.0.1:0")).collect();
+    let api = all[1].api();
+    let name: VolumeName = "peers/orphan".parse().unwrap();
+    create(&all[0], name.as_str(), MIB, 512, "ceph");
+    let mut host = Wire::open(all[0].data, &Open::new(name.as_str(), 1)).unwrap();
+    host.write(0, &[1; 4096]);
+    all[0].kill();
+    let resize = VolumeResize {
+        size_bytes: 2 * MIB,
+        allow_shrink: false,
+    };
+    let (mut in_use, mut expected_back) = (0, None);
+    run(async {
+        loop {
+            match api.resize_volume(&name, &resize).await {
+                Ok(_) => break,
+                Err(ClientError::Refused(error)) => {
+                    assert_eq!(error.code, ErrorCode::Busy, "{error}");
+                    if error.message.contains("may come back") {
+                        assert!(error.hint.unwrap().contains("try again in"));
+                        expected_back.get_or_insert_with(Instant::now);
+                        let deleted = api.delete_volume(&name).await.unwrap_err();
+                        let snapshot = SnapshotName::new(&name, "s").unwrap();
+                        let made = api.create_snapshot(&snapshot).await.unwrap_err();
+                        for refused in [deleted, made] {
+                            println!("{refused}");
+                        }
+                    } else {
+                        in_use += 1;
+                    }
+                }
+                Err(other) => panic!("{other}"),
+            }
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+        let waited = expected_back.expect("was never protected").elapsed();
+        println!(
+            "refused {in_use} times as in use, then for {} ms",
+            waited.as_millis()
+        );
+        assert!(waited >= LINGER - Duration::from_millis(500));
+        assert_eq!(api.volume(&name).await.unwrap().size_bytes, 2 * MIB);
+        api.delete_volume(&name).await.unwrap();
+    });
+}
+
+#[test]
+fn an_image_that_somebody_resizes_is_a_volume_resized() {
+    let dir = directory();
+    let node = start(&dir, 0, "127.0.0.1:0");
+    let image = format!("{}/peers/sized", from("NEONSAN_CEPH_POOL"));
+    create(&node, "peers/sized", 4 * MIB, 512, "ceph");
+    run(async {
+        let host = Client::attach(config("peers/sized", &[node.data]))
+            .await
+            .unwrap();
+        let mut events = host.events();
+        host.write(0, block(1)).await.unwrap();
+        for (size, words) in [(9 * MIB, "9M"), (3 * MIB, "3M")] {
+            let image = image.clone();
+            tokio::task::spawn_blocking(move || {
+                rbd(&["resize", "--allow-shrink", "--size", words, &image]);
+            })
+            .await
+            .unwrap();
+            let begun = Instant::now();
+            loop {
+                if let Event::Resized(new) = events.recv().await.unwrap() {
+                    assert_eq!(new, size);
+                    break;
+                }
+            }
+            println!("heard of it after {} ms", begun.elapsed().as_millis());
+            assert_eq!(host.geometry().size_bytes.get(), size);
+            host.write(size - 4096, block(2)).await.unwrap();
+        }
+        // Behind the new end there is nothing any more.
+        assert!(host.write(4 * MIB, block(3)).await.is_err());
+        assert_eq!(host.read(0, 4096).await.unwrap(), block(1));
+        host.detach().await;
+    });
+}
+
+#[test]
+fn a_snapshot_made_at_one_node_is_read_and_cloned_at_another() {
+    let dir = directory();
+    let all: Vec<Node> = (0..2).map(|i| start(&dir, i, "127.0.0.1:0")).collect();
+    let name: VolumeName = "peers/live".parse().unwrap();
+    let snapshot = SnapshotName::new(&name, "s").unwrap();
+    let clone: VolumeName = "peers/clone".parse().unwrap();
+    create(&all[0], name.as_str(), 4 * MIB, 512, "ceph");
+    let (here, there) = (all[0].api(), all[1].api());
+    run(async {
+        let busy = |result: Result<(), ClientError>| match result.unwrap_err() {
+            ClientError::Refused(error) => {
+                assert_eq!(error.code, ErrorCode::Busy, "{error}");
+                error.to_string()
+            }
+            other => panic!("{other}"),
+        };
+        let host = Client::attach(config(name.as_str(), &[all[0].data]))
+            .await
+            .unwrap();
+        host.write(0, block(1)).await.unwrap();
+        here.create_snapshot(&snapshot).await.unwrap();
+        host.write(0, block(2)).await.unwrap();
+        // The volume is open at the other node.
+        busy(there.roll_back(&snapshot).await.map(drop));
+        let mut read = config(&snapshot.to_string(), &[all[1].data]);
+        read.mode = Mode::ReadOnly;
+        let reader = Client::attach(read).await.unwrap();
+        assert_eq!(reader.read(0, 4096).await.unwrap(), block(1));
+        reader.detach().await;
+
+        let made = there.clone_snapshot(&snapshot, &clone).await.unwrap();
+        assert_eq!(made.parent.as_ref(), Some(&snapshot));
+        let info = there.snapshot(&snapshot).await.unwrap();
+        assert_eq!(info.children, std::slice::from_ref(&clone));
+        let text = busy(here.delete_snapshot(&snapshot).await);
+        assert!(text.contains("peers/clone"), "{text}");
+        let copy = Client::attach(config(clone.as_str(), &[all[1].data]))
+            .await
+            .unwrap();
+        assert_eq!(copy.read(0, 4096).await.unwrap(), block(1));
+        // In use, too.
+        there.flatten_volume(&clone).await.unwrap();
+        copy.write(0, block(3)).await.unwrap();
+        // The owner of the volume is another node: Ceph asks it.
+        there.delete_snapshot(&snapshot).await.unwrap();
+        assert_eq!(host.read(0, 4096).await.unwrap(), block(2));
+        assert_eq!(copy.read(0, 4096).await.unwrap(), block(3));
+        copy.detach().await;
+        host.detach().await;
+        let begun = Instant::now();
+        for (api, name) in [(&here, &name), (&there, &clone)] {
+            while let Err(error) = api.delete_volume(name).await {
+                assert!(begun.elapsed() < PATIENCE, "{error}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    });
+}
+
+/// What `rbd bench` writes a second through librbd, without its cache.
+fn librbd_ops(image: &str, count: u64, kind: &str) -> f64 {
+    let output = Command::new("rbd")
+        .args(["-c", &from("NEONSAN_CEPH_CONF"), "--rbd-cache=false"])
+        .args(["-n", &format!("client.{}", from("NEONSAN_CEPH_USER"))])
+        .args(["bench", "--io-type", kind, "--io-size", "4096"])
+        .args(["--io-threads", "32", "--io-pattern", "rand"])
+        .args(["--io-total", &(count * 4096).to_string(), image])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let ops = text.rsplit("ops/sec:").next().and_then(|rest| {
+        let number = rest.split_whitespace().next()?;
+        number.parse().ok()
+    });
+    ops.unwrap_or_else(|| panic!("no ops/sec in: {text}"))
+}
+
+/// The same through a node: 32 requests at a time.
+async fn node_ops(host: &Client, count: u64, writes: bool) -> f64 {
+    const BLOCKS: u64 = 64 * MIB / 4096;
+    let begun = Instant::now();
+    let mut tasks = tokio::task::JoinSet::new();
+    for task in 0..32 {
+        let host = host.clone();
+        tasks.spawn(async move {
+            for i in (task..count).step_by(32) {
+                let at = i.wrapping_mul(0x9e37_79b9) % BLOCKS * 4096;
+                if writes {
+                    host.write(at, block(1)).await.unwrap();
+                } else {
+                    host.read(at, 4096).await.unwrap();
+                }
+            }
+        });
+    }
+    while let Some(ended) = tasks.join_next().await {
+        ended.unwrap();
+    }
+    count as f64 / begun.elapsed().as_secs_f64()
+}
+
+/// Measures, on the same cluster in turn, what a node costs. Client, node and
+/// OSDs share the machine; a build without optimization says little, so what is
+/// asked of it is little.
+#[test]
+fn a_node_is_compared_with_the_cluster_itself() {
+    const ROUNDS: usize = 5;
+    let dir = directory();
+    let node = start(&dir, 0, "127.0.0.1:0");
+    let pool = from("NEONSAN_CEPH_POOL");
+    create(&node, "peers/fast", 64 * MIB, 512, "ceph");
+    rbd(&["create", "--size", "64M", &format!("{pool}/peers/bench")]);
+    let image = format!("{pool}/peers/bench");
+    run(async {
+        let mut wanted = config("peers/fast", &[node.data]);
+        wanted.connections = 2;
+        let host = Client::attach(wanted).await.unwrap();
+        for (kind, writes, count) in [("write", true, 1024), ("read", false, 4096)] {
+            let mut ratios = Vec::new();
+            for _ in 0..ROUNDS {
+                let image = image.clone();
+                let librbd = tokio::task::spawn_blocking(move || librbd_ops(&image, count, kind))
+                    .await
+                    .unwrap();
+                let node = node_ops(&host, count, writes).await;
+                println!("4 KiB {kind}, 32 at a time: librbd {librbd:.0}/s, node {node:.0}/s");
+                ratios.push(node / librbd);
+            }
+            ratios.sort_by(f64::total_cmp);
+            let median = ratios[ROUNDS / 2];
+            println!(
+                "throughput of a node against librbd, {kind}: {median:.2} (median of {ROUNDS})"
+            );
+            assert!(median > 0.1, "{ratios:?}");
+        }
+        host.detach().await;
+    });
+    rbd(&["rm", &image]);
+}
