@@ -99,8 +99,10 @@ pub enum Command {
     Resume(Resume),
     /// Print what happens to devices, as it happens
     Watch(Watch),
-    /// Create, list, change, delete, import and export volumes on a node
+    /// Create, list, change, delete, import, export, snapshot and clone volumes on a node
     Volume(Volume),
+    /// Show the nodes that serve the same volumes
+    Node(Node),
 }
 
 /// How a volume is opened.
@@ -339,6 +341,97 @@ pub enum VolumeCommand {
     Import(VolumeImport),
     /// Write the contents of a volume or snapshot into a file
     Export(VolumeExport),
+    /// Keep the content of a volume as it is at one moment
+    Snapshot(VolumeSnapshot),
+    /// Create a volume with the content of a snapshot
+    Clone(VolumeClone),
+    /// Copy what a clone shares with the snapshot it was made from, so that it needs that no more
+    Flatten(VolumeFlatten),
+}
+
+/// Commands on snapshots.
+#[derive(Args, Debug)]
+pub struct VolumeSnapshot {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: SnapshotCommand,
+}
+
+/// Commands on snapshots.
+#[derive(Subcommand, Debug)]
+pub enum SnapshotCommand {
+    /// Create a snapshot of a volume, in use or not
+    Create(SnapshotTarget),
+    /// List the snapshots of a volume, the oldest first
+    List(SnapshotList),
+    /// Show a snapshot, its clones and who reads it
+    Info(SnapshotTarget),
+    /// Delete a snapshot that nobody reads and no clone needs
+    Delete(SnapshotChange),
+    /// Give a volume that nobody holds the content and size of its snapshot
+    Rollback(SnapshotChange),
+}
+
+/// A snapshot.
+#[derive(Args, Debug)]
+pub struct SnapshotTarget {
+    /// neonsan://host/pool/volume@snapshot, or pool/volume@snapshot
+    pub target: String,
+}
+
+/// Options of volume snapshot list.
+#[derive(Args, Debug)]
+pub struct SnapshotList {
+    /// neonsan://host/pool/volume, or pool/volume
+    pub target: String,
+}
+
+/// Options of what destroys data.
+#[derive(Args, Debug)]
+pub struct SnapshotChange {
+    /// neonsan://host/pool/volume@snapshot, or pool/volume@snapshot
+    pub target: String,
+
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
+}
+
+/// Options of volume clone.
+#[derive(Args, Debug)]
+pub struct VolumeClone {
+    /// The snapshot: neonsan://host/pool/volume@snapshot, or pool/volume@snapshot
+    pub target: String,
+
+    /// The new volume: pool/volume. It is made on the same node and engine
+    pub name: String,
+}
+
+/// Options of volume flatten.
+#[derive(Args, Debug)]
+pub struct VolumeFlatten {
+    /// neonsan://host/pool/volume, or pool/volume
+    pub target: String,
+}
+
+/// Commands on nodes, and which node is asked.
+#[derive(Args, Debug)]
+pub struct Node {
+    /// Control API of a node: http://host[:port] or unix:/path [default: that of the config file,
+    /// or 127.0.0.1:9667]
+    #[arg(long, global = true, value_name = "ADDRESS")]
+    pub api: Option<String>,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub command: NodeCommand,
+}
+
+/// Commands on nodes.
+#[derive(Subcommand, Debug)]
+pub enum NodeCommand {
+    /// List the node and those that have volumes in common with it
+    List,
 }
 
 /// How the nodes are reached that hold a volume's data.

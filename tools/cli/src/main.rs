@@ -56,6 +56,7 @@ fn run(common: &Common, command: &Command) -> Result<()> {
         Command::Resume(args) => commands::suspend::resume(common, args),
         Command::Watch(args) => commands::watch::run(common, args),
         Command::Volume(command) => commands::volume::run(common, &config, command),
+        Command::Node(command) => commands::node::run(common, &config, command),
     }
 }
 

@@ -45,7 +45,7 @@ fn help_of(words: &[&str]) -> String {
 
 #[test]
 fn help_of_every_command_is_stable() {
-    let commands: [&[&str]; 17] = [
+    let commands: [&[&str]; 27] = [
         &[],
         &["attach"],
         &["detach"],
@@ -63,6 +63,16 @@ fn help_of_every_command_is_stable() {
         &["volume", "delete"],
         &["volume", "import"],
         &["volume", "export"],
+        &["volume", "snapshot"],
+        &["volume", "snapshot", "create"],
+        &["volume", "snapshot", "list"],
+        &["volume", "snapshot", "info"],
+        &["volume", "snapshot", "delete"],
+        &["volume", "snapshot", "rollback"],
+        &["volume", "clone"],
+        &["volume", "flatten"],
+        &["node"],
+        &["node", "list"],
     ];
     let mut all = String::new();
     for words in commands {

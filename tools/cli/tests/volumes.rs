@@ -30,7 +30,8 @@ impl Lab {
         let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let (data, control) = (free_address(), free_address());
         let text = format!(
-            "[engine.main]\nkind = \"file\"\npath = {:?}\n\
+            "default_engine = \"main\"\n[engine.main]\nkind = \"file\"\npath = {:?}\n\
+             [engine.mem]\nkind = \"mem\"\ncapacity_bytes = 67108864\n\
              [data]\nlisten = [\"{data}\"]\n[control]\nlisten = [\"{control}\"]\n",
             directory.path().join("volumes")
         );
@@ -215,4 +216,109 @@ fn what_cannot_be_transferred_is_refused_and_leaves_nothing() {
         .assert()
         .code(7)
         .stderr(contains("--force"));
+}
+
+#[test]
+fn snapshots_are_made_listed_exported_cloned_rolled_back_and_deleted() {
+    let lab = Lab::new();
+    let (original, copy) = (lab.path("original"), lab.path("copy"));
+    let (original_name, copy_name) = (original.to_str().unwrap(), copy.to_str().unwrap());
+    image(&original, 4 << 20);
+    let target = lab.target("pool/v");
+    let snapshot = lab.target("pool/v@monday");
+    let create = ["create", &target, "--size", "4M", "--engine", "mem"];
+    lab.volume(&create).assert().success();
+    lab.volume(&["import", &target, original_name])
+        .assert()
+        .success();
+    lab.volume(&["snapshot", "create", &snapshot])
+        .assert()
+        .success()
+        .stdout("pool/v@monday\n");
+    lab.volume(&["snapshot", "create", &snapshot])
+        .assert()
+        .code(7)
+        .stderr(contains("pool/v@monday already"));
+    lab.volume(&["snapshot", "create", &target])
+        .assert()
+        .code(2)
+        .stderr(contains("pool/volume@snapshot"));
+    // The volume goes on; the snapshot does not.
+    std::fs::write(lab.path("zeroes"), vec![0; 4 << 20]).unwrap();
+    let zeroes = lab.path("zeroes");
+    lab.volume(&["import", &target, zeroes.to_str().unwrap()])
+        .assert()
+        .success();
+    lab.volume(&["export", &snapshot, copy_name])
+        .assert()
+        .success();
+    assert!(same(&original, &copy));
+
+    lab.volume(&["snapshot", "list", &target])
+        .assert()
+        .success()
+        .stdout(contains("pool/v@monday").and(contains("4 MiB")));
+    let listed = &lab.json(&["snapshot", "list", &target])["snapshots"];
+    assert_eq!(listed.as_array().unwrap().len(), 1);
+    assert_eq!(listed[0]["snapshot"], "monday");
+    let info = lab.json(&["snapshot", "info", &snapshot]);
+    assert_eq!(info["name"], "pool/v@monday");
+    assert_eq!(info["id"], listed[0]["id"]);
+    lab.volume(&["snapshot", "info", &snapshot])
+        .assert()
+        .success()
+        .stdout(contains("pool/v@monday").and(contains("(4194304 bytes)")));
+
+    lab.volume(&["clone", &snapshot, "pool/clone"])
+        .assert()
+        .success()
+        .stdout("pool/clone\n");
+    lab.volume(&["flatten", &lab.target("pool/clone")])
+        .assert()
+        .success();
+    let line = ["export", &lab.target("pool/clone"), copy_name, "--force"];
+    lab.volume(&line).assert().success();
+    assert!(same(&original, &copy));
+
+    lab.volume(&["delete", &target, "--yes"])
+        .assert()
+        .code(7)
+        .stderr(contains("has snapshots").and(contains("monday")));
+    lab.volume(&["snapshot", "rollback", &snapshot])
+        .assert()
+        .code(2)
+        .stderr(contains("nobody can be asked").and(contains("--yes")));
+    let rolled = lab.json(&["snapshot", "rollback", &snapshot, "--yes"]);
+    assert_eq!(rolled["name"], "pool/v");
+    lab.volume(&["export", &target, copy_name, "--force"])
+        .assert()
+        .success();
+    assert!(same(&original, &copy));
+    let deleted = lab.json(&["snapshot", "delete", &snapshot, "--yes"]);
+    assert_eq!(deleted["deleted"], "pool/v@monday");
+    lab.volume(&["snapshot", "delete", &snapshot, "--yes"])
+        .assert()
+        .code(6)
+        .stderr(contains("no snapshot pool/v@monday"));
+}
+
+#[test]
+fn a_node_is_listed_by_itself() {
+    let lab = Lab::new();
+    let node = |json: bool| {
+        let mut command = Command::cargo_bin("neonsan").unwrap();
+        command.args(["node", "list", "--api", &lab.control.to_string()]);
+        if json {
+            command.arg("--json");
+        }
+        command.timeout(Duration::from_secs(60)).output().unwrap()
+    };
+    let table = String::from_utf8(node(false).stdout).unwrap();
+    assert!(
+        table.contains(&lab.data.to_string()) && table.contains("this one"),
+        "{table}"
+    );
+    let list: serde_json::Value = serde_json::from_slice(&node(true).stdout).unwrap();
+    assert_eq!(list["nodes"][0]["state"], "ok");
+    assert_eq!(list["nodes"][0]["addresses"][0], lab.data.to_string());
 }

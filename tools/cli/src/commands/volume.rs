@@ -2,7 +2,7 @@
 
 //! `neonsan volume`: volumes on a node, by its control API.
 
-use super::transfer;
+use super::{snapshot, transfer};
 use crate::cli::{
     Common, Volume, VolumeCommand, VolumeCreate, VolumeDelete, VolumeInfo, VolumeList, VolumeResize,
 };
@@ -27,6 +27,9 @@ pub fn run(common: &Common, config: &Config, volume: &Volume) -> Result<()> {
         VolumeCommand::Delete(args) => delete(common, config, api, args),
         VolumeCommand::Import(args) => transfer::import(common, config, args, api),
         VolumeCommand::Export(args) => transfer::export(common, config, args),
+        VolumeCommand::Snapshot(args) => snapshot::run(common, config, api, &args.command),
+        VolumeCommand::Clone(args) => snapshot::clone(common, config, api, args),
+        VolumeCommand::Flatten(args) => snapshot::flatten(common, config, api, args),
     }
 }
 
@@ -39,13 +42,19 @@ pub fn runtime() -> Result<tokio::runtime::Runtime> {
 }
 
 /// Runs one call of the API to its end.
-fn block_on<T>(call: impl Future<Output = std::result::Result<T, ClientError>>) -> Result<T> {
+pub(super) fn block_on<T>(
+    call: impl Future<Output = std::result::Result<T, ClientError>>,
+) -> Result<T> {
     runtime()?.block_on(call).map_err(explain)
 }
 
 /// The control API to ask: --api, else that of the target's host, else the config file's, else the
 /// one on this host.
-fn client(api: Option<&str>, config: &Config, target: Option<&Target>) -> Result<Client> {
+pub(super) fn client(
+    api: Option<&str>,
+    config: &Config,
+    target: Option<&Target>,
+) -> Result<Client> {
     let of_target = target
         .and_then(|target| target.nodes.first())
         .map(|node| node.host());
@@ -59,7 +68,7 @@ fn client(api: Option<&str>, config: &Config, target: Option<&Target>) -> Result
 }
 
 /// The volume that a target names, which must not be a snapshot.
-fn parse_target(text: &str) -> Result<(Target, VolumeName)> {
+pub(super) fn parse_target(text: &str) -> Result<(Target, VolumeName)> {
     let target: Target = text.parse()?;
     let name = target
         .volume
@@ -229,6 +238,9 @@ fn show(volume: &neonsan_api::VolumeInfo) -> String {
         ),
         ("created", show_time(volume.created_unix_s)),
     ];
+    if let Some(parent) = &volume.parent {
+        pairs.push(("cloned from", parent.to_string()));
+    }
     if let Some(limits) = &volume.limits {
         let none_or = |bytes: u64| {
             if bytes == 0 {
@@ -257,28 +269,32 @@ fn show(volume: &neonsan_api::VolumeInfo) -> String {
     }
     let mut out = fields(&pairs);
     if !volume.sessions.is_empty() {
-        let rows: Vec<_> = volume
-            .sessions
-            .iter()
-            .map(|session| {
-                let mode = serde_json::to_value(session.mode).ok();
-                let mode = mode.as_ref().and_then(|m| m.as_str()).unwrap_or("unknown");
-                vec![
-                    session.host.clone(),
-                    mode.to_owned(),
-                    session.generation.to_string(),
-                    session.connections.len().to_string(),
-                    crate::units::show_duration_ms(session.age_s.saturating_mul(1000)),
-                ]
-            })
-            .collect();
         out.push('\n');
-        out.push_str(&table(
-            &["HELD BY", "MODE", "GENERATION", "CONNECTIONS", "SINCE"],
-            &rows,
-        ));
+        out.push_str(&show_sessions("HELD BY", &volume.sessions));
     }
     out
+}
+
+/// A table of sessions.
+pub(super) fn show_sessions(heading: &str, sessions: &[neonsan_api::SessionInfo]) -> String {
+    let rows: Vec<_> = sessions
+        .iter()
+        .map(|session| {
+            let mode = serde_json::to_value(session.mode).ok();
+            let mode = mode.as_ref().and_then(|m| m.as_str()).unwrap_or("unknown");
+            vec![
+                session.host.clone(),
+                mode.to_owned(),
+                session.generation.to_string(),
+                session.connections.len().to_string(),
+                crate::units::show_duration_ms(session.age_s.saturating_mul(1000)),
+            ]
+        })
+        .collect();
+    table(
+        &[heading, "MODE", "GENERATION", "CONNECTIONS", "SINCE"],
+        &rows,
+    )
 }
 
 fn resize(common: &Common, config: &Config, api: Option<&str>, args: &VolumeResize) -> Result<()> {
@@ -300,7 +316,13 @@ fn delete(common: &Common, config: &Config, api: Option<&str>, args: &VolumeDele
     let (target, name) = parse_target(&args.target)?;
     let client = client(api, config, Some(&target))?;
     if !args.yes {
-        confirm(&name)?;
+        let question = format!("Delete the volume {name} and all its data?");
+        confirm(
+            &question,
+            name.as_str(),
+            "is not deleted",
+            "--yes deletes without asking",
+        )?;
     }
     block_on(client.delete_volume(&name))?;
     if common.json {
@@ -310,25 +332,21 @@ fn delete(common: &Common, config: &Config, api: Option<&str>, args: &VolumeDele
 }
 
 /// Asks on the terminal; without one the answer is no.
-fn confirm(name: &VolumeName) -> Result<()> {
-    let refused = |message: String| {
-        Error::new(Kind::Usage, message).with_hint("--yes deletes without asking")
-    };
+pub(super) fn confirm(question: &str, name: &str, refusal: &str, hint: &str) -> Result<()> {
+    let refused = |message: String| Error::new(Kind::Usage, message).with_hint(hint);
     if !std::io::stdin().is_terminal() {
-        return Err(refused(format!(
-            "{name} is not deleted: nobody can be asked"
-        )));
+        return Err(refused(format!("{name} {refusal}: nobody can be asked")));
     }
-    eprint!("Delete the volume {name} and all its data? Type its name to go on: ");
+    eprint!("{question} Type its name to go on: ");
     let mut answer = String::new();
     let read = std::io::stdin().lock().read_line(&mut answer);
-    if read.is_err() || answer.trim() != name.as_str() {
-        return Err(refused(format!("{name} is not deleted")));
+    if read.is_err() || answer.trim() != name {
+        return Err(refused(format!("{name} {refusal}")));
     }
     Ok(())
 }
 
-fn warn(volume: &neonsan_api::VolumeInfo) {
+pub(super) fn warn(volume: &neonsan_api::VolumeInfo) {
     for warning in &volume.warnings {
         eprintln!("neonsan: warning: {warning}");
     }

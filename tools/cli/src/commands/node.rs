@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+
+//! `neonsan node`: the nodes that serve the same volumes, by the control API of one of them.
+
+use super::volume::{block_on, client};
+use crate::cli::{Common, Node, NodeCommand};
+use crate::config::Config;
+use crate::error::Result;
+use crate::output::{print, print_json, table};
+use crate::units::{show_duration_ms, show_size};
+
+/// Runs one of the commands.
+pub fn run(common: &Common, config: &Config, node: &Node) -> Result<()> {
+    match node.command {
+        NodeCommand::List => list(common, config, node.api.as_deref()),
+    }
+}
+
+fn list(common: &Common, config: &Config, api: Option<&str>) -> Result<()> {
+    let client = client(api, config, None)?;
+    let list = block_on(client.nodes())?;
+    if common.json {
+        return print_json(&list);
+    }
+    let rows: Vec<_> = list
+        .nodes
+        .iter()
+        .map(|node| {
+            let state = serde_json::to_value(node.state).ok();
+            let state = state.as_ref().and_then(|s| s.as_str()).unwrap_or("unknown");
+            let heard = match node.is_this {
+                true => "this one".to_owned(),
+                false => show_duration_ms(node.heard_ms),
+            };
+            vec![
+                match node.addresses.is_empty() {
+                    true => "-".to_owned(),
+                    false => node.addresses.join(", "),
+                },
+                state.to_owned(),
+                node.engines.join(", "),
+                node.sessions.to_string(),
+                node.connections.to_string(),
+                show_size(node.in_flight_bytes),
+                heard,
+                node.version.clone(),
+            ]
+        })
+        .collect();
+    let headings = [
+        "NODE",
+        "STATE",
+        "ENGINES",
+        "SESSIONS",
+        "CONNECTIONS",
+        "IN FLIGHT",
+        "HEARD",
+        "VERSION",
+    ];
+    print(&table(&headings, &rows))
+}

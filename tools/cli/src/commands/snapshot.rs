@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+
+//! `neonsan volume snapshot`, `clone` and `flatten`: the content of a volume at one moment, and
+//! volumes made from it, by a node's control API.
+
+use super::volume::{block_on, client, confirm, parse_target, show_sessions, warn};
+use crate::cli::{
+    Common, SnapshotChange, SnapshotCommand, SnapshotList, SnapshotTarget, VolumeClone,
+    VolumeFlatten,
+};
+use crate::config::Config;
+use crate::error::{Error, Kind, Result};
+use crate::output::{fields, print, print_json, table};
+use crate::target::Target;
+use crate::units::show_size;
+use neonsan_api::{show_time, SnapshotName, VolumeName};
+use serde_json::json;
+use std::time::Duration;
+
+/// Time for what copies data. The node goes on after that.
+const COPY_TIMEOUT: Duration = Duration::from_secs(590);
+
+/// Runs one of the commands on snapshots.
+pub fn run(
+    common: &Common,
+    config: &Config,
+    api: Option<&str>,
+    command: &SnapshotCommand,
+) -> Result<()> {
+    match command {
+        SnapshotCommand::Create(args) => create(common, config, api, args),
+        SnapshotCommand::List(args) => list(common, config, api, args),
+        SnapshotCommand::Info(args) => info(common, config, api, args),
+        SnapshotCommand::Delete(args) => delete(common, config, api, args),
+        SnapshotCommand::Rollback(args) => roll_back(common, config, api, args),
+    }
+}
+
+/// The snapshot that a target names.
+fn parse_snapshot(text: &str) -> Result<(Target, SnapshotName)> {
+    let target: Target = text.parse()?;
+    let name = target.volume.parse().map_err(|error| {
+        Error::new(Kind::Usage, format!("'{text}': {error}"))
+            .with_hint("write pool/volume@snapshot, or neonsan://host/pool/volume@snapshot")
+    })?;
+    Ok((target, name))
+}
+
+fn create(
+    common: &Common,
+    config: &Config,
+    api: Option<&str>,
+    args: &SnapshotTarget,
+) -> Result<()> {
+    let (target, name) = parse_snapshot(&args.target)?;
+    let client = client(api, config, Some(&target))?;
+    let snapshot = block_on(client.create_snapshot(&name))?;
+    if common.json {
+        print_json(&snapshot)
+    } else {
+        print(&format!("{}\n", snapshot.name))
+    }
+}
+
+fn list(common: &Common, config: &Config, api: Option<&str>, args: &SnapshotList) -> Result<()> {
+    let (target, name) = parse_target(&args.target)?;
+    let client = client(api, config, Some(&target))?;
+    let list = block_on(client.list_snapshots(&name))?;
+    if common.json {
+        return print_json(&list);
+    }
+    let rows: Vec<_> = list
+        .snapshots
+        .iter()
+        .map(|snapshot| {
+            let readers: Vec<_> = snapshot.sessions.iter().map(|s| s.host.as_str()).collect();
+            vec![
+                snapshot.name.to_string(),
+                show_size(snapshot.size_bytes),
+                show_time(snapshot.created_unix_s),
+                readers.join(", "),
+            ]
+        })
+        .collect();
+    print(&table(&["SNAPSHOT", "SIZE", "CREATED", "READ BY"], &rows))
+}
+
+fn info(common: &Common, config: &Config, api: Option<&str>, args: &SnapshotTarget) -> Result<()> {
+    let (target, name) = parse_snapshot(&args.target)?;
+    let client = client(api, config, Some(&target))?;
+    let snapshot = block_on(client.snapshot(&name))?;
+    if common.json {
+        return print_json(&snapshot);
+    }
+    let size = format!(
+        "{} ({} bytes)",
+        show_size(snapshot.size_bytes),
+        snapshot.size_bytes
+    );
+    let mut pairs = vec![
+        ("snapshot", snapshot.name.to_string()),
+        ("id", snapshot.id.clone()),
+        ("size", size),
+        ("created", show_time(snapshot.created_unix_s)),
+    ];
+    for child in &snapshot.children {
+        pairs.push(("clone", child.to_string()));
+    }
+    let mut out = fields(&pairs);
+    if !snapshot.sessions.is_empty() {
+        out.push('\n');
+        out.push_str(&show_sessions("READ BY", &snapshot.sessions));
+    }
+    print(&out)
+}
+
+fn delete(
+    common: &Common,
+    config: &Config,
+    api: Option<&str>,
+    args: &SnapshotChange,
+) -> Result<()> {
+    let (target, name) = parse_snapshot(&args.target)?;
+    let client = client(api, config, Some(&target))?;
+    if !args.yes {
+        let question = format!("Delete the snapshot {name}?");
+        let hint = "--yes deletes without asking";
+        confirm(&question, &name.to_string(), "is not deleted", hint)?;
+    }
+    block_on(client.delete_snapshot(&name))?;
+    if common.json {
+        print_json(&json!({ "deleted": name }))?;
+    }
+    Ok(())
+}
+
+fn roll_back(
+    common: &Common,
+    config: &Config,
+    api: Option<&str>,
+    args: &SnapshotChange,
+) -> Result<()> {
+    let (target, name) = parse_snapshot(&args.target)?;
+    let client = client(api, config, Some(&target))?;
+    if !args.yes {
+        let question = format!(
+            "Roll {} back, and lose all that was written to it since the snapshot {name}?",
+            name.volume()
+        );
+        let hint = "--yes rolls back without asking";
+        confirm(&question, &name.to_string(), "is not rolled back to", hint)?;
+    }
+    let client = client.with_timeout(COPY_TIMEOUT);
+    let volume = block_on(client.roll_back(&name))?;
+    if common.json {
+        print_json(&volume)?;
+    }
+    Ok(())
+}
+
+/// Creates a volume from a snapshot.
+pub fn clone(
+    common: &Common,
+    config: &Config,
+    api: Option<&str>,
+    args: &VolumeClone,
+) -> Result<()> {
+    let (target, from) = parse_snapshot(&args.target)?;
+    let to: VolumeName = args
+        .name
+        .parse()
+        .map_err(|error| Error::new(Kind::Usage, format!("'{}': {error}", args.name)))?;
+    let client = client(api, config, Some(&target))?;
+    let client = client.with_timeout(COPY_TIMEOUT);
+    let volume = block_on(client.clone_snapshot(&from, &to))?;
+    warn(&volume);
+    if common.json {
+        print_json(&volume)
+    } else {
+        print(&format!("{}\n", volume.name))
+    }
+}
+
+/// Makes a clone whole.
+pub fn flatten(
+    common: &Common,
+    config: &Config,
+    api: Option<&str>,
+    args: &VolumeFlatten,
+) -> Result<()> {
+    let (target, name) = parse_target(&args.target)?;
+    let client = client(api, config, Some(&target))?;
+    let client = client.with_timeout(COPY_TIMEOUT);
+    let volume = block_on(client.flatten_volume(&name))?;
+    if common.json {
+        print_json(&volume)?;
+    }
+    Ok(())
+}
