@@ -109,7 +109,9 @@ impl Device {
                 queues.into(),
                 depth,
                 self.timeouts().request_ms,
-                Flags::BLOCKING | Flags::NO_SCHED_BY_DEFAULT,
+                // Requests may wait for a node for long, and a CPU that goes offline must not
+                // wait for them. None of them depends on a CPU: workers go on elsewhere.
+                Flags::BLOCKING | Flags::STACKING | Flags::NO_SCHED_BY_DEFAULT,
                 self.clone(),
             ),
             GFP_KERNEL,

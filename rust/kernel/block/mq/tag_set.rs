@@ -21,6 +21,10 @@ pub struct Flags(u32);
 impl Flags {
     /// [`Operations::queue_rq`] may sleep.
     pub const BLOCKING: Flags = Flags(bindings::BLK_MQ_F_BLOCKING);
+    /// A CPU may go offline while requests of its hardware queue are in flight. Without it blk-mq
+    /// waits for them, for as long as they take. Whoever sets it must be able to end a request
+    /// from any CPU. (Upstream named it for what devices on top of others need it for.)
+    pub const STACKING: Flags = Flags(bindings::BLK_MQ_F_STACKING);
     /// No I/O scheduler unless the administrator asks for one.
     pub const NO_SCHED_BY_DEFAULT: Flags = Flags(bindings::BLK_MQ_F_NO_SCHED_BY_DEFAULT);
 }
