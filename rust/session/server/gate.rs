@@ -43,7 +43,7 @@ pub struct ConnectionId(pub u64);
 pub struct GateConfig {
     /// Sessions on this volume.
     pub max_sessions: usize,
-    /// Connections of one session.
+    /// Connections of a session that begins. One that was let in before keeps what it had.
     pub max_connections: u16,
     /// How long a new connection waits for the ones it displaces before it is told to try again.
     pub drain_timeout_ms: u64,
@@ -143,6 +143,9 @@ struct Session {
     since: Instant,
     /// Since when it has no connection at all.
     empty_since: Option<Instant>,
+    /// How many connections it may have: not fewer than when it began, since a device that was made
+    /// for them cannot do with fewer.
+    max_connections: u16,
     /// Another host took the volume, or it ended: it goes when its connections have.
     over: bool,
 }
@@ -191,6 +194,7 @@ impl Gate {
                     generation: 0,
                     since: now,
                     empty_since: Some(now),
+                    max_connections: session.max_connections.max(config.max_connections),
                     over: false,
                 }),
             }
@@ -283,6 +287,12 @@ impl Gate {
         }
     }
 
+    /// How many connections a session may have, or could have if it began now.
+    pub fn max_connections(&self, session: &[u8; 16]) -> u16 {
+        let known = self.sessions.iter().find(|s| s.id == *session);
+        known.map_or(self.config.max_connections, |s| s.max_connections)
+    }
+
     fn session_mut(&mut self, id: &[u8; 16]) -> Option<&mut Session> {
         self.sessions.iter_mut().find(|s| s.id == *id)
     }
@@ -339,6 +349,7 @@ impl Gate {
             return Err(RefuseReason::new(Status::TooManySessions));
         }
         self.make_way(request)?;
+        let had = self.memory.max_connections(&id);
         self.memory
             .enter(&id, |mode| conflicts(mode, request.mode()));
         self.sessions.push(Session {
@@ -348,6 +359,7 @@ impl Gate {
             generation,
             since: now,
             empty_since: None,
+            max_connections: had.max(self.config.max_connections),
             over: false,
         });
         Ok(())
@@ -423,7 +435,7 @@ impl Gate {
         if session.host_id != request.host_id || session.mode != request.mode() {
             return Err(RefuseReason::new(Status::BadOpen));
         }
-        if index >= self.config.max_connections {
+        if index >= session.max_connections {
             return Err(RefuseReason::new(Status::TooManyConnections));
         }
         for c in self.connections.iter_mut() {
@@ -630,6 +642,7 @@ impl Session {
             session_id: self.id,
             host_id: self.host_id,
             mode: self.mode,
+            max_connections: self.max_connections,
             standing,
         }
     }

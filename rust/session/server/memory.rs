@@ -26,6 +26,8 @@ pub struct Remembered {
     pub host_id: [u8; 16],
     /// Who else could have the volume open.
     pub mode: Mode,
+    /// How many connections it may have, if that is more than a session that begins may.
+    pub max_connections: u16,
     /// Where it stands.
     pub standing: Standing,
 }
@@ -68,6 +70,12 @@ impl Memory {
         self.departed
             .iter()
             .any(|d| d.session_id == *session && d.standing == Standing::Fenced)
+    }
+
+    /// How many connections a session might have when it left; zero if it is not known.
+    pub(super) fn max_connections(&self, session: &[u8; 16]) -> u16 {
+        let known = self.departed.iter().find(|d| d.session_id == *session);
+        known.map_or(0, |d| d.max_connections)
     }
 
     /// A session left without being released.

@@ -481,10 +481,15 @@ fn a_connection_that_goes_while_it_waits_is_forgotten() {
 
 /// The same gate after the node's process was restarted.
 fn restarted(door: Door) -> Door {
+    restarted_with(door, CONFIG)
+}
+
+/// The same with another configuration.
+fn restarted_with(door: Door, config: GateConfig) -> Door {
     let now = door.now.after_ms(77);
     let remembered: Vec<_> = door.gate.memory().collect();
     Door {
-        gate: Gate::restore(CONFIG, remembered, now),
+        gate: Gate::restore(config, remembered, now),
         now,
         next: door.next,
     }
@@ -527,6 +532,40 @@ fn the_holder_has_time_to_come_back_to_a_node_that_restarted() {
     door.gate.on_release(other);
     door.drained(other);
     assert_eq!(door.open_refused(&open(1, 5)).status, Status::Fenced);
+}
+
+#[test]
+fn a_session_keeps_its_connections_when_the_node_comes_back_with_fewer() {
+    let fewer = GateConfig {
+        max_connections: 1,
+        ..CONFIG
+    };
+    // Whether it comes back in time, or after it was given up.
+    for pause_ms in [0, CONFIG.linger_ms] {
+        let mut first = door();
+        first.opens(&open(1, 1));
+        let mut door = restarted_with(first, fewer);
+        door.now = door.now.after_ms(pause_ms);
+        door.actions();
+        assert_eq!(door.gate.holders().count(), usize::from(pause_ms == 0));
+        let opened = door.opens(&open(1, 2));
+        assert_eq!(door.gate.max_connections(&[1; 16]), CONFIG.max_connections);
+        let joined = door.joins(&join(1, 2, 3, 1));
+        assert_eq!(
+            door.join_refused(&join(1, 2, 4, 1)),
+            Status::TooManyConnections
+        );
+        // Who begins now has what is configured now.
+        door.gate.on_release(opened);
+        door.drained(opened);
+        door.drained(joined);
+        door.opens(&open(2, 1));
+        assert_eq!(door.gate.max_connections(&[2; 16]), 1);
+        assert_eq!(
+            door.join_refused(&join(2, 1, 1, 1)),
+            Status::TooManyConnections
+        );
+    }
 }
 
 /// Random clients against an obvious rule: nobody is let in while a connection that it displaces

@@ -196,7 +196,7 @@ pub struct LimitsConfig {
     pub max_sessions: u32,
     /// Data connections at a time.
     pub max_connections: u32,
-    /// Connections of one session.
+    /// Connections of one session; one that began with more keeps them.
     pub max_session_connections: u16,
     /// Requests in flight on one connection.
     pub max_depth: u16,

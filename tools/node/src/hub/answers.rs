@@ -18,6 +18,8 @@ pub(super) struct OpenParameters<'a> {
     pub(super) open: &'a OpenVolume,
     pub(super) mode: Mode,
     pub(super) generation: u64,
+    /// How many connections the session may have.
+    pub(super) max_connections: u16,
 }
 
 impl OpenParameters<'_> {
@@ -79,7 +81,7 @@ impl OpenParameters<'_> {
             generation: self.generation.into(),
             heartbeat_interval_ms: config.timeouts.heartbeat_interval_ms.into(),
             heartbeat_timeout_ms: config.timeouts.heartbeat_timeout_ms.into(),
-            max_connections: config.limits.max_session_connections.into(),
+            max_connections: self.max_connections.into(),
             max_depth: config.limits.max_depth.into(),
             max_inflight_bytes: max_inflight_bytes.into(),
             ..OpenReply::default()

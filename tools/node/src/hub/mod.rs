@@ -511,6 +511,7 @@ impl Hub {
             open,
             mode: note.mode,
             generation: note.generation,
+            max_connections: entry.gate.max_connections(&note.session_id),
         };
         let (reply, geometry) = parameters.reply(&self.shared);
         self.tell_worker(
@@ -564,6 +565,7 @@ impl Hub {
                 open,
                 mode: note.mode,
                 generation: note.generation,
+                max_connections: entry.gate.max_connections(&note.session_id),
             };
             let (_, geometry) = parameters.reply(&self.shared);
             self.tell_worker(

@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 //! What a gate must not forget, as it is saved beside the volume.
 //!
-//! One byte with the version of this layout, 1; then for each session its id,
-//! its host's id (16 bytes each), its mode as on the wire, and where it stands:
-//! 0 holds the volume, 1 departed, 2 fenced.
+//! One byte with the version of this layout, 2; then for each session its id,
+//! its host's id (16 bytes each), its mode as on the wire, where it stands (0
+//! holds the volume, 1 departed, 2 fenced), and how many connections it may have.
+//! Version 1 lacks the last, which is 0 then: as many as the node allows.
 
 use neonsan_engine::{Error, ErrorKind, Result, MAX_RECORD_BYTES};
 use neonsan_proto::Mode;
 use neonsan_session::server::{Remembered, Standing};
 
-const VERSION: u8 = 1;
-const SESSION_BYTES: usize = 34;
+const VERSION: u8 = 2;
+const SESSION_BYTES: usize = 35;
+const SESSION_BYTES_V1: usize = 34;
 
 /// Most sessions that a record has room for.
 const MAX_SESSIONS: usize = (MAX_RECORD_BYTES - 1) / SESSION_BYTES;
@@ -29,6 +31,7 @@ pub(super) fn encode(sessions: &[Remembered]) -> Vec<u8> {
             Standing::Departed => 1,
             Standing::Fenced => 2,
         });
+        record.push(u8::try_from(session.max_connections).unwrap_or(u8::MAX));
     }
     record
 }
@@ -49,14 +52,16 @@ pub(super) fn decode(record: Option<&[u8]>) -> Result<Vec<Remembered>> {
             "the record of who holds the volume makes no sense (was it written by a newer version?)",
         )
     };
-    let Some((&VERSION, sessions)) = record.split_first() else {
-        return Err(corrupt());
+    let (session_bytes, sessions) = match record.split_first() {
+        Some((&VERSION, sessions)) => (SESSION_BYTES, sessions),
+        Some((1, sessions)) => (SESSION_BYTES_V1, sessions),
+        Some(_) | None => return Err(corrupt()),
     };
-    if sessions.len() % SESSION_BYTES != 0 {
+    if sessions.len() % session_bytes != 0 {
         return Err(corrupt());
     }
     sessions
-        .chunks_exact(SESSION_BYTES)
+        .chunks_exact(session_bytes)
         .map(|session| {
             let id = |at: usize| std::array::from_fn(|i| session[at + i]);
             Ok(Remembered {
@@ -69,6 +74,7 @@ pub(super) fn decode(record: Option<&[u8]>) -> Result<Vec<Remembered>> {
                     2 => Standing::Fenced,
                     _ => return Err(corrupt()),
                 },
+                max_connections: session.get(34).copied().unwrap_or(0).into(),
             })
         })
         .collect()
@@ -84,6 +90,7 @@ mod tests {
             session_id: [n; 16],
             host_id: [n + 1; 16],
             mode: Mode::Shared,
+            max_connections: 16,
             standing,
         }
     }
@@ -101,6 +108,21 @@ mod tests {
     }
 
     #[test]
+    fn a_record_of_version_1_lacks_the_connections() {
+        let mut old = vec![1];
+        for session in encode(&[session(1, Standing::Holds), session(5, Standing::Fenced)])[1..]
+            .chunks_exact(SESSION_BYTES)
+        {
+            old.extend_from_slice(&session[..SESSION_BYTES_V1]);
+        }
+        let sessions = decode(Some(&old)).unwrap();
+        assert_eq!(sessions.len(), 2);
+        assert_eq!(sessions[1].session_id, [5; 16]);
+        assert_eq!(sessions[1].standing, Standing::Fenced);
+        assert!(sessions.iter().all(|s| s.max_connections == 0));
+    }
+
+    #[test]
     fn too_many_sessions_lose_the_oldest() {
         let mut sessions = vec![session(1, Standing::Departed); MAX_SESSIONS];
         sessions.push(session(9, Standing::Holds));
@@ -111,7 +133,7 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for record in [&[][..], &[2], &[1, 0], &[7; 35]] {
+        for record in [&[][..], &[3], &[1, 0], &[2, 0], &[7; 36]] {
             assert!(decode(Some(record)).is_err(), "{record:?}");
         }
         let mut bad = encode(&[session(1, Standing::Holds)]);
