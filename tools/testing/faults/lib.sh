@@ -3,17 +3,22 @@
 #
 # A cell is a function of a file in cells/, announced by a line
 #
-#   cell NAME quick|full SECONDS 'what is injected'
+#   cell NAME quick|full raw|both SECONDS 'what is injected'
+#
+# quick: in `make check` too. both: also run as NAME@ext4, on a mounted ext4; raw:
+# not, since a file system rightly gives up when its requests fail or its device goes.
 #
 # It runs in a process and a directory of its own ($TEST_DIR), as root, in the
 # virtual machine. The node is in the network namespace "node" (10.77.0.2, and
 # 10.77.0.3), the host at the other end of a veth pair (10.77.0.1). A cell calls
 #
-#   begin [OPTION…]     node, volume, attach with these options, checker
-#   fault / fault_over  around what it does, which is timed
+#   begin [OPTION…]     node, volume, attach with these options, checker at work
+#   fault [total]       what it does begins; total: until it is over nothing is served
+#   fault_over          it is over
 #   finish [ALLOWED]    service is back, the checker finds nothing, no I/O error
 #
-# On ext4 (a name with @ext4) the checker works on a file of a file system there.
+# and shows with "happened" or "at_end" that the fault was one. On ext4 the checker
+# works on a file of a file system there.
 
 . "${TEST_LIB:?}"
 
@@ -57,15 +62,30 @@ filter() {
 	RULES
 }
 unfilter() { in_node nft delete table inet fault; }
+# What the rules of the cells match: requests and replies, on any connection.
+REQUESTS='tcp dport 9666' REPLIES='tcp sport 9666'
+# cut: nothing passes between host and node, and nobody is told; until unfilter. The
+# node's control API, used inside its namespace, goes on.
+cut() { filter "$REQUESTS drop;" "$REPLIES drop;"; }
 
-# emulate OPTION…: netem both ways, until emulate_off.
+# emulate OPTION…: netem both ways, until emulate_off, which counts in $DROPPED the
+# packets that netem has dropped.
 emulate() {
 	tc qdisc replace dev to-node root netem "$@"
 	in_node tc qdisc replace dev to-host root netem "$@"
 }
 emulate_off() {
+	DROPPED=$({ tc -s -j qdisc show dev to-node; in_node tc -s -j qdisc show dev to-host; } |
+		jq -s '[.[][] | select(.kind == "netem") | .drops] | add')
 	tc qdisc delete dev to-node root
 	in_node tc qdisc delete dev to-host root
+}
+
+# tcp_counter NAME: a counter of TCP, as in /proc/net/snmp and netstat, of both ends.
+tcp_counter() {
+	{ cat /proc/net/snmp /proc/net/netstat; in_node cat /proc/net/snmp /proc/net/netstat; } |
+		awk -v name="$1" '$1 == kind {for (i in names) if (names[i] == name) sum += $i}
+			{kind = $1; split($0, names)} END {print sum + 0}'
 }
 
 # --- the node ---------------------------------------------------------------------
@@ -87,12 +107,17 @@ node_conf() {
 
 node_up() { in_node neonsan volume list --api "$NODE_API" >/dev/null 2>&1; }
 
-# node_run: start it, in its namespace, and wait until it answers.
-node_run() {
+# node_back: start it, in its namespace, without waiting: a fault ends here.
+node_back() {
 	# Not by in_node: the process is to be the node, not a shell that waits for it.
 	nsenter --net=/run/netns/node "$PROGRAM" --config "$TEST_DIR/node.toml" >>"$TEST_DIR/node.log" 2>&1 &
 	NODE_PID=$!
 	at_exit node_end node "$NODE_PID"
+}
+
+# node_run: start it, and wait until it answers.
+node_run() {
+	node_back
 	local try
 	for ((try = 0; try < 300 * slow; try++)); do
 		node_up && return
@@ -103,13 +128,6 @@ node_run() {
 	fail "the node does not answer"
 }
 
-# node_back: start it again, without waiting: the fault ends here.
-node_back() {
-	nsenter --net=/run/netns/node "$PROGRAM" --config "$TEST_DIR/node.toml" >>"$TEST_DIR/node.log" 2>&1 &
-	NODE_PID=$!
-	at_exit node_end node "$NODE_PID"
-}
-
 # engine JSON: what goes wrong in the engine of neonsan-node-faulty from now on.
 engine() {
 	in_node curl -fsS -X PUT -H 'Content-Type: application/json' -d "$1" "$NODE_API/v1/test-faults" >/dev/null ||
@@ -118,7 +136,12 @@ engine() {
 
 # --- the load ---------------------------------------------------------------------
 
-# begin [ATTACH-OPTION…]: everything up, and the checker at work.
+# Connections of the device.
+CONNECTIONS=2
+# What a cell does when the node is there and the device is not.
+before_attach() { :; }
+
+# begin [ATTACH-OPTION…]: everything up, and the checker at work for two seconds.
 begin() {
 	need_programs
 	[ -e "$TEST_DIR/node.toml" ] || node_conf
@@ -127,6 +150,7 @@ begin() {
 	node_run
 	in_node neonsan volume create "neonsan://$NODE_IP/test/v" --size "${SIZE:-64M}" --api "$NODE_API" >/dev/null ||
 		fail "the volume cannot be made"
+	before_attach
 	ATTACHED=("$@")
 	attach_there
 	TARGET=$DEVICE
@@ -140,10 +164,12 @@ begin() {
 		TARGET=$TEST_DIR/mnt/file
 	fi
 	check_start
+	sleep 2
 }
 
+# attach_there: attach test/v with what begin was given.
 attach_there() {
-	DEVICE=$(neonsan-attach "neonsan://${NODES:-$NODE_IP}/test/v" --connections 2 ${ATTACHED[@]+"${ATTACHED[@]}"}) ||
+	DEVICE=$(neonsan-attach "neonsan://${NODES:-$NODE_IP}/test/v" --connections "$CONNECTIONS" ${ATTACHED[@]+"${ATTACHED[@]}"}) ||
 		fail "attach failed"
 	DISK=${DEVICE#/dev/}
 	at_exit detach_leftover "$DEVICE"
@@ -164,56 +190,99 @@ log_records() { echo $(($(stat -c %s "$TEST_DIR/log") / 64)); }
 
 # --- the fault --------------------------------------------------------------------
 
-FAULT_MS=0 OVER_MS=0
-fault() { FAULT_MS=$(now_ms); }
+FAULT_MS=0 OVER_MS=0 TOTAL=partial
+fault() { FAULT_MS=$(now_ms) TOTAL=${1:-partial}; }
 fault_over() { OVER_MS=$(now_ms); }
+
+# away COMMAND…: the node is killed, and started again when the command has ended.
+away() {
+	fault total
+	node_crash
+	"$@"
+	fault_over
+	node_back
+}
 
 is_live() { [ "$(info .state)" = live ]; }
 
-# finish [FILTER]: the fault is over. Service must be back in time, the checker
-# must find every byte where it belongs, and no request may have failed, or only
-# with errors that the jq filter (over the object of errors) lets pass.
-finish() {
-	local records found
-	[ "$OVER_MS" -gt 0 ] || fault_over
+# service_back: wait until every connection is back, and note when that was.
+service_back() {
 	wait_for $(((BOUND_MS + 20000) / 1000)) "every connection to be back" is_live
 	LIVE_MS=$(($(now_ms) - OVER_MS))
+}
+
+# finish [FILTER]: the fault is over. Service must be back in time, the checker
+# must find every byte where it belongs, and no request may have failed, or only
+# with errors that the jq filter (over the checker's report) lets pass.
+finish() {
+	local records
+	[ "$OVER_MS" -gt 0 ] || fault_over
+	[ -n "${LIVE_MS:-}" ] || service_back
 	records=$(log_records)
 	wait_for $((20 * slow)) "writes after the fault" log_has $((records + 40))
+	# Some faults are noticed only now, when nothing comes from a connection that looked well.
+	is_live || service_back
 	sleep 1
-	found=$(info '.statistics')
+	END=$(neonsan info --json "$DEVICE")
+	LOST=$(jq '[.connections[].losses] | add' <<<"$END") RESENT=$(jq .statistics.resent <<<"$END")
 	check_end "${1:-}"
-	RESENT=$(jq '.resent' <<<"$found")
 	judge
 	clean_up
 }
 
-# check_end [FILTER]: stop the checker, and read all.
-check_end() {
+# at_end WHAT FILTER: what the device said of itself before finish detached it.
+at_end() { jq -e "$2" <<<"$END" >/dev/null || fail "$1: $(jq -c "[.state, .connections]" <<<"$END")"; }
+
+# happened WHAT N: the fault has shown, so many times. One that does nothing proves nothing.
+happened() { [ "$2" -gt 0 ] || fail "the fault has not shown: no $1"; }
+
+# check_stop: end the checker, which must have found nothing; sets $ERRORS.
+check_stop() {
 	local code=0
 	kill -TERM "$CHECK_PID"
 	wait "$CHECK_PID" || code=$?
 	grep . "$TEST_DIR/check.log" | head -n 20 || true
 	[ $code = 0 ] || fail "the checker ended with code $code: $(jq -c '.violations[:3]' "$TEST_DIR/run.json")"
-	neonsan-checker verify "$TARGET" --log "$TEST_DIR/log" --json --tolerate-errors \
+	ERRORS=$(jq '.failed | add - .fua_writes' "$TEST_DIR/run.json")
+}
+
+# check_verify DISK: read all, and compare it with what the checker was told.
+check_verify() {
+	local code=0
+	neonsan-checker verify "$1" --log "$TEST_DIR/log" --json --tolerate-errors \
 		>"$TEST_DIR/verify.json" 2>"$TEST_DIR/check.log" || code=$?
 	grep . "$TEST_DIR/check.log" | head -n 20 || true
 	[ $code = 0 ] || fail "verify ended with code $code: $(jq -c '.violations[:3]' "$TEST_DIR/verify.json")"
-	ERRORS=$(jq '.failed | add - .fua_writes' "$TEST_DIR/run.json")
+}
+
+# check_end [FILTER]: stop the checker, look at its errors, and read all.
+check_end() {
+	check_stop
 	if [ "$ERRORS" -ne 0 ]; then
 		jq -c .errors "$TEST_DIR/run.json"
 		[ -n "${1:-}" ] || fail "$ERRORS requests failed"
 		jq -e "$1" "$TEST_DIR/run.json" >/dev/null || fail "requests failed otherwise than they should"
 	fi
+	check_verify "$TARGET"
+}
+
+# check_failed: end the checker where its device has failed or gone: it must have been told.
+check_failed() {
+	check_stop
+	[ "$ERRORS" -gt 0 ] || fail "the device is gone, and no request of the load failed"
 }
 
 # judge: times from the checker's gaps, against the bound.
 judge() {
-	read -r GAP_MS RECOVERY_MS < <(jq -r --argjson over "$OVER_MS" --argjson live "${LIVE_MS:-0}" \
+	read -r GAP_MS RECOVERY_MS < <(jq -r --argjson over "$OVER_MS" \
 		'[.service.longest_gap_ms, ([.service.gaps[] | select(.from_unix_ms < $over + 500 and .to_unix_ms > $over)
 			| .to_unix_ms - $over] | max // 0)] | "\(.[0]) \(.[1])"' "$TEST_DIR/run.json")
-	note "without service $GAP_MS ms; back $RECOVERY_MS ms after the fault's end, all connections $LIVE_MS ms"
+	SLOWEST_MS=$(jq .service.slowest_ms "$TEST_DIR/run.json")
+	note "without service $GAP_MS ms; back $RECOVERY_MS ms after the fault's end, all connections $LIVE_MS ms; slowest answer $SLOWEST_MS ms"
 	[ "$RECOVERY_MS" -le "$BOUND_MS" ] || fail "service was back $RECOVERY_MS ms after the fault ended; the bound is $BOUND_MS ms"
+	[ "$LIVE_MS" -le "$BOUND_MS" ] || fail "every connection was back $LIVE_MS ms after the fault ended; the bound is $BOUND_MS ms"
+	[ "$TOTAL" = partial ] || [ "$GAP_MS" -ge $(((OVER_MS - FAULT_MS) * 9 / 10 - 500)) ] ||
+		fail "there was service during the fault of $((OVER_MS - FAULT_MS)) ms: the longest time without was $GAP_MS ms"
 }
 
 # clean_up: everything away, in order.
@@ -229,9 +298,11 @@ clean_up() {
 result() {
 	jq -n --argjson fault "$FAULT_MS" --argjson over "$OVER_MS" --argjson gap "${GAP_MS:-null}" \
 		--argjson recovery "${RECOVERY_MS:-null}" --argjson live "${LIVE_MS:-null}" --argjson bound "$BOUND_MS" \
+		--argjson slowest "${SLOWEST_MS:-null}" --argjson lost "${LOST:-null}" \
 		--argjson errors "${ERRORS:-null}" --argjson resent "${RESENT:-null}" --arg note "${NOTE:-}" \
 		'{fault_ms: (if $fault > 0 then $over - $fault else null end), without_service_ms: $gap,
-		recovery_ms: $recovery, all_connections_ms: $live, bound_ms: $bound, errors: $errors, resent: $resent,
+		recovery_ms: $recovery, all_connections_ms: $live, slowest_answer_ms: $slowest, bound_ms: $bound, connections_lost: $lost,
+		errors: $errors, resent: $resent,
 		note: $note}' >"$TEST_DIR/result.json"
 }
 at_exit result
