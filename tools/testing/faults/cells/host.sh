@@ -39,66 +39,63 @@ cpu_away() {
 	sleep 1
 }
 
-cell host_memory full both 300 'memory is used up while the node is away and comes back, with dirty pages for the device'
+cell host_memory full both 300 'memory is short while the node is away and comes back, with dirty pages for the device'
 host_memory() {
+	. "${TEST_LIB%/*}/memory.lib"
 	begin
-	away hog
-	service_back
-	kill "$HOG_PID"
-	wait "$HOG_PID" || true
+	leave 100
+	NOTE="$(free_mib) MiB of memory left"
+	away dirty
+	wait "$DIRTY_PID" || fail "the writer of dirty pages"
 	finish
-	NOTE=$(cat "$TEST_DIR/hog")
+	NOTE="$NOTE, $(free_mib) at the end"
 }
-# hog: all memory but a little is taken, until $HOG_PID is killed; and there are pages that only the
-# device can take.
-hog() {
-	local dirty=$TEST_DIR/mnt/dirty seek=0
-	[ "${ON:-raw}" = ext4 ] || dirty=$DEVICE seek=32
-	dd if=/dev/zero of="$dirty" bs=1M seek=$seek count=24 conv=notrunc status=none || fail "the writer of dirty pages"
-	python3 -c '
-import mmap, signal
-def available():
-    return next(int(l.split()[1]) for l in open("/proc/meminfo") if l.startswith("MemAvailable")) >> 10
-hog = []
-block = bytes([1]) * (16 << 20)
-while available() > 160:
-    hog.append(mmap.mmap(-1, len(block)))
-    hog[-1][:] = block
-print(available(), "MiB of memory left", flush=True)
-signal.pause()' >"$TEST_DIR/hog" &
-	HOG_PID=$!
-	at_exit kill_if_there $HOG_PID
-	wait_for $((60 * slow)) "memory to be used up" grep -q left "$TEST_DIR/hog"
-	sleep 2
+free_mib() { awk '/^MemAvailable:/ {print int($2 / 1024)}' /proc/meminfo; }
+# dirty: there are pages that only the device can take.
+dirty() {
+	local to=$TEST_DIR/mnt/dirty seek=0
+	[ "${ON:-raw}" = ext4 ] || to=$DEVICE seek=32
+	dd if=/dev/zero of="$to" bs=1M seek=$seek count=24 conv=notrunc status=none &
+	DIRTY_PID=$!
+	sleep 6
 }
 
-cell host_swap full raw 300 'the host swaps to another device of the node when this goes away'
+cell host_swap full raw 300 'a process lives in swap on another device of the node when this goes away'
 host_swap() {
-	local swap swapped
+	local swap swapper rounds before group=/sys/fs/cgroup/swapper
 	begin
 	in_node neonsan volume create "neonsan://$NODE_IP/test/swap" --size 160M --api "$NODE_API" >/dev/null
 	swap=$(neonsan-attach "neonsan://$NODE_IP/test/swap") || fail "attach of the swap"
-	at_exit detach_leftover "$swap"
 	mkswap "$swap" >/dev/null
 	swapon "$swap"
 	at_exit swapoff "$swap"
-	python3 /payload/faults/swapper 48 >"$TEST_DIR/swapper" 2>&1 &
-	local swapper=$!
+	# What is left in swap would hold up the one above if the node is gone.
+	at_exit detach_leftover "$swap"
+	# It may have so much in memory, and is held up, not killed, when it has more.
+	mountpoint -q /sys/fs/cgroup || mount -t cgroup2 none /sys/fs/cgroup
+	echo +memory >/sys/fs/cgroup/cgroup.subtree_control
+	mkdir $group
+	at_exit rmdir $group
+	echo 24M >$group/memory.high
+	sh -c "echo \$\$ >$group/cgroup.procs; exec python3 /payload/faults/swapper 64" >"$TEST_DIR/swapper" 2>&1 &
+	swapper=$!
 	at_exit kill_if_there $swapper
-	wait_for $((60 * slow)) "a round of the swapper" grep -q round "$TEST_DIR/swapper"
-	swapped=$(swapped_pages)
+	has_round 1
+	before=$(swapped) rounds=$(grep -c round "$TEST_DIR/swapper")
 	away sleep 6
-	wait_for $((60 * slow)) "the swapper to go on" more_swapped "$swapped"
+	# One that began after the fault, and another.
+	has_round $((rounds + 3))
 	kill -TERM $swapper
 	wait $swapper || { cat "$TEST_DIR/swapper"; fail "the memory is not what it was"; }
 	equal "errors of the swap" "$(info .statistics.errors "$swap")" 0
+	happened "page from swap" $(($(swapped) - before))
+	NOTE="$(($(swapped) - before)) pages from swap since the fault"
 	swapoff "$swap"
 	detach "$swap"
 	finish
-	NOTE="$(($(swapped_pages) - swapped)) pages from swap since the fault"
 }
-swapped_pages() { awk '$1 == "pswpin" {print $2}' /proc/vmstat; }
-more_swapped() { [ "$(swapped_pages)" -gt $(($1 + 12288)) ]; }
+has_round() { wait_for $((120 * slow)) "round $1 of the swapper" grep -q "^round $1\$" "$TEST_DIR/swapper"; }
+swapped() { awk '$1 == "pswpin" {print $2}' /proc/vmstat; }
 
 cell host_resize full both 150 'the volume grows while the node cannot be reached'
 host_resize() {
