@@ -175,10 +175,11 @@ attach_there() {
 	at_exit detach_leftover "$DEVICE"
 }
 
-# check_start: the checker, in the background; CHECK_OPTIONS are its options.
+# check_start: the checker, in the background; CHECK_OPTIONS are its options. It pauses between
+# requests, since every one of them has to be emulated.
 check_start() {
 	# shellcheck disable=SC2086
-	neonsan-checker run "$TARGET" --log "$TEST_DIR/log" --size 25165824 --pause-ms 10 --json \
+	neonsan-checker run "$TARGET" --log "$TEST_DIR/log" --size 25165824 --pause-ms "${PAUSE_MS:-25}" --json \
 		--tolerate-errors ${CHECK_OPTIONS:-} >"$TEST_DIR/run.json" 2>"$TEST_DIR/check.log" &
 	CHECK_PID=$!
 	at_exit kill_if_there "$CHECK_PID"

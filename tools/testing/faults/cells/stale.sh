@@ -43,7 +43,7 @@ cell stale_write_caught quick raw 200 'the same with a node that does not fence:
 stale_write_caught() {
 	PROGRAM=neonsan-node-unfenced
 	# Few blocks, so that the block of the stalled write is written again meanwhile.
-	CHECK_OPTIONS='--hot-percent 100 --flush-percent 5'
+	CHECK_OPTIONS='--hot-percent 100 --flush-percent 5' PAUSE_MS=10
 	begin "${short_timeouts[@]}"
 	fault
 	engine '{"stall_next":4}'
