@@ -297,6 +297,8 @@ clean_up() {
 
 # result: what the runner puts into the table; written at the end, whatever happens.
 result() {
+	# A cell that failed may have ended in the middle of its fault.
+	[ "$OVER_MS" -gt 0 ] || FAULT_MS=0
 	jq -n --argjson fault "$FAULT_MS" --argjson over "$OVER_MS" --argjson gap "${GAP_MS:-null}" \
 		--argjson recovery "${RECOVERY_MS:-null}" --argjson live "${LIVE_MS:-null}" --argjson bound "$BOUND_MS" \
 		--argjson slowest "${SLOWEST_MS:-null}" --argjson lost "${LOST:-null}" \
