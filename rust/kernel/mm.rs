@@ -131,7 +131,8 @@ const LONG_BYTES: usize = 256;
 /// # Safety
 ///
 /// `from` must be valid for reads of `len` bytes, `to` for writes.
-#[inline]
+// Not inline, so that a profile tells copying from the rest.
+#[inline(never)]
 pub(crate) unsafe fn copy_long(to: *mut u8, from: *const u8, len: usize) {
     #[cfg(CONFIG_X86_64)]
     // SAFETY: By the caller's promise; the words are within `len`, and the rest is what is left.

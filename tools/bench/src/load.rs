@@ -3,8 +3,9 @@
 //! The load: a fixed number of direct I/Os at a constant depth, through io_uring with registered
 //! buffers and file, which costs least and adds the same to every peer.
 
+use crate::amount::Amount;
 use crate::mark::Windows;
-use crate::memory::{lock_all, Region};
+use crate::memory::Region;
 use clap::ValueEnum;
 use io_uring::{opcode, squeue, types, IoUring};
 use std::fs::OpenOptions;
@@ -38,21 +39,8 @@ pub struct Options {
     /// Bytes of a request.
     #[arg(long, default_value_t = 4096)]
     bytes: u32,
-    /// Requests in flight of each job.
-    #[arg(long, default_value_t = 1)]
-    depth: u32,
-    /// Threads, each with a ring of its own.
-    #[arg(long, default_value_t = 1)]
-    jobs: u32,
-    /// Requests before the first window.
-    #[arg(long, default_value_t = 1000)]
-    warmup: u64,
-    /// Requests of a window.
-    #[arg(long, default_value_t = 1000)]
-    window: u64,
-    /// Windows.
-    #[arg(long, default_value_t = 3)]
-    repeats: u64,
+    #[command(flatten)]
+    amount: Amount,
     /// Ask the device for completions instead of waiting for interrupts (IOPOLL).
     #[arg(long)]
     poll: bool,
@@ -123,11 +111,11 @@ impl Job<'_> {
     }
 
     fn run(&mut self, windows: &Windows) -> io::Result<()> {
-        let mut slots = Vec::with_capacity(self.options.depth as usize);
-        for slot in 0..self.options.depth {
+        let mut slots = Vec::with_capacity(self.options.amount.depth as usize);
+        for slot in 0..self.options.amount.depth {
             self.push(slot)?;
         }
-        let mut in_flight = self.options.depth;
+        let mut in_flight = self.options.amount.depth;
         while in_flight > 0 {
             self.ring.submit_and_wait(1)?;
             slots.clear();
@@ -160,7 +148,7 @@ fn job(options: &Options, index: u32, windows: &Windows) -> io::Result<()> {
         .open(&options.device)?;
     let size = file.seek(SeekFrom::End(0))?;
     let blocks = size / u64::from(options.bytes);
-    if blocks == 0 || options.depth == 0 {
+    if blocks == 0 || options.amount.depth == 0 {
         return Err(io::Error::other("the device has no room for a request"));
     }
     let mut builder = IoUring::builder();
@@ -168,9 +156,9 @@ fn job(options: &Options, index: u32, windows: &Windows) -> io::Result<()> {
     if options.poll {
         builder.setup_iopoll();
     }
-    let ring: IoUring = builder.build(options.depth.next_power_of_two())?;
-    let buffers = Region::new(options.depth as usize * options.bytes as usize)?;
-    let whole = buffers.slice(0, options.depth as usize * options.bytes as usize)?;
+    let ring: IoUring = builder.build(options.amount.depth.next_power_of_two())?;
+    let buffers = Region::new(options.amount.depth as usize * options.bytes as usize)?;
+    let whole = buffers.slice(0, options.amount.depth as usize * options.bytes as usize)?;
     // SAFETY: The memory lives as long as the ring.
     unsafe { ring.submitter().register_buffers(&[whole])? };
     ring.submitter().register_files(&[file.as_raw_fd()])?;
@@ -181,7 +169,7 @@ fn job(options: &Options, index: u32, windows: &Windows) -> io::Result<()> {
         places: Places {
             pattern: options.pattern,
             blocks,
-            next: u64::from(index) * (blocks / u64::from(options.jobs)),
+            next: u64::from(index) * (blocks / u64::from(options.amount.jobs)),
             random: 0x9e37_79b9_7f4a_7c15 ^ u64::from(index + 1),
         },
     };
@@ -190,22 +178,7 @@ fn job(options: &Options, index: u32, windows: &Windows) -> io::Result<()> {
 
 /// Runs the load and prints its windows.
 pub fn run(options: &Options) -> io::Result<()> {
-    let windows = Windows::new(options.warmup, options.window, options.repeats);
-    lock_all()?;
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..options.jobs)
-            .map(|index| {
-                let windows = &windows;
-                scope.spawn(move || job(options, index, windows))
-            })
-            .collect();
-        for thread in threads {
-            thread
-                .join()
-                .map_err(|_| io::Error::other("a job panicked"))??;
-        }
-        io::Result::Ok(())
-    })?;
-    windows.print();
-    Ok(())
+    options
+        .amount
+        .run(|index, windows| job(options, index, windows))
 }

@@ -7,9 +7,11 @@
 //!   nothing but their client.
 //! - [`pingpong`]: the socket alone, with messages of the sizes that I/O needs.
 //! - [`nbd`]: gives connections to the kernel's nbd driver without a negotiation.
+//! - [`amount`]: what all loads have in common.
 //! - [`idle`]: what the machine does when nothing is asked of it.
 //! - [`report`]: the table, the profile and `bench.json`.
 
+mod amount;
 mod idle;
 mod load;
 mod mark;

@@ -20,6 +20,9 @@ use std::sync::Arc;
 /// Received by one call at most.
 const INPUT_BYTES: usize = 256 << 10;
 
+/// Stack of a connection's thread. All memory is locked, and there may be a thousand of them.
+const STACK_BYTES: usize = 128 << 10;
+
 /// What `advertise` must be a multiple of, so that no request crosses the end of the memory.
 const LONGEST_REQUEST_BYTES: u64 = 1 << 20;
 
@@ -172,14 +175,18 @@ fn listen(
     std::thread::spawn(move || {
         for socket in listener.incoming().flatten() {
             let memory = Arc::clone(&memory);
-            std::thread::spawn(move || {
+            let connection = move || {
                 let result = socket
                     .set_nodelay(true)
                     .and_then(|()| serve(&socket, &memory));
                 if let Err(error) = result {
                     eprintln!("neonsan-bench: a connection ended: {error}");
                 }
-            });
+            };
+            let thread = std::thread::Builder::new().stack_size(STACK_BYTES);
+            if let Err(error) = thread.spawn(connection) {
+                eprintln!("neonsan-bench: a connection cannot be served: {error}");
+            }
         }
     });
     Ok(())
