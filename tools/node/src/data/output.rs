@@ -15,6 +15,10 @@ use zerocopy::IntoBytes as _;
 /// Pieces of one system call.
 const MAX_SLICES: usize = 128;
 
+/// Pieces of one system call where few messages wait: to fill in the long list takes longer than a
+/// short message does.
+const FEW_SLICES: usize = 8;
+
 /// A message, or a part of the handshake.
 enum Item {
     /// A header and its payload, whose bytes count against the budgets.
@@ -97,26 +101,11 @@ impl Output {
             result: Ok(()),
         };
         while !self.items.is_empty() {
-            let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-            let mut count = 0;
-            let mut skip = self.sent;
-            for item in self.items.iter().take(MAX_SLICES / 2) {
-                let (first, second) = item.parts();
-                for part in [first, second] {
-                    let rest = &part[skip.min(part.len())..];
-                    skip -= skip.min(part.len());
-                    if !rest.is_empty() {
-                        slices[count] = IoSlice::new(rest);
-                        count += 1;
-                    }
-                }
-            }
-            let sent = sendmsg(
-                socket,
-                &slices[..count],
-                &mut SendAncillaryBuffer::default(),
-                SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
-            );
+            let sent = if self.items.len() <= FEW_SLICES / 2 {
+                self.send::<FEW_SLICES>(socket)
+            } else {
+                self.send::<MAX_SLICES>(socket)
+            };
             match sent {
                 Ok(len) => {
                     flushed.progress = true;
@@ -131,6 +120,30 @@ impl Output {
             }
         }
         flushed
+    }
+
+    /// Gives as many messages to the socket as go into `N` pieces, with one call.
+    fn send<const N: usize>(&self, socket: BorrowedFd<'_>) -> Result<usize, Errno> {
+        let mut slices = [IoSlice::new(&[]); N];
+        let mut count = 0;
+        let mut skip = self.sent;
+        for item in self.items.iter().take(N / 2) {
+            let (first, second) = item.parts();
+            for part in [first, second] {
+                let rest = &part[skip.min(part.len())..];
+                skip -= skip.min(part.len());
+                if !rest.is_empty() {
+                    slices[count] = IoSlice::new(rest);
+                    count += 1;
+                }
+            }
+        }
+        sendmsg(
+            socket,
+            &slices[..count],
+            &mut SendAncillaryBuffer::default(),
+            SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
+        )
     }
 
     /// Counts `len` bytes as sent; gives the bytes of finished payloads.

@@ -2,9 +2,10 @@
 //! The event loop of a worker thread.
 //!
 //! A worker owns its connections, with their engine queues, and its pool of
-//! buffers. It waits with epoll for sockets, engines and its mailbox, gives
-//! each connection that has an event one turn, and looks at the time ten
-//! times a second. The first worker also accepts connections, and hands them
+//! buffers. It waits with epoll for sockets, engines, its mailbox and its
+//! timer, gives each connection that has an event one turn, and looks at the
+//! time ten times a second. The timer is set once: a limit of each wait would
+//! be set and taken back for each request. The first worker also accepts connections, and hands them
 //! out in turn.
 
 use std::collections::HashMap;
@@ -21,6 +22,9 @@ use neonsan_session::Instant;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::event::Timespec;
 use rustix::io::Errno;
+use rustix::time::{
+    timerfd_create, timerfd_settime, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags,
+};
 
 use super::connection::Connection;
 use super::{Mailbox, ToWorker};
@@ -28,18 +32,22 @@ use crate::metrics::WorkerMetrics;
 use crate::shared::Shared;
 
 /// How often the time is looked at.
-const TICK_MS: u64 = 100;
+const TICK: Duration = Duration::from_millis(100);
 
 /// How soon a connection that stalled is tried again, when nothing else
 /// happens on this worker.
-const STALL_RETRY: Duration = Duration::from_millis(2);
+const STALL_RETRY: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 2_000_000,
+};
 
 /// Spare buffers kept by a worker.
 const POOL_BYTES: usize = 32 << 20;
 
-/// Marks in epoll: the mailbox, the listeners, and for the connection in a
+/// Marks in epoll: the mailbox, the timer, the listeners, and for the connection in a
 /// slot its socket and its engine.
 const MAILBOX_MARK: u64 = u64::MAX;
+const TIMER_MARK: u64 = u64::MAX - 1;
 const LISTENER_MARK: u64 = 1 << 62;
 const ENGINE_BIT: u64 = 1 << 61;
 
@@ -51,6 +59,21 @@ pub(super) struct Context<'a> {
     pub(super) now: Instant,
 }
 
+/// A timer that is due again and again.
+fn timer(interval: Duration) -> std::io::Result<OwnedFd> {
+    let timer = timerfd_create(
+        TimerfdClockId::Monotonic,
+        TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
+    )?;
+    let interval = Timespec::try_from(interval).map_err(std::io::Error::other)?;
+    let setting = Itimerspec {
+        it_interval: interval,
+        it_value: interval,
+    };
+    timerfd_settime(&timer, TimerfdTimerFlags::empty(), &setting)?;
+    Ok(timer)
+}
+
 /// A worker thread's state.
 pub struct Worker {
     index: usize,
@@ -58,6 +81,7 @@ pub struct Worker {
     mailbox: Arc<Mailbox>,
     metrics: Arc<WorkerMetrics>,
     epoll: OwnedFd,
+    timer: OwnedFd,
     /// Only the first worker has any.
     listeners: Vec<TcpListener>,
     /// Listeners are watched; not so after the process ran out of files, for
@@ -90,6 +114,9 @@ impl Worker {
             EventData::new_u64(MAILBOX_MARK),
             EventFlags::IN,
         )?;
+        let timer = timer(TICK)?;
+        let mark = EventData::new_u64(TIMER_MARK);
+        epoll::add(&epoll, &timer, mark, EventFlags::IN)?;
         let metrics = shared.metrics.worker(index);
         let mut worker = Self {
             index,
@@ -97,6 +124,7 @@ impl Worker {
             mailbox,
             metrics,
             epoll,
+            timer,
             listeners,
             listening: false,
             next_connection: 0,
@@ -137,20 +165,10 @@ impl Worker {
     /// Works until [`ToWorker::Stop`] comes.
     pub fn run(mut self) {
         let mut events = [MaybeUninit::<Event>::uninit(); 256];
-        let mut next_tick = self.shared.clock.now().after_ms(TICK_MS);
         while !self.stopping {
-            let now = self.shared.clock.now();
             let stalled = std::mem::take(&mut self.stalled);
-            let wait = if !stalled.is_empty() {
-                STALL_RETRY
-            } else {
-                Duration::from_millis(next_tick.since_ms(now).max(1))
-            };
-            let timeout = Timespec::try_from(wait).unwrap_or(Timespec {
-                tv_sec: 0,
-                tv_nsec: 1_000_000,
-            });
-            let ready = match epoll::wait(&self.epoll, &mut events[..], Some(&timeout)) {
+            let limit = (!stalled.is_empty()).then_some(&STALL_RETRY);
+            let ready = match epoll::wait(&self.epoll, &mut events[..], limit) {
                 Ok((ready, _)) => &*ready,
                 Err(Errno::INTR) => {
                     self.stalled = stalled;
@@ -162,6 +180,7 @@ impl Worker {
                 }
             };
             let mut has_mail = false;
+            let mut is_tick = false;
             let mut to_accept = Vec::new();
             // Connections first: a slot that becomes free is given to another
             // connection only after all events of this round.
@@ -169,6 +188,8 @@ impl Worker {
                 let mark = event.data.u64();
                 if mark == MAILBOX_MARK {
                     has_mail = true;
+                } else if mark == TIMER_MARK {
+                    is_tick = true;
                 } else if mark & LISTENER_MARK != 0 {
                     to_accept.push((mark & !LISTENER_MARK) as usize);
                 } else {
@@ -191,9 +212,9 @@ impl Worker {
             for listener in to_accept {
                 self.accept(listener);
             }
-            let now = self.shared.clock.now();
-            if now >= next_tick {
-                next_tick = now.after_ms(TICK_MS);
+            if is_tick {
+                // Says how often it was due, and is quiet until the next time.
+                let _ = rustix::io::read(&self.timer, &mut [0; 8]);
                 for slot in 0..self.slots.len() {
                     self.turn(slot, Connection::handle_timeout);
                 }
