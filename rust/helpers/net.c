@@ -4,6 +4,7 @@
 #include <linux/nsproxy.h>
 #include <linux/skbuff.h>
 #include <linux/uio.h>
+#include <net/busy_poll.h>
 #include <net/net_namespace.h>
 #include <net/sock.h>
 #include <net/tcp.h>
@@ -26,6 +27,30 @@ void neonsan_helper_put_net(struct net *net)
 void neonsan_helper_lock_sock(struct sock *sk)
 {
 	lock_sock(sk);
+}
+
+/* The socket's lock as a soft interrupt takes it. */
+void neonsan_helper_bh_lock_sock(struct sock *sk)
+{
+	local_bh_disable();
+	bh_lock_sock(sk);
+}
+
+void neonsan_helper_bh_unlock_sock(struct sock *sk)
+{
+	bh_unlock_sock(sk);
+	local_bh_enable();
+}
+
+bool neonsan_helper_sk_receive_queue_empty(const struct sock *sk)
+{
+	return skb_queue_empty_lockless(&sk->sk_receive_queue);
+}
+
+/* Takes what the network device that the socket's packets come through has; does not wait. */
+void neonsan_helper_sk_busy_loop_once(struct sock *sk)
+{
+	sk_busy_loop(sk, true);
 }
 
 bool neonsan_helper_sock_owned_by_user_nocheck(const struct sock *sk)

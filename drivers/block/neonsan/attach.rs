@@ -7,7 +7,7 @@ use crate::{
     control,
     device::{Device, Lifecycle},
     limits,
-    params::{AttachParams, DeviceError, DEFAULT_QUEUE_DEPTH, MAX_QUEUE_DEPTH},
+    params::{AttachParams, DeviceError, DEFAULT_QUEUE_DEPTH, MAX_POLL_QUEUES, MAX_QUEUE_DEPTH},
     recovery, registry, uapi,
 };
 use kernel::{
@@ -336,6 +336,11 @@ fn check(params: &AttachParams) -> Result<(), DeviceError> {
     }
     if params.connections == Some(0) {
         return refuse(format_args!("a device needs at least one connection"));
+    }
+    if params.poll_queues > MAX_POLL_QUEUES {
+        return refuse(format_args!(
+            "too many poll queues: name at most {MAX_POLL_QUEUES}"
+        ));
     }
     if !(1..=MAX_QUEUE_DEPTH).contains(&params.queue_depth.unwrap_or(DEFAULT_QUEUE_DEPTH)) {
         return refuse(format_args!(

@@ -12,13 +12,15 @@
 //! # Locks, in this order
 //!
 //! 1. `tx` (mutex): the transmitting side. Held while the socket's lock is taken.
-//! 2. The socket's lock: the receiving side.
-//! 3. `shared` (spin lock, interrupts off): small facts passed between contexts.
+//! 2. `polling` (spin lock), see [`crate::polling`].
+//! 3. The socket's lock: the receiving side.
+//! 4. `shared` (spin lock, interrupts off): small facts passed between contexts.
 
 use crate::{
     clock::now,
     device::Device,
     params::Node,
+    polling::Polling,
     queue::Queue,
     receive::Receive,
     transmit::Transmitter,
@@ -151,6 +153,9 @@ pub(crate) struct Connection {
     pub(crate) errors: Atomic<u64>,
     /// Requests whose timeout ran out.
     pub(crate) timeouts: Atomic<u64>,
+    /// What polling needs.
+    #[pin]
+    pub(crate) polling: Polling,
     /// The transmitting side.
     #[pin]
     pub(crate) tx: Mutex<Transmitter>,
@@ -201,6 +206,7 @@ impl Connection {
                 answered_bytes: Atomic::new(0),
                 errors: Atomic::new(0),
                 timeouts: Atomic::new(0),
+                polling <- Polling::new(),
                 tx <- new_mutex!(tx, "neonsan_tx"),
                 shared <- new_spinlock_irq!(
                     Shared {
@@ -274,6 +280,7 @@ impl Connection {
         }
         let link = Attached::new(established.socket, self.clone(), rx)?;
         self.shared.lock().link = Some(link.clone());
+        self.polling.set_link(Some(link.clone()));
         let mut resent = 0;
         for tag in 0..self.slots.depth() {
             let tag = Tag(tag as u16);
@@ -301,6 +308,7 @@ impl Connection {
     /// can be sent any more. May sleep, but not for the network. Called by recovery.
     pub(crate) fn park(&self) -> u32 {
         self.close_gate();
+        self.polling.set_link(None);
         let link = {
             let mut shared = self.shared.lock();
             shared.losses += 1;

@@ -57,6 +57,7 @@ static ATTACH_POLICY: Policy = Policy::new(&[
     (attr::device::TIMEOUTS, Check::nested(&TIMEOUTS_POLICY)),
     (attr::device::CHECKSUMS, Check::u32_range(0, 3)),
     (attr::device::FORCE, Check::flag()),
+    (attr::device::POLL_QUEUES, Check::u32_range(0, 63)),
 ]);
 
 static DETACH_POLICY: Policy = Policy::new(&[

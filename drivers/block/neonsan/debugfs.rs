@@ -48,7 +48,7 @@ fn show_device(f: &mut fmt::Formatter<'_>, device: &Device) -> core::fmt::Result
     let params = device.params();
     writeln!(
         f,
-        "neonsan{} volume={} mode={} state={} lost_ms={} generation={} open={} disk={} depth={}",
+        "neonsan{} volume={} mode={} state={} lost_ms={} generation={} open={} disk={} depth={} poll_queues={}",
         device.index(),
         params.volume.as_str(),
         params.mode.name(),
@@ -58,6 +58,7 @@ fn show_device(f: &mut fmt::Formatter<'_>, device: &Device) -> core::fmt::Result
         info.openers,
         u8::from(info.has_disk),
         info.queue_depth,
+        info.poll_queues,
     )?;
     if let Some(mode) = info.suspend {
         writeln!(f, "  suspended={}", mode.name())?;

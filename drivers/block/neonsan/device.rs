@@ -41,7 +41,7 @@ use neonsan_kernel::{
 };
 use neonsan_proto::{Capabilities, Features, Geometry, Mode, OpenReply, VolumeName};
 use neonsan_session::{
-    client::{self, AtRisk, Config, Durability, Identity, Opened, Session, MAX_CONNECTIONS},
+    client::{self, AtRisk, Config, Durability, Identity, Opened, Session},
     CloseCause, Instant, Timeouts,
 };
 
@@ -180,10 +180,7 @@ impl Device {
         random::fill(&mut session_id);
         let mut seed = [0; 8];
         random::fill(&mut seed);
-        let wish = params
-            .connections
-            .unwrap_or_else(neonsan_kernel::cpu::num_online);
-        let wish = wish.clamp(1, MAX_CONNECTIONS as u32);
+        let wish = params.all_connections();
         let config = Config {
             connections: wish as u16,
             nodes: params.nodes.len() as u16,

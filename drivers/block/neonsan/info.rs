@@ -30,6 +30,8 @@ pub(crate) struct DeviceInfo {
     pub(crate) volume: Option<Volume>,
     /// How many connections there are; final once the device is attached.
     pub(crate) connections: u16,
+    /// How many of them, the last ones, are poll queues; likewise.
+    pub(crate) poll_queues: u16,
     /// How many times the disk is open; zero without a disk.
     pub(crate) openers: u32,
     /// There is a disk.
@@ -184,6 +186,7 @@ impl Device {
             session_id: self.session_id(),
             volume,
             connections,
+            poll_queues: self.poll_queues(),
             openers,
             has_disk,
             queue_depth: volume.map_or(wish, |v| wish.min(v.max_depth.into())),

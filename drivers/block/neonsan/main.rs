@@ -7,7 +7,7 @@
 //! - [`control`]: generic netlink, the way in. [`attach`]: attaching and detaching.
 //! - [`device`]: a device. [`registry`]: all of them. [`info`], [`notes`]: what people are told.
 //! - [`queue`]: from blk-mq to a connection. [`connection`]: one connection; [`transmit`] and
-//!   [`receive`] are its two sides, [`connect`] makes it.
+//!   [`receive`] are its two sides, [`connect`] makes it. [`polling`]: poll queues.
 //! - [`recovery`]: carries out what the session machine (`neonsan_session`) decides.
 //! - [`nodes`]: where the volume is served. [`suspend`], [`shutdown`]: ways out.
 //! - [`limits`], [`error`]: from the wire's terms to the block layer's.
@@ -36,6 +36,7 @@ mod limits;
 mod nodes;
 mod notes;
 mod params;
+mod polling;
 mod queue;
 mod receive;
 mod recovery;

@@ -7,13 +7,16 @@ use core::fmt;
 use kernel::prelude::*;
 use neonsan_kernel::net::{Net, SocketAddr};
 use neonsan_proto::{HOST_NAME_BYTES, MAX_NODES, MAX_VOLUME_NAME_BYTES};
-use neonsan_session::{CloseCause, Timeouts};
+use neonsan_session::{client::MAX_CONNECTIONS, CloseCause, Timeouts};
 
 /// Tags of a hardware queue unless told otherwise.
 pub(crate) const DEFAULT_QUEUE_DEPTH: u32 = 128;
 
 /// Most tags of a hardware queue: each has a header in a page of its connection.
 pub(crate) const MAX_QUEUE_DEPTH: u32 = 1024;
+
+/// Most poll queues: one connection at least is for all other requests.
+pub(crate) const MAX_POLL_QUEUES: u32 = MAX_CONNECTIONS as u32 - 1;
 
 /// Text of bounded length, cut where it does not fit.
 #[derive(Clone, Copy)]
@@ -116,8 +119,11 @@ pub(crate) struct AttachParams {
     pub(crate) host_name: Text<HOST_NAME_BYTES>,
     /// The number in the device's name; `None`: the lowest that is free.
     pub(crate) index: Option<u32>,
-    /// How many connections; `None`: one for each CPU. Never more than the node allows.
+    /// How many connections, poll queues not counted; `None`: one for each CPU. Never more than
+    /// the node allows.
     pub(crate) connections: Option<u32>,
+    /// How many connections more, for polled requests only.
+    pub(crate) poll_queues: u32,
     /// How many requests may be in flight on each connection; `None`: [`DEFAULT_QUEUE_DEPTH`].
     pub(crate) queue_depth: Option<u32>,
     /// How long to wait for what.
@@ -128,6 +134,17 @@ pub(crate) struct AttachParams {
     pub(crate) force: bool,
     /// The network namespace to connect in.
     pub(crate) net: Net,
+}
+
+impl AttachParams {
+    /// How many connections are wished for in all.
+    pub(crate) fn all_connections(&self) -> u32 {
+        let others = self
+            .connections
+            .unwrap_or_else(neonsan_kernel::cpu::num_online);
+        let room = MAX_CONNECTIONS as u32 - self.poll_queues.min(MAX_POLL_QUEUES);
+        others.clamp(1, room) + self.poll_queues.min(MAX_POLL_QUEUES)
+    }
 }
 
 /// The most nodes of a device.

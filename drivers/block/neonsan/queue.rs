@@ -150,6 +150,10 @@ impl Operations for Queue {
         })
     }
 
+    fn nr_poll_queues(device: ArcBorrow<'_, Device>) -> u32 {
+        device.poll_queues().into()
+    }
+
     fn init_hctx(device: ArcBorrow<'_, Device>, index: u32) -> Result<Arc<Connection>> {
         device.connection(u16::try_from(index)?).ok_or(EINVAL)
     }
@@ -191,5 +195,9 @@ impl Operations for Queue {
             }
         }
         TimeoutAction::ResetTimer
+    }
+
+    fn poll(connection: ArcBorrow<'_, Connection>) -> u32 {
+        connection.polling.poll()
     }
 }

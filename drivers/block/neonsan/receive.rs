@@ -43,6 +43,8 @@ pub(crate) struct Receive {
     crc: u32,
     /// Requests that end together when the run is over.
     batch: CompletionBatch,
+    /// Requests that ended in this run.
+    ended: u32,
     /// What is written is volatile until it is flushed.
     has_write_cache: bool,
     /// A violation was seen: nothing more is looked at.
@@ -57,6 +59,7 @@ impl Receive {
             writer: None,
             crc: !0,
             batch: CompletionBatch::new(),
+            ended: 0,
             has_write_cache,
             dead: false,
         }
@@ -184,6 +187,7 @@ impl Receive {
         if !end.is_ok() {
             connection.errors.add(1, Relaxed);
         }
+        self.ended += 1;
         rq.end_batched(end, &mut self.batch);
     }
 }
@@ -218,6 +222,7 @@ impl Callbacks for Connection {
 
     fn receive_done(self: &Arc<Self>, rx: &mut Receive) {
         rx.batch.flush();
+        self.polling.add_ended(core::mem::take(&mut rx.ended));
         heard(&self.heard_at);
     }
 

@@ -590,7 +590,11 @@ pub mod attr {
         /// The host from which attach took the volume, as the node named it, for people. Absent
         /// when it took it from nobody.
         pub const FENCED: u16 = 31;
+        /// Number of poll queues: connections for requests whose submitter asks for the result
+        /// instead of being told. In an attach request they come on top of connections; later they
+        /// are the last of those.
+        pub const POLL_QUEUES: u16 = 32;
         /// The highest attribute type of this set.
-        pub const MAX: u16 = 31;
+        pub const MAX: u16 = 32;
     }
 }

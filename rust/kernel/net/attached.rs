@@ -144,6 +144,36 @@ impl<C: Callbacks> Attached<C> {
         drop(unlock);
     }
 
+    /// Receives in the caller what is there; if nothing is, asks the network device for it, where
+    /// there is one that can be asked. The callbacks go on as ever, so nothing depends on this being
+    /// called. Does not sleep; process context.
+    pub fn poll(&self) {
+        let sk = self.socket.sk();
+        // SAFETY: The socket is valid. What comes while the device is asked is received by its
+        // callback, in this very call.
+        unsafe {
+            if bindings::sk_receive_queue_empty(sk) {
+                bindings::sk_busy_loop_once(sk);
+            }
+            if bindings::sk_receive_queue_empty(sk) {
+                return;
+            }
+            bindings::bh_lock_sock(sk);
+        }
+        let unlock = ScopeGuard::new(|| {
+            // SAFETY: Locked above.
+            unsafe { bindings::bh_unlock_sock(sk) };
+        });
+        // SAFETY: The socket's lock is held as a soft interrupt holds it: if a process has the
+        // socket, it is left alone, and that process or the worker it has called receives.
+        unsafe {
+            if !bindings::sock_owned_by_user_nocheck(sk) && self.is_worth_reading() {
+                self.run();
+            }
+        }
+        drop(unlock);
+    }
+
     /// Takes the callbacks off and waits until none of them runs. Returns the state of the
     /// receiving side, the first time. May sleep, but not for the network.
     pub fn stop(&self) -> Option<C::Receive> {

@@ -147,6 +147,10 @@ pub struct Attach {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
     pub connections: Option<u32>,
 
+    /// Connections more, for I/O that is polled for (io_uring with IOPOLL) [default: 0]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=63))]
+    pub poll_queues: Option<u32>,
+
     /// Requests in flight on each connection [default: what the node allows, up to 128]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub queue_depth: Option<u32>,

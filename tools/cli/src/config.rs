@@ -36,6 +36,8 @@ pub struct Attach {
     pub mode: Option<crate::cli::Mode>,
     /// Number of connections.
     pub connections: Option<u32>,
+    /// Connections for polled requests, on top of those.
+    pub poll_queues: Option<u32>,
     /// Requests in flight on each.
     pub queue_depth: Option<u32>,
     /// CRC32C of headers.
@@ -160,6 +162,7 @@ mod tests {
             [attach]
             mode = "read-only"
             connections = 4
+            poll-queues = 1
             queue-depth = 64
             header-crc = true
             payload-crc = false
@@ -175,6 +178,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(config.nodes.len(), 2);
+        assert_eq!(config.attach.poll_queues, Some(1));
         assert_eq!(config.attach.queue_depth, Some(64));
         assert_eq!(config.timeouts.request, Some(30_000));
         assert_eq!(config.timeouts.loss, Some(0));

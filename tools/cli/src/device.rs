@@ -47,6 +47,8 @@ pub struct Device {
     pub checksums: Vec<String>,
     /// Every time the module waits.
     pub timeouts: Timeouts,
+    /// How many of the connections, the last ones, are for polled requests.
+    pub poll_queues: u32,
     /// Requests in flight on each connection, at most.
     pub queue_depth: u32,
     /// Counters since attach.
@@ -251,6 +253,7 @@ impl Device {
             abilities: flag_names(abilities, uapi::ability::NAMES),
             checksums: flag_names(attrs.u32(a::CHECKSUMS).unwrap_or(0), uapi::checksum::NAMES),
             timeouts: Timeouts::parse(attrs.nested(a::TIMEOUTS).unwrap_or(Attrs(&[]))),
+            poll_queues: attrs.u32(a::POLL_QUEUES).unwrap_or(0),
             queue_depth: attrs.u32(a::QUEUE_DEPTH).unwrap_or(0),
             statistics: Statistics {
                 lost_bytes: attrs
@@ -525,6 +528,7 @@ pub mod tests {
             .u32(attr::device::LOSS_DEADLINE_MS, 48_000)
             .u32(attr::device::SUSPEND, uapi::SuspendMode::Normal as u32)
             .u32(attr::device::AT_RISK_BYTES, 3 << 20)
+            .u32(attr::device::POLL_QUEUES, 1)
             .text(
                 attr::device::FENCED,
                 "the volume pool/volume is held by host host2 (22)",

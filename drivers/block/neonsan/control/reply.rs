@@ -96,6 +96,7 @@ impl<'a> Shown<'a> {
         if let Some(mode) = info.suspend {
             msg.put_u32(a::SUSPEND, mode as u32)?;
         }
+        msg.put_u32(a::POLL_QUEUES, info.poll_queues.into())?;
         msg.put_uint(a::AT_RISK_BYTES, info.at_risk_bytes)?;
         if let Some(failure) = &info.failure {
             msg.put_str(a::FAILURE, failure.as_str())?;

@@ -51,6 +51,7 @@ pub(super) fn attach_params(attributes: Attributes<'_>) -> Result<KBox<AttachPar
         host_name: host_name(attributes),
         index: number(a::INDEX),
         connections: wish(a::CONNECTIONS),
+        poll_queues: number(a::POLL_QUEUES).unwrap_or(0),
         queue_depth: wish(a::QUEUE_DEPTH),
         timeouts,
         checksums: number(a::CHECKSUMS).unwrap_or(0),

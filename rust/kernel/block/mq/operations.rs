@@ -45,6 +45,10 @@ pub trait Operations: Sized + 'static {
     /// Initialises the data beside one request.
     fn new_request_data() -> impl PinInit<Self::RequestData, Infallible>;
 
+    /// How many of the tag set's hardware queues, the last ones, are for polled requests only.
+    /// Asked while the tag set is made, and the same all its life.
+    fn nr_poll_queues(tag_set_data: ForeignBorrowed<'_, Self::TagSetData>) -> u32;
+
     /// Makes the data of the hardware queue with this index.
     fn init_hctx(
         tag_set_data: ForeignBorrowed<'_, Self::TagSetData>,
@@ -75,6 +79,32 @@ pub trait Operations: Sized + 'static {
         queue_data: ForeignBorrowed<'_, Self::QueueData>,
         tag: u16,
     ) -> TimeoutAction;
+
+    /// Somebody waits for polled requests of this hardware queue: finishes what can be finished.
+    /// Returns how many requests have ended since the last call, in whatever context. Must not
+    /// sleep: the caller is in an RCU critical section.
+    fn poll(hw_data: ForeignBorrowed<'_, Self::HwData>) -> u32;
+}
+
+/// Spreads the hardware queues over the CPUs: the last `poll_queues` of them for polled requests, if
+/// there is a map for these, and the others for all the rest.
+fn map_queues(set: &mut bindings::blk_mq_tag_set, poll_queues: u32) {
+    let maps = set.nr_maps as usize;
+    let has_poll_map = maps > bindings::hctx_type_HCTX_TYPE_POLL as usize;
+    let poll_queues = if has_poll_map { poll_queues } else { 0 };
+    let others = set.nr_hw_queues.saturating_sub(poll_queues);
+    for (kind, map) in set.map.iter_mut().enumerate().take(maps) {
+        (map.nr_queues, map.queue_offset) = match kind as u32 {
+            bindings::hctx_type_HCTX_TYPE_DEFAULT => (others, 0),
+            bindings::hctx_type_HCTX_TYPE_POLL => (poll_queues, others),
+            // Reads go where writes go.
+            _ => (0, 0),
+        };
+        if map.nr_queues > 0 {
+            // SAFETY: The map has room for every CPU.
+            unsafe { bindings::blk_mq_map_queues(map) };
+        }
+    }
 }
 
 /// The C table of a driver.
@@ -89,6 +119,8 @@ impl<T: Operations> OperationsVTable<T> {
         exit_hctx: Some(Self::exit_hctx_callback),
         init_request: Some(Self::init_request_callback),
         exit_request: Some(Self::exit_request_callback),
+        map_queues: Some(Self::map_queues_callback),
+        poll: Some(Self::poll_callback),
         ..pin_init::zeroed()
     };
 
@@ -156,6 +188,30 @@ impl<T: Operations> OperationsVTable<T> {
             TimeoutAction::Done => bindings::blk_eh_timer_return_BLK_EH_DONE,
             TimeoutAction::ResetTimer => bindings::blk_eh_timer_return_BLK_EH_RESET_TIMER,
         }
+    }
+
+    /// # Safety
+    ///
+    /// Called by blk-mq only, for a tag set made by `TagSet<T>`.
+    unsafe extern "C" fn map_queues_callback(set: *mut bindings::blk_mq_tag_set) {
+        // SAFETY: `TagSet::new` has set the data; the tag set is being made, and has as many maps
+        // as it says.
+        unsafe {
+            let poll_queues = T::nr_poll_queues(T::TagSetData::borrow((*set).driver_data));
+            map_queues(&mut *set, poll_queues);
+        }
+    }
+
+    /// # Safety
+    ///
+    /// Called by blk-mq only.
+    unsafe extern "C" fn poll_callback(
+        hctx: *mut bindings::blk_mq_hw_ctx,
+        _batch: *mut bindings::io_comp_batch,
+    ) -> c_int {
+        // SAFETY: The queue is live.
+        let (hw_data, _) = unsafe { Self::borrow(hctx) };
+        c_int::try_from(T::poll(hw_data)).unwrap_or(c_int::MAX)
     }
 
     /// # Safety

@@ -52,7 +52,8 @@ pub struct TagSet<T: Operations> {
 
 impl<T: Operations> TagSet<T> {
     /// Makes a tag set with `nr_hw_queues` hardware queues of `queue_depth` tags each, spread over
-    /// the CPUs by blk-mq. Requests that take longer than `timeout_ms` are reported to
+    /// the CPUs by blk-mq. The last [`Operations::nr_poll_queues`] of them are for polled requests.
+    /// Requests that take longer than `timeout_ms` are reported to
     /// [`Operations::timeout`]; zero is blk-mq's default of 30 seconds. May sleep.
     pub fn new(
         nr_hw_queues: u32,
@@ -71,7 +72,9 @@ impl<T: Operations> TagSet<T> {
                 });
                 let mut set: bindings::blk_mq_tag_set = pin_init::zeroed();
                 set.ops = OperationsVTable::<T>::build();
-                set.nr_maps = 1;
+                // SAFETY: It comes from `into_foreign` above.
+                let poll_queues = T::nr_poll_queues(unsafe { T::TagSetData::borrow(*data) });
+                set.nr_maps = if poll_queues > 0 { bindings::hctx_type_HCTX_MAX_TYPES } else { 1 };
                 set.nr_hw_queues = nr_hw_queues;
                 set.queue_depth = queue_depth;
                 set.cmd_size = u32::try_from(size_of::<RequestDataWrapper<T>>())?;

@@ -38,6 +38,7 @@ struct Request {
     host_id: host::HostId,
     host_name: String,
     connections: Option<u32>,
+    poll_queues: Option<u32>,
     queue_depth: Option<u32>,
     index: Option<u32>,
     checksums: u32,
@@ -131,6 +132,7 @@ impl Request {
                 None => host::default_host_name(),
             },
             connections: args.connections.or(config.attach.connections),
+            poll_queues: args.poll_queues.or(config.attach.poll_queues),
             queue_depth: args.queue_depth.or(config.attach.queue_depth),
             index: args.index,
             checksums: match (header_crc, payload_crc) {
@@ -158,6 +160,7 @@ impl Request {
         }
         for (kind, value) in [
             (a::CONNECTIONS, self.connections),
+            (a::POLL_QUEUES, self.poll_queues),
             (a::QUEUE_DEPTH, self.queue_depth),
             (a::INDEX, self.index),
         ] {
@@ -315,6 +318,7 @@ mod tests {
             "--node=192.0.2.3",
             "--mode=shared",
             "--connections=4",
+            "--poll-queues=2",
             "--queue-depth=64",
             "--index=3",
             "--payload-crc",
@@ -327,6 +331,7 @@ mod tests {
         use attr::device as a;
         assert_eq!(attrs.text(a::VOLUME).unwrap(), "p/v");
         assert_eq!(attrs.u32(a::MODE), Some(uapi::Mode::Shared as u32));
+        assert_eq!(attrs.u32(a::POLL_QUEUES), Some(2));
         assert_eq!(attrs.bytes(a::HOST_ID).unwrap()[..2], [0x00, 0x11]);
         assert_eq!(attrs.u32(a::CHECKSUMS), Some(3));
         assert_eq!(attrs.u32(a::INDEX), Some(3));

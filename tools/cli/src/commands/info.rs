@@ -127,6 +127,7 @@ fn show(device: &Device) -> String {
             "loss timeout",
             time(timeouts.loss_ms, "none (waits for ever)"),
         ),
+        ("poll queues", device.poll_queues.to_string()),
         ("queue depth", device.queue_depth.to_string()),
         ("statistics", show_statistics(device)),
     ];
