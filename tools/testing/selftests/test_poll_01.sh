@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0 OR MIT
 # poll queues: polled I/O under fio verify and a node restart, and I/O that nobody polls for
-# timeout: 900
+# timeout: 1500
 . "$TEST_LIB"
 
 node_start node file
