@@ -279,7 +279,10 @@ fn a_greedy_session_waits_and_others_do_not() {
         assert_eq!(good.read(0, 512), [0; 512]);
         assert!(Instant::now() < until, "it is still there");
     }
-    assert_eq!(node.metric("neonsan_node_in_flight_bytes"), 0.0);
+    // The cause is counted first, for who looks when the connection ends.
+    while node.metric("neonsan_node_in_flight_bytes") > 0.0 {
+        assert!(Instant::now() < until, "its bytes are still there");
+    }
 }
 
 #[test]
