@@ -344,11 +344,14 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
                 .iter()
                 .all(|c| !matches!(c.state, ConnectionState::Live)),
         };
-        if session_is_gone {
-            self.reopen(cause, now);
-        } else {
-            self.schedule(connection, now);
+        if !session_is_gone {
+            return self.schedule(connection, now);
         }
+        if let CloseCause::ConnectFailed(_) | CloseCause::ConnectTimeout = cause {
+            // Nobody is there, or nobody who can serve: to open there would take as long again.
+            self.leave_node();
+        }
+        self.reopen(cause, now);
     }
 
     /// A live connection is lost, or must be given up: a socket error, a violation, a request
