@@ -28,11 +28,12 @@
 //! The gate is not on the I/O path: a connection that was admitted works without asking again,
 //! until it is told to stop.
 
+mod introduction;
+
 use super::memory::{Memory, Remembered, Standing};
-use crate::server::IntroducedAs;
 use crate::{CloseCause, Instant};
 use alloc::vec::Vec;
-use neonsan_proto::{Mode, OpenFlags, OpenRequest, Status};
+use neonsan_proto::{Mode, Status};
 
 /// The node's own name for a connection; never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -247,46 +248,6 @@ impl Gate {
         self.sessions.is_empty() && self.connections.is_empty()
     }
 
-    /// A client has introduced itself on a new connection. Its volume name was resolved to this
-    /// gate by the caller.
-    pub fn introduce(
-        &mut self,
-        id: ConnectionId,
-        kind: IntroducedAs,
-        request: &OpenRequest,
-        now: Instant,
-    ) -> Opening {
-        let result = match check_request(request, kind) {
-            Err(status) => Err(RefuseReason::new(status)),
-            Ok(()) => match kind {
-                IntroducedAs::Open => self.open(request, now),
-                IntroducedAs::Join => self.join(request),
-            },
-        };
-        match result {
-            Err(reason) => Opening::Refused(reason),
-            Ok(()) => {
-                let index = request.connection.get();
-                let epoch = request.epoch.get();
-                self.connections.push(Connection {
-                    id,
-                    session_id: request.session_id,
-                    index,
-                    generation: request.generation.get(),
-                    state: State::Waiting {
-                        deadline: now.after_ms(self.config.drain_timeout_ms),
-                    },
-                    due: None,
-                });
-                self.note_epoch(request.session_id, index, epoch);
-                if let Some(session) = self.session_mut(&request.session_id) {
-                    session.empty_since = None;
-                }
-                Opening::Waiting
-            }
-        }
-    }
-
     /// How many connections a session may have, or could have if it began now.
     pub fn max_connections(&self, session: &[u8; 16]) -> u16 {
         let known = self.sessions.iter().find(|s| s.id == *session);
@@ -313,137 +274,6 @@ impl Gate {
             Some(entry) => entry.2 = entry.2.max(epoch),
             None => self.epochs.push((session, index, epoch)),
         }
-    }
-
-    fn open(&mut self, request: &OpenRequest, now: Instant) -> Result<(), RefuseReason> {
-        let generation = request.generation.get();
-        let id = request.session_id;
-        if let Some(known) = self.sessions.iter().find(|s| s.id == id).copied() {
-            if known.over {
-                // It was fenced, or it ended, and its last requests are not out yet.
-                return Err(self.refuse_over(&known));
-            }
-            if generation <= known.generation {
-                let mut reason = RefuseReason::new(Status::StaleGeneration);
-                reason.generation = known.generation;
-                return Err(reason);
-            }
-            if known.host_id != request.host_id || known.mode != request.mode() {
-                return Err(RefuseReason::new(Status::BadOpen));
-            }
-            self.revoke_session(&id, CloseCause::Replaced);
-            if let Some(session) = self.session_mut(&id) {
-                session.generation = generation;
-            }
-            return Ok(());
-        }
-        if self.memory.is_fenced(&id) {
-            return Err(RefuseReason::new(Status::Fenced));
-        }
-        let staying = self
-            .sessions
-            .iter()
-            .filter(|s| !s.over && !conflicts(s.mode, request.mode()))
-            .count();
-        if staying >= self.config.max_sessions {
-            return Err(RefuseReason::new(Status::TooManySessions));
-        }
-        self.make_way(request)?;
-        let had = self.memory.max_connections(&id);
-        self.memory
-            .enter(&id, |mode| conflicts(mode, request.mode()));
-        self.sessions.push(Session {
-            id,
-            host_id: request.host_id,
-            mode: request.mode(),
-            generation,
-            since: now,
-            empty_since: None,
-            max_connections: had.max(self.config.max_connections),
-            over: false,
-        });
-        Ok(())
-    }
-
-    fn refuse_over(&self, known: &Session) -> RefuseReason {
-        let in_the_way = |s: &&Session| !s.over && conflicts(s.mode, known.mode);
-        match self.sessions.iter().find(in_the_way) {
-            Some(other) => {
-                let mut reason = RefuseReason::new(Status::HeldByOther);
-                reason.holder = Some(self.holder(other));
-                reason
-            }
-            None => {
-                let mut reason = RefuseReason::new(Status::Draining);
-                reason.retry_after_ms = 100;
-                reason
-            }
-        }
-    }
-
-    /// Ends the sessions that a new one conflicts with, if it may do that.
-    fn make_way(&mut self, request: &OpenRequest) -> Result<(), RefuseReason> {
-        let force = request.flags().contains(OpenFlags::FORCE);
-        let in_the_way: Vec<Session> = self
-            .sessions
-            .iter()
-            .filter(|s| !s.over && conflicts(s.mode, request.mode()))
-            .copied()
-            .collect();
-        for session in &in_the_way {
-            // A host that restarted finds its own old session without a connection.
-            let abandoned_by_same_host =
-                session.host_id == request.host_id && session.empty_since.is_some();
-            if !force && !abandoned_by_same_host {
-                let mut reason = RefuseReason::new(Status::HeldByOther);
-                reason.holder = Some(self.holder(session));
-                return Err(reason);
-            }
-        }
-        for session in &in_the_way {
-            self.end_session(&session.id, CloseCause::Fenced);
-        }
-        Ok(())
-    }
-
-    fn join(&mut self, request: &OpenRequest) -> Result<(), RefuseReason> {
-        let index = request.connection.get();
-        let unknown = Err(RefuseReason::new(Status::UnknownSession));
-        let Some(session) = self
-            .sessions
-            .iter()
-            .find(|s| s.id == request.session_id)
-            .copied()
-        else {
-            return unknown;
-        };
-        if session.over {
-            return Err(self.refuse_over(&session));
-        }
-        let generation = request.generation.get();
-        if generation > session.generation {
-            // From before a restart of this node: it must open again.
-            return unknown;
-        }
-        if generation < session.generation
-            || request.epoch.get() <= self.last_epoch(&session.id, index)
-        {
-            let mut reason = RefuseReason::new(Status::StaleGeneration);
-            reason.generation = session.generation;
-            return Err(reason);
-        }
-        if session.host_id != request.host_id || session.mode != request.mode() {
-            return Err(RefuseReason::new(Status::BadOpen));
-        }
-        if index >= session.max_connections {
-            return Err(RefuseReason::new(Status::TooManyConnections));
-        }
-        for c in self.connections.iter_mut() {
-            if c.session_id == session.id && c.index == index {
-                c.revoke(CloseCause::Replaced);
-            }
-        }
-        Ok(())
     }
 
     fn revoke_session(&mut self, id: &[u8; 16], cause: CloseCause) {
@@ -679,21 +509,5 @@ fn refusal_of(cause: CloseCause) -> Status {
         CloseCause::GoingAway => Status::GoingAway,
         CloseCause::Released => Status::UnknownSession,
         _ => Status::StaleGeneration,
-    }
-}
-
-fn check_request(request: &OpenRequest, kind: IntroducedAs) -> Result<(), Status> {
-    let named = request.session_id != [0; 16] && request.host_id != [0; 16];
-    let counted = request.generation.get() != 0 && request.epoch.get() != 0;
-    let indexed = match kind {
-        IntroducedAs::Open => request.connection.get() == 0,
-        IntroducedAs::Join => request.flags() == OpenFlags::NONE,
-    };
-    let known =
-        !matches!(request.mode(), Mode::Unknown(_)) && OpenFlags::KNOWN.contains(request.flags());
-    if named && counted && indexed && known {
-        Ok(())
-    } else {
-        Err(Status::BadOpen)
     }
 }

@@ -3,6 +3,8 @@
 //! What the tests of this crate share.
 #![allow(dead_code)]
 
+pub mod device;
+
 use neonsan_proto::{
     Capabilities, Features, Geometry, Header, Kind, Mode, OpenReply, RequestFlags, VolumeName,
 };

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+
+//! How a session takes it when connections fall silent or are lost, and for how long.
+
+mod common;
+
+use common::device::{connect_of, device_with, join, live, open, DOWN, GONE};
+use neonsan_session::client::{Action, ConnectKind, Notice, SessionState};
+use neonsan_session::{CloseCause, Timeouts};
+
+#[test]
+fn people_are_told_of_loss_and_return() {
+    let mut device = live(2, 1);
+    let stop = |connection| Action::Stop {
+        connection,
+        cause: GONE,
+    };
+    assert_eq!(
+        device.lost(0, GONE),
+        [stop(0)],
+        "one connection is no loss of service"
+    );
+    let lost = Action::Notify(Notice::Lost { cause: GONE });
+    assert_eq!(device.lost(1, GONE), [stop(1), lost]);
+    let since = device.now;
+    assert_eq!(device.session.lost_since(), Some(since));
+    device.drained(0);
+    device.wait(700);
+    device.opened(0);
+    let actions = device.actions();
+    let lost_for_ms = 700;
+    assert!(actions.contains(&Action::Notify(Notice::Recovered { lost_for_ms })));
+    assert_eq!(device.session.lost_since(), None);
+}
+
+#[test]
+fn a_volume_lost_for_too_long_fails_its_requests_and_recovers_later() {
+    let mut device = live(1, 1);
+    device.lost(0, GONE);
+    device.session.on_drained(0, device.now);
+    let mut failed_after = None;
+    let lost_at = device.now;
+    while failed_after.is_none() {
+        for action in device.wait_for_action() {
+            match action {
+                Action::Connect { connection, .. } => device
+                    .session
+                    .on_connect_failed(connection, DOWN, device.now),
+                Action::FailRequests { cause } => {
+                    assert_eq!(cause, DOWN);
+                    failed_after = Some(device.now.since_ms(lost_at));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    assert_eq!(failed_after, Some(60_000));
+    assert!(device.session.is_failing());
+    device.bring_up();
+    assert!(!device.session.is_failing());
+}
+
+#[test]
+fn requests_are_not_failed_while_they_may_still_be_touched() {
+    let mut device = live(1, 1);
+    device.lost(0, GONE);
+    assert_eq!(device.wait(100_000), []);
+    assert_eq!(
+        device.session.poll_timeout(),
+        None,
+        "only the caller can go on"
+    );
+    device.drained(0);
+    let actions = device.wait(0);
+    assert!(
+        actions
+            .iter()
+            .any(|a| matches!(a, Action::FailRequests { .. })),
+        "{actions:?}"
+    );
+}
+
+#[test]
+fn once_requests_have_failed_only_an_open_brings_the_service_back() {
+    let timeouts = Timeouts {
+        loss_ms: 1_000,
+        ..Timeouts::DEFAULT
+    };
+    let mut device = device_with(2, 1, timeouts);
+    device.bring_up();
+    device.now = device.now.after_ms(2_000);
+    for connection in 0..2 {
+        device.lost(connection, GONE);
+        let actions = device.drained(connection);
+        assert!(matches!(connect_of(&actions).2, ConnectKind::Join { .. }));
+    }
+    // Both joins are under way when the volume has been lost for too long.
+    let actions = device.wait(1_000);
+    assert!(
+        actions
+            .iter()
+            .any(|a| matches!(a, Action::FailRequests { .. })),
+        "{actions:?}"
+    );
+    // One of them succeeds: a request that failed may still be in the engine for the other.
+    device.opened(1);
+    let actions = device.actions();
+    assert!(
+        !actions.contains(&Action::Resume { connection: 1 }),
+        "{actions:?}"
+    );
+    device.drained(1);
+    let actions = device.failed(0, DOWN);
+    let actions = if actions.is_empty() {
+        device.wait_for_action()
+    } else {
+        actions
+    };
+    assert!(matches!(connect_of(&actions).2, ConnectKind::Open { .. }));
+}
+
+#[test]
+fn without_a_loss_timeout_nothing_ever_fails() {
+    let mut device = device_with(1, 1, Timeouts::DEFAULT);
+    device.bring_up();
+    device.lost(0, GONE);
+    device.drained(0);
+    device.failed(0, DOWN);
+    for _ in 0..3_000 {
+        for action in device.wait_for_action() {
+            assert!(matches!(action, Action::Connect { .. }), "{action:?}");
+            device.failed(0, DOWN);
+        }
+    }
+    device.bring_up();
+}
+
+#[test]
+fn silence_is_answered_with_pings_and_then_the_connection_is_given_up() {
+    let mut device = live(1, 1);
+    let begin = device.now;
+    let ping = Action::Ping { connection: 0 };
+    assert_eq!(device.wait_for_action(), [ping]);
+    assert_eq!(device.now.since_ms(begin), 3_000);
+    assert_eq!(device.wait_for_action(), [ping]);
+    let cause = CloseCause::HeartbeatTimeout;
+    let actions = device.wait_for_action();
+    assert_eq!(
+        actions[0],
+        Action::Stop {
+            connection: 0,
+            cause
+        }
+    );
+    assert_eq!(device.now.since_ms(begin), 9_000);
+}
+
+#[test]
+fn a_silent_node_is_left_for_the_next_one_without_asking_it_again() {
+    let mut device = live(4, 3);
+    let begin = device.now;
+    // Busier connections were heard until later: within one interval, or they would be pinged.
+    for connection in 0..4 {
+        let heard = begin.after_ms(950 * u64::from(connection));
+        device.session.on_heard(connection, heard);
+    }
+    let (mut stops, mut connects) = (0, Vec::new());
+    while connects.is_empty() {
+        for action in device.wait_for_action() {
+            match action {
+                Action::Stop { connection, cause } => {
+                    assert_eq!(cause, CloseCause::HeartbeatTimeout);
+                    stops += 1;
+                    device.session.on_drained(connection, device.now);
+                }
+                Action::Connect { node, kind, .. } => connects.push((node, kind)),
+                Action::Ping { .. } | Action::Notify(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    assert_eq!(device.now.since_ms(begin), 9_000, "the heartbeat timeout");
+    assert_eq!(stops, 4);
+    assert_eq!(connects, [(1, open(2, 2, true))]);
+    device.bring_up();
+    assert_eq!(device.session.node(), 1);
+}
+
+#[test]
+fn one_silent_connection_of_a_node_that_answers_is_joined_again() {
+    let mut device = live(2, 2);
+    let begin = device.now;
+    loop {
+        device.session.on_heard(1, device.now);
+        let actions = device.wait(500);
+        if actions.iter().any(|a| matches!(a, Action::Stop { .. })) {
+            break;
+        }
+    }
+    assert_eq!(device.now.since_ms(begin), 9_000);
+    assert_eq!(device.session.state(), SessionState::Live);
+    assert_eq!(connect_of(&device.drained(0)), (0, 0, join(1, 0, 2)));
+}
+
+#[test]
+fn a_connection_that_is_heard_is_neither_pinged_nor_lost() {
+    let mut device = live(1, 1);
+    for _ in 0..100 {
+        device.session.on_heard(0, device.now);
+        assert_eq!(device.wait(2_900), []);
+    }
+}
