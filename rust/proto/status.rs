@@ -3,6 +3,7 @@
 //! Statuses describe the fault. Each end maps them to its own error numbers in one place.
 
 use crate::open_enum::open_enum;
+use core::fmt;
 
 open_enum! {
     /// How a request ended.
@@ -85,5 +86,49 @@ impl Status {
                 | Status::UnknownSession
                 | Status::ChecksumMismatch
         )
+    }
+}
+
+/// For people. Programs use the number or [`Status::name`].
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Status::Ok => "done",
+            Status::VersionUnsupported => {
+                "the node and the client have no protocol version in common"
+            }
+            Status::FeatureUnsupported => {
+                "the node lacks something that the volume was attached with, such as checksums"
+            }
+            Status::NoSuchVolume => "there is no such volume",
+            Status::NoSuchSnapshot => "there is no such snapshot",
+            Status::BadName => "the name breaks the rules for names",
+            Status::HeldByOther => "another host holds the volume",
+            Status::OpenedReadOnly => "this can only be opened for reading",
+            Status::NotPermitted => "the node does not let this host open the volume",
+            Status::StaleGeneration => "a newer generation of the session exists",
+            Status::UnknownSession => "the node does not know the session",
+            Status::Draining => "requests of an older connection are still being worked on",
+            Status::TooManySessions => "the node has as many sessions as it may have",
+            Status::TooManyConnections => "the session has as many connections as it may have",
+            Status::VolumeDamaged => "the stored volume is damaged",
+            Status::GoingAway => "the node is about to stop",
+            Status::BadOpen => "the request to open makes no sense",
+            Status::OutOfRange => "the range leaves the volume",
+            Status::Misaligned => "the range is not a multiple of the logical block size",
+            Status::TooLarge => "the request is longer than the volume's limit",
+            Status::Unsupported => "the volume does not have this ability",
+            Status::ChecksumMismatch => "the payload arrived damaged",
+            Status::MediaError => "the node's storage could not be read or written",
+            Status::NoSpace => "the node's storage has no space left",
+            Status::ReadOnly => "the volume is read-only",
+            Status::AtomicLimit => "the write breaks the limits for atomic writes",
+            Status::BadRequest => "the request makes no sense",
+            Status::Fenced => "another host took the volume",
+            Status::NotOwner => "the node does not own the volume any more",
+            Status::Busy => "the node is out of a resource",
+            Status::Internal => "the node has a fault of its own",
+            Status::Unknown(code) => return write!(f, "status {code}, unknown to this version"),
+        })
     }
 }

@@ -188,7 +188,7 @@ impl fmt::Display for CloseCause {
                 neonsan_proto::MIN_VERSION,
                 neonsan_proto::MAX_VERSION
             ),
-            CloseCause::Refused(status) => write!(f, "refused: {}", status.name()),
+            CloseCause::Refused(status) => write!(f, "refused: {status}"),
             CloseCause::BadGeometry(field) => write!(f, "the node stated a {field} that makes no sense"),
             CloseCause::VolumeChanged(field) => write!(f, "the volume came back with another {field}"),
             CloseCause::HeaderChecksum => f.write_str("a header arrived damaged"),

@@ -21,7 +21,7 @@ pub enum Error {
         cause: CloseCause,
     },
     /// A node refused to open the volume.
-    #[error("node {node} refused: {}", if .text.is_empty() { .status.name() } else { .text.as_str() })]
+    #[error("node {node} refused: {}", if .text.is_empty() { .status.to_string() } else { .text.clone() })]
     Refused {
         /// The node.
         node: SocketAddr,
@@ -31,7 +31,7 @@ pub enum Error {
         text: String,
     },
     /// The node answered a request with another status than `Ok`.
-    #[error("{kind:?} of {length} bytes at offset {offset} failed: {}", .status.name())]
+    #[error("{kind:?} of {length} bytes at offset {offset} failed: {status}")]
     Io {
         /// What was asked.
         kind: Kind,

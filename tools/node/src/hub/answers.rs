@@ -152,7 +152,7 @@ pub(super) fn refusal_text(
         }
         (Status::GoingAway, _) => "the node is stopping: use another".to_owned(),
         (Status::BadOpen, _) => "the request to open makes no sense".to_owned(),
-        (status, _) => format!("refused: {}", status.name()),
+        (status, _) => format!("refused: {status}"),
     };
     (refusal, text)
 }

@@ -170,7 +170,7 @@ impl Hub {
                 "the volume {name} was taken by another host meanwhile: \
                  detach it here, then attach it anew if it is free"
             ),
-            _ => format!("refused: {}", reason.status.name()),
+            _ => format!("refused: {}", reason.status),
         };
         tracing::info!(
             volume = %name, connection = asked.0, status = reason.status.name(), %text,

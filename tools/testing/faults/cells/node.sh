@@ -104,7 +104,7 @@ node_other_features() {
 without_checksums() {
 	NODE_MORE='checksums = false' node_conf
 	node_run
-	unsupported() { info '.connections[0].last_cause' | grep -q FeatureUnsupported; }
+	unsupported() { info '.connections[0].last_cause' | grep -q 'attached with, such as checksums'; }
 	wait_for $((20 * slow)) "the device to say why it waits" unsupported
 	sleep 2
 	[ "$(info .state)" = recovering ] || fail "the device is $(info .state) without the checksums that it was attached with"
