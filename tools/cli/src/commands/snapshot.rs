@@ -3,7 +3,7 @@
 //! `neonsan volume snapshot`, `clone` and `flatten`: the content of a volume at one moment, and
 //! volumes made from it, by a node's control API.
 
-use super::volume::{block_on, client, confirm, parse_target, show_sessions, warn};
+use super::volume::{block_on, client, confirm, show_sessions, volume_at, warn};
 use crate::cli::{
     Common, SnapshotChange, SnapshotCommand, SnapshotList, SnapshotTarget, VolumeClone,
     VolumeFlatten,
@@ -13,7 +13,7 @@ use crate::error::{Error, Kind, Result};
 use crate::output::{fields, print, print_json, table};
 use crate::target::Target;
 use crate::units::show_size;
-use neonsan_api::{show_time, SnapshotName, VolumeName};
+use neonsan_api::{show_time, Client, SnapshotName, VolumeName};
 use serde_json::json;
 use std::time::Duration;
 
@@ -36,14 +36,14 @@ pub fn run(
     }
 }
 
-/// The snapshot that a target names.
-fn parse_snapshot(text: &str) -> Result<(Target, SnapshotName)> {
+/// The control API to ask about the snapshot that a target names, and the snapshot's name.
+fn snapshot_at(api: Option<&str>, config: &Config, text: &str) -> Result<(Client, SnapshotName)> {
     let target: Target = text.parse()?;
     let name = target.volume.parse().map_err(|error| {
         Error::new(Kind::Usage, format!("'{text}': {error}"))
             .with_hint("write pool/volume@snapshot, or neonsan://host/pool/volume@snapshot")
     })?;
-    Ok((target, name))
+    Ok((client(api, config, Some(&target))?, name))
 }
 
 fn create(
@@ -52,8 +52,7 @@ fn create(
     api: Option<&str>,
     args: &SnapshotTarget,
 ) -> Result<()> {
-    let (target, name) = parse_snapshot(&args.target)?;
-    let client = client(api, config, Some(&target))?;
+    let (client, name) = snapshot_at(api, config, &args.target)?;
     let snapshot = block_on(client.create_snapshot(&name))?;
     if common.json {
         print_json(&snapshot)
@@ -63,8 +62,7 @@ fn create(
 }
 
 fn list(common: &Common, config: &Config, api: Option<&str>, args: &SnapshotList) -> Result<()> {
-    let (target, name) = parse_target(&args.target)?;
-    let client = client(api, config, Some(&target))?;
+    let (client, name) = volume_at(api, config, &args.target)?;
     let list = block_on(client.list_snapshots(&name))?;
     if common.json {
         return print_json(&list);
@@ -86,8 +84,7 @@ fn list(common: &Common, config: &Config, api: Option<&str>, args: &SnapshotList
 }
 
 fn info(common: &Common, config: &Config, api: Option<&str>, args: &SnapshotTarget) -> Result<()> {
-    let (target, name) = parse_snapshot(&args.target)?;
-    let client = client(api, config, Some(&target))?;
+    let (client, name) = snapshot_at(api, config, &args.target)?;
     let snapshot = block_on(client.snapshot(&name))?;
     if common.json {
         return print_json(&snapshot);
@@ -120,8 +117,7 @@ fn delete(
     api: Option<&str>,
     args: &SnapshotChange,
 ) -> Result<()> {
-    let (target, name) = parse_snapshot(&args.target)?;
-    let client = client(api, config, Some(&target))?;
+    let (client, name) = snapshot_at(api, config, &args.target)?;
     if !args.yes {
         let question = format!("Delete the snapshot {name}?");
         let hint = "--yes deletes without asking";
@@ -140,8 +136,7 @@ fn roll_back(
     api: Option<&str>,
     args: &SnapshotChange,
 ) -> Result<()> {
-    let (target, name) = parse_snapshot(&args.target)?;
-    let client = client(api, config, Some(&target))?;
+    let (client, name) = snapshot_at(api, config, &args.target)?;
     if !args.yes {
         let question = format!(
             "Roll {} back, and lose all that was written to it since the snapshot {name}?",
@@ -165,12 +160,11 @@ pub fn clone(
     api: Option<&str>,
     args: &VolumeClone,
 ) -> Result<()> {
-    let (target, from) = parse_snapshot(&args.target)?;
+    let (client, from) = snapshot_at(api, config, &args.target)?;
     let to: VolumeName = args
         .name
         .parse()
         .map_err(|error| Error::new(Kind::Usage, format!("'{}': {error}", args.name)))?;
-    let client = client(api, config, Some(&target))?;
     let client = client.with_timeout(COPY_TIMEOUT);
     let volume = block_on(client.clone_snapshot(&from, &to))?;
     warn(&volume);
@@ -188,8 +182,7 @@ pub fn flatten(
     api: Option<&str>,
     args: &VolumeFlatten,
 ) -> Result<()> {
-    let (target, name) = parse_target(&args.target)?;
-    let client = client(api, config, Some(&target))?;
+    let (client, name) = volume_at(api, config, &args.target)?;
     let client = client.with_timeout(COPY_TIMEOUT);
     let volume = block_on(client.flatten_volume(&name))?;
     if common.json {

@@ -68,13 +68,23 @@ pub(super) fn client(
 }
 
 /// The volume that a target names, which must not be a snapshot.
-pub(super) fn parse_target(text: &str) -> Result<(Target, VolumeName)> {
+fn parse_target(text: &str) -> Result<(Target, VolumeName)> {
     let target: Target = text.parse()?;
     let name = target
         .volume
         .parse()
         .map_err(|error| Error::new(Kind::Usage, format!("'{text}': {error}")))?;
     Ok((target, name))
+}
+
+/// The control API to ask about the volume that a target names, and the volume's name.
+pub(super) fn volume_at(
+    api: Option<&str>,
+    config: &Config,
+    text: &str,
+) -> Result<(Client, VolumeName)> {
+    let (target, name) = parse_target(text)?;
+    Ok((client(api, config, Some(&target))?, name))
 }
 
 fn explain(error: ClientError) -> Error {
@@ -201,8 +211,7 @@ fn list(common: &Common, config: &Config, api: Option<&str>, args: &VolumeList) 
 }
 
 fn info(common: &Common, config: &Config, api: Option<&str>, args: &VolumeInfo) -> Result<()> {
-    let (target, name) = parse_target(&args.target)?;
-    let client = client(api, config, Some(&target))?;
+    let (client, name) = volume_at(api, config, &args.target)?;
     let volume = block_on(client.volume(&name))?;
     if common.json {
         return print_json(&volume);
@@ -298,8 +307,7 @@ pub(super) fn show_sessions(heading: &str, sessions: &[neonsan_api::SessionInfo]
 }
 
 fn resize(common: &Common, config: &Config, api: Option<&str>, args: &VolumeResize) -> Result<()> {
-    let (target, name) = parse_target(&args.target)?;
-    let client = client(api, config, Some(&target))?;
+    let (client, name) = volume_at(api, config, &args.target)?;
     let resize = neonsan_api::VolumeResize {
         size_bytes: args.size,
         allow_shrink: args.allow_shrink,
@@ -313,8 +321,7 @@ fn resize(common: &Common, config: &Config, api: Option<&str>, args: &VolumeResi
 }
 
 fn delete(common: &Common, config: &Config, api: Option<&str>, args: &VolumeDelete) -> Result<()> {
-    let (target, name) = parse_target(&args.target)?;
-    let client = client(api, config, Some(&target))?;
+    let (client, name) = volume_at(api, config, &args.target)?;
     if !args.yes {
         let question = format!("Delete the volume {name} and all its data?");
         confirm(

@@ -2,10 +2,10 @@
 //! Keys and values of an object, by which clients of a pool tell each other
 //! things. Each call is one transaction of the cluster.
 
-use std::ffi::c_char;
+use std::ffi::{c_char, c_int};
 use std::ptr;
 
-use super::{c_string, check, Pool};
+use super::{c_string, check, Functions, Handle, Pool};
 use crate::Result;
 
 /// Most keys that are read.
@@ -17,14 +17,11 @@ const EQUAL: u8 = 1;
 impl Pool {
     /// Sets the value of a key. Blocks.
     pub(crate) fn set_key(&self, object: &str, key: &str, value: &str) -> Result<()> {
-        let functions = self.functions();
-        let c_object = c_string(object)?;
         let keys: [*const c_char; 1] = [key.as_ptr().cast()];
         let values: [*const c_char; 1] = [value.as_ptr().cast()];
-        // SAFETY: The pool is open; one key and one value of these lengths are
-        // valid until the operation, which copies them, is released.
-        let code = unsafe {
-            let operation = (functions.rados_create_write_op)();
+        // SAFETY: One key and one value of these lengths are valid until the
+        // operation, which copies them, is released.
+        let code = self.write_object(object, |functions, operation| unsafe {
             (functions.rados_write_op_omap_set2)(
                 operation,
                 keys.as_ptr(),
@@ -33,32 +30,19 @@ impl Pool {
                 [value.len()].as_ptr(),
                 1,
             );
-            let operate = functions.rados_write_op_operate;
-            let code = operate(
-                operation,
-                self.handle,
-                c_object.as_ptr(),
-                ptr::null_mut(),
-                0,
-            );
-            (functions.rados_release_write_op)(operation);
-            code
-        };
+        })?;
         check(code, || format!("cannot write to the object {object}")).map(drop)
     }
 
     /// Removes a key if it has this value; nothing happens if not. Blocks.
     pub(crate) fn remove_key(&self, object: &str, key: &str, value: &str) -> Result<()> {
-        let functions = self.functions();
-        let c_object = c_string(object)?;
         // One with a zero byte at the end, but the length says where it ends.
         let c_key = c_string(key)?;
         let keys: [*const c_char; 1] = [c_key.as_ptr()];
         let mut compared = 0;
-        // SAFETY: The pool is open; key, value and `compared` are valid until
-        // the operation is released.
-        let code = unsafe {
-            let operation = (functions.rados_create_write_op)();
+        // SAFETY: Key, value and `compared` are valid until the operation is
+        // released.
+        let code = self.write_object(object, |functions, operation| unsafe {
             (functions.rados_write_op_omap_cmp2)(
                 operation,
                 c_key.as_ptr(),
@@ -74,21 +58,30 @@ impl Pool {
                 [key.len()].as_ptr(),
                 1,
             );
-            let operate = functions.rados_write_op_operate;
-            let code = operate(
-                operation,
-                self.handle,
-                c_object.as_ptr(),
-                ptr::null_mut(),
-                0,
-            );
-            (functions.rados_release_write_op)(operation);
-            code
-        };
+        })?;
         match -code {
             libc::ECANCELED | libc::ENOENT => Ok(()),
             _ => check(code, || format!("cannot write to the object {object}")).map(drop),
         }
+    }
+
+    /// Carries out one write operation on an object, of the steps that `add`
+    /// adds to it, and returns what the cluster answers. Blocks.
+    fn write_object(&self, object: &str, add: impl FnOnce(&Functions, Handle)) -> Result<c_int> {
+        let functions = self.functions();
+        let object = c_string(object)?;
+        // SAFETY: Creating one needs nothing.
+        let operation = unsafe { (functions.rados_create_write_op)() };
+        add(functions, operation);
+        // SAFETY: The pool is open, the operation is valid, and not used after
+        // its release.
+        let code = unsafe {
+            let operate = functions.rados_write_op_operate;
+            let code = operate(operation, self.handle, object.as_ptr(), ptr::null_mut(), 0);
+            (functions.rados_release_write_op)(operation);
+            code
+        };
+        Ok(code)
     }
 
     /// All keys and values of an object; none if it is not there. Blocks.
