@@ -8,17 +8,14 @@
 
 mod common;
 
-use std::fs;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use common::{block_on, create, directory, Node};
+use common::{block_on, ceph, create, directory, Node};
 use neonsan_client::{Client, Config, Error};
 use neonsan_proto::Status;
-use neonsan_session::Timeouts;
 use rustix::process::{kill_process, Signal};
 use tokio::task::JoinSet;
 
@@ -39,24 +36,11 @@ struct Pair {
     more: &'static str,
 }
 
-fn config_file(dir: &tempfile::TempDir, index: usize, data: &str, more: &str) -> PathBuf {
-    let from = |name: &str| std::env::var(name).expect("run this with tools/testing/lab/ceph");
-    let path = dir.path().join(format!("node-{index}.toml"));
-    let text = format!(
-        "[engine.ceph]\nkind = \"rbd\"\npool = {:?}\nuser = {:?}\nconf = {:?}\n{more}\
-         [data]\nlisten = [\"{data}\"]\n[control]\nlisten = [\"127.0.0.1:0\"]\n",
-        from("NEONSAN_CEPH_POOL"),
-        from("NEONSAN_CEPH_USER"),
-        from("NEONSAN_CEPH_CONF"),
-    );
-    fs::write(&path, text).unwrap();
-    path
-}
-
 impl Pair {
     fn start(more: &'static str) -> Self {
         let dir = directory();
-        let start = |index| Node::start_from(&config_file(&dir, index, "127.0.0.1:0", more));
+        let start =
+            |index| Node::start_from(&ceph::config_file(&dir, index, "127.0.0.1:0", more, ""));
         let nodes = [start(0), start(1)];
         Self { dir, nodes, more }
     }
@@ -64,7 +48,7 @@ impl Pair {
     /// Starts a node again that is gone.
     fn restart(&mut self, index: usize) {
         let address = self.nodes[index].data.to_string();
-        let config = config_file(&self.dir, index, &address, self.more);
+        let config = ceph::config_file(&self.dir, index, &address, self.more, "");
         self.nodes[index] = Node::start_from(&config);
     }
 
@@ -76,15 +60,7 @@ impl Pair {
     fn config(&self, volume: &str, host: u8) -> Config {
         let mut config = Config::new(volume, self.nodes.iter().map(|n| n.data).collect());
         config.host_id = [host; 16];
-        config.timeouts = Timeouts {
-            request_ms: 20_000,
-            connect_ms: 1_000,
-            heartbeat_interval_ms: 300,
-            heartbeat_timeout_ms: 1_000,
-            reconnect_delay_min_ms: 20,
-            reconnect_delay_max_ms: 200,
-            loss_ms: 0,
-        };
+        config.timeouts = ceph::TIMEOUTS;
         config
     }
 }

@@ -5,20 +5,17 @@
 
 mod common;
 
-use std::fs;
 use std::net::SocketAddr;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use common::wire::{Open, Wire};
-use common::{block_on, create, directory, Node};
+use common::{block, block_on, ceph, create, directory, within, Node};
 use neonsan_api::{
     ClientError, ErrorCode, NodeEntry, NodeState, SnapshotName, VolumeName, VolumeResize,
 };
 use neonsan_client::{Client, Config, Event};
 use neonsan_proto::Mode;
-use neonsan_session::Timeouts;
 
 const MIB: u64 = 1 << 20;
 
@@ -29,44 +26,18 @@ const PATIENCE: Duration = Duration::from_secs(90);
 const LINGER: Duration = Duration::from_secs(4);
 
 fn run<T>(future: impl std::future::Future<Output = T>) -> T {
-    block_on(async {
-        tokio::time::timeout(PATIENCE * 2, future)
-            .await
-            .expect("the test hangs")
-    })
-}
-
-fn from(name: &str) -> String {
-    std::env::var(name).expect("run this with tools/testing/lab/ceph")
+    within(PATIENCE * 2, future)
 }
 
 /// Starts a node; the same `data` address when it is started again.
 fn start(dir: &tempfile::TempDir, index: usize, data: &str) -> Node {
-    let path = dir.path().join(format!("node-{index}.toml"));
-    let text = format!(
-        "[engine.ceph]\nkind = \"rbd\"\npool = {:?}\nuser = {:?}\nconf = {:?}\n\
-         [data]\nlisten = [\"{data}\"]\n[control]\nlisten = [\"127.0.0.1:0\"]\n\
-         [timeouts]\nsession_linger_ms = {}\n",
-        from("NEONSAN_CEPH_POOL"),
-        from("NEONSAN_CEPH_USER"),
-        from("NEONSAN_CEPH_CONF"),
-        LINGER.as_millis(),
-    );
-    fs::write(&path, text).unwrap();
-    Node::start_from(&path)
+    let linger = format!("[timeouts]\nsession_linger_ms = {}\n", LINGER.as_millis());
+    Node::start_from(&ceph::config_file(dir, index, data, "", &linger))
 }
 
 fn config(volume: &str, nodes: &[SocketAddr]) -> Config {
     let mut config = Config::new(volume, nodes.to_vec());
-    config.timeouts = Timeouts {
-        request_ms: 20_000,
-        connect_ms: 1_000,
-        heartbeat_interval_ms: 300,
-        heartbeat_timeout_ms: 1_000,
-        reconnect_delay_min_ms: 20,
-        reconnect_delay_max_ms: 200,
-        loss_ms: 0,
-    };
+    config.timeouts = ceph::TIMEOUTS;
     config
 }
 
@@ -94,14 +65,10 @@ fn state_of(list: &[NodeEntry], address: SocketAddr) -> Option<NodeState> {
     entry.map(|node| node.state)
 }
 
-fn block(byte: u8) -> Bytes {
-    Bytes::from(vec![byte; 4096])
-}
-
 fn rbd(words: &[&str]) {
     let status = Command::new("rbd")
-        .args(["-c", &from("NEONSAN_CEPH_CONF"), "--no-progress"])
-        .args(["-n", &format!("client.{}", from("NEONSAN_CEPH_USER"))])
+        .args(["-c", &ceph::lab("NEONSAN_CEPH_CONF"), "--no-progress"])
+        .args(["-n", &format!("client.{}", ceph::lab("NEONSAN_CEPH_USER"))])
         .args(words)
         .status()
         .unwrap();
@@ -215,7 +182,7 @@ fn a_volume_of_a_dead_node_is_left_alone_until_its_host_has_had_its_time() {
 fn an_image_that_somebody_resizes_is_a_volume_resized() {
     let dir = directory();
     let node = start(&dir, 0, "127.0.0.1:0");
-    let image = format!("{}/peers/sized", from("NEONSAN_CEPH_POOL"));
+    let image = format!("{}/peers/sized", ceph::lab("NEONSAN_CEPH_POOL"));
     create(&node, "peers/sized", 4 * MIB, 512, "ceph");
     run(async {
         let host = Client::attach(config("peers/sized", &[node.data]))
@@ -311,8 +278,8 @@ fn a_snapshot_made_at_one_node_is_read_and_cloned_at_another() {
 /// What `rbd bench` writes a second through librbd, without its cache.
 fn librbd_ops(image: &str, count: u64, kind: &str) -> f64 {
     let output = Command::new("rbd")
-        .args(["-c", &from("NEONSAN_CEPH_CONF"), "--rbd-cache=false"])
-        .args(["-n", &format!("client.{}", from("NEONSAN_CEPH_USER"))])
+        .args(["-c", &ceph::lab("NEONSAN_CEPH_CONF"), "--rbd-cache=false"])
+        .args(["-n", &format!("client.{}", ceph::lab("NEONSAN_CEPH_USER"))])
         .args(["bench", "--io-type", kind, "--io-size", "4096"])
         .args(["--io-threads", "32", "--io-pattern", "rand"])
         .args(["--io-total", &(count * 4096).to_string(), image])
@@ -358,7 +325,7 @@ fn a_node_is_compared_with_the_cluster_itself() {
     const ROUNDS: usize = 5;
     let dir = directory();
     let node = start(&dir, 0, "127.0.0.1:0");
-    let pool = from("NEONSAN_CEPH_POOL");
+    let pool = ceph::lab("NEONSAN_CEPH_POOL");
     create(&node, "peers/fast", 64 * MIB, 512, "ceph");
     rbd(&["create", "--size", "64M", &format!("{pool}/peers/bench")]);
     let image = format!("{pool}/peers/bench");

@@ -10,8 +10,7 @@ mod xfs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
-use common::{block_on, create, directory, Node, PATIENCE};
+use common::{block, create, directory, within, Node, PATIENCE};
 use neonsan_api::{ClientError, ErrorCode, NodeState, SnapshotName, VolumeName, VolumeResize};
 use neonsan_client::{Client, Config, Error};
 use neonsan_proto::{Mode, Status};
@@ -19,11 +18,7 @@ use neonsan_proto::{Mode, Status};
 const MIB: u64 = 1 << 20;
 
 fn run<T>(future: impl std::future::Future<Output = T>) -> T {
-    block_on(async {
-        tokio::time::timeout(PATIENCE * 3, future)
-            .await
-            .expect("the test hangs")
-    })
+    within(PATIENCE * 3, future)
 }
 
 fn refusal<T: std::fmt::Debug>(result: Result<T, ClientError>) -> (ErrorCode, String) {
@@ -44,10 +39,6 @@ async fn status_of(config: Config) -> Status {
         Error::Refused { status, .. } => status,
         other => panic!("{other}"),
     }
-}
-
-fn block(byte: u8) -> Bytes {
-    Bytes::from(vec![byte; 4096])
 }
 
 /// A node with engine `main` on XFS, or with engine `mem` alone where XFS cannot

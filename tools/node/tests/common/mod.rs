@@ -2,6 +2,7 @@
 //! A node process under test, and a client which is nothing but messages.
 #![allow(clippy::unwrap_used, dead_code)]
 
+pub mod ceph;
 pub mod wire;
 
 use std::fs;
@@ -210,6 +211,20 @@ pub fn block_on<T>(future: impl std::future::Future<Output = T>) -> T {
         .build()
         .unwrap()
         .block_on(future)
+}
+
+/// The same, and the test fails if it takes longer.
+pub fn within<T>(limit: Duration, future: impl std::future::Future<Output = T>) -> T {
+    block_on(async {
+        tokio::time::timeout(limit, future)
+            .await
+            .expect("the test hangs")
+    })
+}
+
+/// A block of one byte.
+pub fn block(byte: u8) -> bytes::Bytes {
+    vec![byte; 4096].into()
 }
 
 /// Creates a volume through the API.
