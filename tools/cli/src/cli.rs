@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 
 //! The command line: every command, option and its help.
+// The comments here are the text of --help, where brackets stand for what may be left out.
+#![allow(rustdoc::broken_intra_doc_links)]
 
 use crate::config::Timeouts;
 use crate::units::{parse_duration_ms, parse_size};
