@@ -44,13 +44,12 @@ host_memory() {
 	. "${TEST_LIB%/*}/memory.lib"
 	begin
 	leave 100
-	NOTE="$(free_mib) MiB of memory left"
+	NOTE="$(available_mib) MiB of memory left"
 	away dirty
 	wait "$DIRTY_PID" || fail "the writer of dirty pages"
 	finish
-	NOTE="$NOTE, $(free_mib) at the end"
+	NOTE="$NOTE, $(available_mib) at the end"
 }
-free_mib() { awk '/^MemAvailable:/ {print int($2 / 1024)}' /proc/meminfo; }
 # dirty: there are pages that only the device can take.
 dirty() {
 	local to=$TEST_DIR/mnt/dirty seek=0
@@ -83,6 +82,7 @@ host_swap() {
 	has_round 1
 	before=$(swapped) rounds=$(grep -c round "$TEST_DIR/swapper")
 	away sleep 6
+	service_back
 	# One that began after the fault, and another.
 	has_round $((rounds + 3))
 	kill -TERM $swapper

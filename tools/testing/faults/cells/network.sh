@@ -43,30 +43,28 @@ net_mtu() {
 cell net_reset quick both 120 'every connection is reset, once'
 net_reset() {
 	begin
+	reset_each "$(ports | paste -sd,)"
+	finish
+	at_end "every connection should have been lost" '[.connections[].losses] | all(. >= 1)'
+}
+# ports: those of the host's connections, a line each.
+ports() { ss -Htn "dst $NODE_IP" "dport = 9666" | awk '{split($4, address, ":"); print address[2]}'; }
+# reset_each PORT,…: the connections from these ports, and not those that replace them.
+reset_each() {
 	fault
-	filter "$REQUESTS reject with tcp reset;" ''
-	sleep 0.2
+	filter "tcp sport { $1 } reject with tcp reset;" ''
+	are_lost() { [ "$(info '[.connections[].losses] | add')" -ge "$(wc -w <<<"${1//,/ }")" ]; }
+	wait_for $((10 * slow)) "the connections to be lost" are_lost "$1"
 	unfilter
 	fault_over
 	BOUND_MS=$((500 + 1000 * slow))
-	finish
-	happened "connection lost" "$LOST"
 }
 
 cell net_one_of_four full both 150 'one of four connections is reset, once'
 net_one_of_four() {
-	local one
 	CONNECTIONS=4
 	begin
-	one=$(ss -Htn "dst $NODE_IP" "dport = 9666" | awk 'NR == 2 {split($4, a, ":"); print a[2]}')
-	fault
-	# Nothing of the others is touched, nor the connection that replaces it.
-	filter "tcp sport $one reject with tcp reset;" ''
-	lost_one() { [ "$(info '[.connections[].losses] | add')" -ge 1 ]; }
-	wait_for $((10 * slow)) "the connection to be lost" lost_one
-	unfilter
-	fault_over
-	BOUND_MS=$((500 + 1000 * slow))
+	reset_each "$(ports | sed -n 2p)"
 	finish
 	equal "the connections lost" "$LOST" 1
 	at_end "the session should go on" '.session.generation == 1'
