@@ -241,6 +241,22 @@ verify() {
 		{ cat "$TEST_DIR/fio-$name"; fail "fio $name"; }
 }
 
+# restarts PID ROUNDS: the node is restarted as an operator does it, away for a second longer each
+# time, while the job with this id is at work, which must not see it.
+restarts() {
+	local round
+	for ((round = 0; round < $2; round++)); do
+		sleep 2
+		kill -0 "$1" 2>/dev/null || break
+		node_stop
+		sleep $round
+		node_start
+	done
+	wait "$1" || fail "the load saw the restarts"
+	[ "$(info .session.generation)" -ge 2 ] || fail "the session was never opened anew: the restarts came too late"
+	equal "errors" "$(info .statistics.errors)" 0
+}
+
 # fill FILE-OR-DEVICE BYTES SEED: write bytes that their place and the seed identify.
 fill() { seeded_stream "$3" | head -c "$2" | dd of="$1" bs=1M iflag=fullblock conv=notrunc,fsync status=none; }
 seeded_stream() { python3 -c '

@@ -38,17 +38,7 @@ wait $other || fail "the load beside the polled one failed"
 
 note "a node restart in the midst"
 verify restart "${polled[@]}" --rw=randrw --iodepth=16 --bssplit=4k/60:64k/30:512k/10 --size=48M --io_size=96M &
-job=$!
-for round in 1 2; do
-	sleep 2
-	kill -0 $job 2>/dev/null || break
-	node_stop
-	sleep $((round - 1))
-	node_start
-done
-wait $job || fail "the polled load saw the restarts"
-[ "$(info .session.generation)" -ge 2 ] || fail "the session was never opened anew: the restarts came too late"
-equal "errors" "$(info .statistics.errors)" 0
+restarts $! 2
 
 note "nobody polls: requests end all the same, and the connection lives on"
 fio --name=stopped --filename="$DEVICE" "${polled[@]}" --rw=randread --iodepth=32 --bs=64k --size=64M --time_based --runtime=600 \

@@ -43,7 +43,8 @@ unit_is() { [ "$(inside systemctl is-active neonsan-node.service)" = "$1" ]; }
 # A systemd that gave up is not waited for.
 active_or_gone() { unit_is active || ! kill -0 "$outer"; }
 
-wait_for 120 "the node to be active" active_or_gone
+# On the debug kernel systemd alone takes minutes.
+wait_for $((${LAB_DEBUG_KERNEL:-0} == 1 ? 600 : 120)) "the node to be active" active_or_gone
 unit_is active || fail "systemd ended"
 # Type=notify: active means that it serves. No waiting from here on.
 inside neonsan volume list --api http://127.0.0.1:9667 >/dev/null || fail "the unit is active but the node does not answer"
