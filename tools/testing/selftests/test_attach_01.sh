@@ -9,7 +9,11 @@ attach test/a
 equal "the size" "$(blockdev --getsize64 "$DEVICE")" 67108864
 fill "$DEVICE" 4194304 a
 sum=$(dd if="$DEVICE" bs=1M count=4 iflag=direct status=none | sha256sum)
+echo "attach_01 detaches $DISK" >/dev/kmsg
 detach
+# The node closes the connections then, which is no loss.
+said=$(dmesg | sed "1,/attach_01 detaches $DISK/d")
+if grep -q "$DISK: lost" <<<"$said"; then fail "a detach is told as a loss: $said"; fi
 [ ! -e "$DEVICE" ] || fail "$DEVICE is still there after detach"
 [ ! -e "/sys/block/$DISK" ] || fail "/sys/block/$DISK is still there after detach"
 attach test/a
