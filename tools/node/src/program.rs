@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{Config, LogConfig, LogFormat};
@@ -29,18 +30,28 @@ struct Args {
 /// Exit status when the configuration is wrong (EX_CONFIG of sysexits.h).
 const EXIT_CONFIG: u8 = 78;
 
-fn start_logs(config: &LogConfig) -> Result<(), String> {
+/// Lines of the log that may wait to be written.
+const LOG_LINES: usize = 4096;
+
+/// Starts the log. It is written by a thread of its own as long as the guard lives: who serves volumes
+/// never waits for the log, whose reader, or whose file, may wait for a volume of ours. Lines for which
+/// there is no room are lost.
+fn start_logs(config: &LogConfig) -> Result<WorkerGuard, String> {
     let filter = std::env::var("NEONSAN_LOG").unwrap_or_else(|_| config.filter.clone());
     let filter = EnvFilter::try_new(&filter).map_err(|e| format!("log.filter {filter:?}: {e}"))?;
+    let (writer, guard) = NonBlockingBuilder::default()
+        .buffered_lines_limit(LOG_LINES)
+        .thread_name("log")
+        .finish(std::io::stderr());
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(writer)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
     match config.format {
         LogFormat::Text => builder.with_target(false).init(),
         LogFormat::Json => builder.json().init(),
     }
-    Ok(())
+    Ok(guard)
 }
 
 /// Runs the program; `adjust` changes what the configuration says, for the lab's own nodes.
@@ -58,10 +69,14 @@ pub fn main(adjust: fn(&mut Config)) -> ExitCode {
         println!("{}: the configuration is good", args.config.display());
         return ExitCode::SUCCESS;
     }
-    if let Err(error) = start_logs(&config.log) {
-        eprintln!("neonsan-node: {error}");
-        return ExitCode::from(EXIT_CONFIG);
-    }
+    // What is waiting is written when the guard goes.
+    let _guard = match start_logs(&config.log) {
+        Ok(guard) => guard,
+        Err(error) => {
+            eprintln!("neonsan-node: {error}");
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
     match crate::run(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
