@@ -85,13 +85,13 @@ node_config() {
 
 # node_start [NAME [ENGINE [PORT]]]: start a node (defaults: node, mem, 9666) and
 # wait until it answers. A second call with the same name starts it again with
-# its config and its data.
+# its config and its data. $NODE_BY is a command that starts it.
 node_start() {
 	local name=${1:-node} engine=${2:-mem} port=${3:-9666}
 	need_programs
 	if [ ! -e "$TEST_DIR/$name.toml" ]; then node_config "$name" "$engine" "$port"; fi
 	NODE_DATA=127.0.0.1:$port NODE_API=http://127.0.0.1:$((port + 1))
-	neonsan-node --config "$TEST_DIR/$name.toml" >>"$TEST_DIR/$name.log" 2>&1 &
+	${NODE_BY:-} neonsan-node --config "$TEST_DIR/$name.toml" >>"$TEST_DIR/$name.log" 2>&1 &
 	NODE_PID=$!
 	at_exit node_end "$name" "$NODE_PID"
 	local try
