@@ -98,7 +98,8 @@ impl fmt::Display for Status {
                 "the node and the client have no protocol version in common"
             }
             Status::FeatureUnsupported => {
-                "the node lacks something that the volume was attached with, such as checksums"
+                "the node lacks something that the volume was attached with, such as checksums: \
+                 give it back in the node's configuration, or detach and attach anew"
             }
             Status::NoSuchVolume => "there is no such volume",
             Status::NoSuchSnapshot => "there is no such snapshot",
