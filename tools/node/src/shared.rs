@@ -33,7 +33,13 @@ impl Clock {
 
     /// Now.
     pub fn now(&self) -> Instant {
-        Instant(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX))
+        self.at(StdInstant::now())
+    }
+
+    /// The same for a time that was read before.
+    pub fn at(&self, time: StdInstant) -> Instant {
+        let since = time.saturating_duration_since(self.started);
+        Instant(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
     }
 
     /// The Unix time of `at`, in seconds, as of the wall clock now.

@@ -415,7 +415,7 @@ impl Active {
             offset,
             length,
         } = command;
-        let began = StdInstant::now();
+        let began = context.began;
         let with = |kind, len| Pending {
             cookie,
             kind,
@@ -502,6 +502,12 @@ impl Active {
         self.queue.kick();
         let mut completions = std::mem::take(&mut self.completions);
         self.queue.reap(&mut completions);
+        if completions.is_empty() {
+            self.completions = completions;
+            return;
+        }
+        // Once for those that end together.
+        let ended = StdInstant::now();
         for completion in completions.drain(..) {
             let token = completion.token;
             let Some(pending) = self.pending.get_mut(token as usize).and_then(Option::take) else {
@@ -516,9 +522,10 @@ impl Active {
                     status_of(error.kind())
                 }
             };
+            let took = ended.duration_since(pending.began);
             context
                 .metrics
-                .completed(pending.kind, pending.len, status, pending.began.elapsed());
+                .completed(pending.kind, pending.len, status, took);
             let is_write = pending.kind == OpKind::Write;
             let payload = match completion.buffer {
                 Some(buffer)
