@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use neonsan_proto::Status;
 use neonsan_session::CloseCause;
+use tracing_appender::non_blocking::ErrorCounter;
 
 use crate::shared::{hex, Shared};
 
@@ -116,15 +117,18 @@ pub struct Metrics {
     /// Data connections open now.
     pub connections: AtomicU64,
     sessions: AtomicU64,
+    /// Lines of the log that were lost: the log's own count.
+    lost_log_lines: ErrorCounter,
 }
 
 impl Metrics {
-    /// Counters for so many workers.
-    pub fn new(workers: usize) -> Self {
+    /// Counters for so many workers, beside the log's count of lost lines.
+    pub fn new(workers: usize, lost_log_lines: ErrorCounter) -> Self {
         Self {
             workers: (0..workers).map(|_| Arc::default()).collect(),
             connections: AtomicU64::new(0),
             sessions: AtomicU64::new(0),
+            lost_log_lines,
         }
     }
 
@@ -307,6 +311,12 @@ pub fn exposition(shared: &Shared) -> String {
         "gauge",
         "Bytes of requests in flight.",
         shared.in_flight.used(),
+    );
+    page.single(
+        "log_lines_lost_total",
+        "counter",
+        "Lines of the log that were lost because nobody took them.",
+        metrics.lost_log_lines.dropped_lines() as u64,
     );
     page.family(
         "nodes",

@@ -15,6 +15,7 @@ use neonsan_engine::rbd::{RbdEngine, RbdOptions};
 use neonsan_engine::{Engine, ErrorKind, VolumeSpec};
 use rustix::rand::{getrandom, GetRandomFlags};
 use tokio::signal::unix::{signal, SignalKind};
+use tracing_appender::non_blocking::ErrorCounter;
 
 use crate::config::{Config, EngineConfig};
 use crate::control;
@@ -262,7 +263,7 @@ fn raise_file_limit(config: &Config) {
 }
 
 /// Runs a node until it is told to stop by SIGTERM or SIGINT.
-pub fn run(config: Config) -> Result<(), NodeError> {
+pub fn run(config: Config, lost_log_lines: ErrorCounter) -> Result<(), NodeError> {
     raise_file_limit(&config);
     if rustix::process::geteuid().is_root() {
         tracing::info!("running as root, which a node does not need");
@@ -287,7 +288,7 @@ pub fn run(config: Config) -> Result<(), NodeError> {
         boot_id: random_boot_id()?,
         clock: Clock::start(),
         in_flight: Budget::new(config.limits.max_in_flight_bytes),
-        metrics: Metrics::new(workers),
+        metrics: Metrics::new(workers, lost_log_lines),
         going_away: AtomicBool::new(false),
         peers: Peers::new(
             match config.data.advertise.as_slice() {

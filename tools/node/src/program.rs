@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
-use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{Config, LogConfig, LogFormat};
@@ -35,14 +35,15 @@ const LOG_LINES: usize = 4096;
 
 /// Starts the log. It is written by a thread of its own as long as the guard lives: who serves volumes
 /// never waits for the log, whose reader, or whose file, may wait for a volume of ours. Lines for which
-/// there is no room are lost.
-fn start_logs(config: &LogConfig) -> Result<WorkerGuard, String> {
+/// there is no room are lost, and counted.
+fn start_logs(config: &LogConfig) -> Result<(WorkerGuard, ErrorCounter), String> {
     let filter = std::env::var("NEONSAN_LOG").unwrap_or_else(|_| config.filter.clone());
     let filter = EnvFilter::try_new(&filter).map_err(|e| format!("log.filter {filter:?}: {e}"))?;
     let (writer, guard) = NonBlockingBuilder::default()
         .buffered_lines_limit(LOG_LINES)
         .thread_name("log")
         .finish(std::io::stderr());
+    let lost = writer.error_counter();
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(writer)
@@ -51,7 +52,7 @@ fn start_logs(config: &LogConfig) -> Result<WorkerGuard, String> {
         LogFormat::Text => builder.with_target(false).init(),
         LogFormat::Json => builder.json().init(),
     }
-    Ok(guard)
+    Ok((guard, lost))
 }
 
 /// Runs the program; `adjust` changes what the configuration says, for the lab's own nodes.
@@ -70,14 +71,14 @@ pub fn main(adjust: fn(&mut Config)) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     // What is waiting is written when the guard goes.
-    let _guard = match start_logs(&config.log) {
-        Ok(guard) => guard,
+    let (_guard, lost_log_lines) = match start_logs(&config.log) {
+        Ok(log) => log,
         Err(error) => {
             eprintln!("neonsan-node: {error}");
             return ExitCode::from(EXIT_CONFIG);
         }
     };
-    match crate::run(config) {
+    match crate::run(config, lost_log_lines) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error}");

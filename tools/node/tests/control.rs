@@ -14,6 +14,7 @@ use common::{block_on, config, create, data_path, directory, Node};
 use neonsan_api::{
     Client, ClientError, ErrorCode, HealthStatus, OpenMode, VolumeCreate, VolumeResize,
 };
+use neonsan_proto::Status;
 
 const MIB: u64 = 1 << 20;
 
@@ -418,4 +419,24 @@ fn a_node_that_serves_its_own_host_keeps_its_memory() {
     drop(node);
     let node = Node::start(dir.path());
     assert_eq!(of_process(&node, "VmLck"), "0");
+}
+
+/// Who takes the log away may hang, or wait for a volume of this very node.
+#[test]
+fn who_serves_volumes_does_not_wait_for_the_log() {
+    let dir = directory();
+    let node = Node::start_with(dir.path(), "[log]\nfilter = \"debug\"\n");
+    create(&node, "logs/volume", MIB, 512, "main");
+    let metric = "neonsan_node_log_lines_lost_total";
+    assert!(node.metrics().contains(&format!("{metric} 0\n")));
+    let held = node.log_reader.lock().unwrap();
+    // Every question writes a line: the pipe fills, then the place for lines that wait.
+    let noticed = (0..20_000).any(|_| node.metric(metric) > 0.0);
+    assert!(noticed, "lines for which there is no room are not counted");
+    let mut wire = Wire::open(node.data, &Open::new("logs/volume", 1)).unwrap();
+    assert_eq!(wire.write(0, &[7; 512]), Status::Ok);
+    assert_eq!(wire.flush(), Status::Ok);
+    assert_eq!(wire.read(0, 512), vec![7; 512]);
+    wire.release();
+    drop(held);
 }

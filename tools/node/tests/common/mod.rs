@@ -11,6 +11,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use neonsan_api::Client;
@@ -23,6 +24,8 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Node {
     child: Child,
     lines: Receiver<String>,
+    /// Who holds it keeps the node's log from being read.
+    pub log_reader: Arc<Mutex<()>>,
     /// The log so far.
     pub log: Vec<String>,
     pub data: SocketAddr,
@@ -86,8 +89,11 @@ impl Node {
             .unwrap();
         let stderr = child.stderr.take().unwrap();
         let (send, lines) = mpsc::channel();
+        let log_reader = Arc::new(Mutex::new(()));
+        let reader = Arc::clone(&log_reader);
         std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                drop(reader.lock());
                 if send.send(line).is_err() {
                     return;
                 }
@@ -97,6 +103,7 @@ impl Node {
         let mut node = Self {
             child,
             lines,
+            log_reader,
             log: Vec::new(),
             data: nowhere,
             control: nowhere,
