@@ -13,7 +13,8 @@ use kernel::{
 };
 use neonsan_bindings as bindings;
 
-/// A work queue that goes with its owner. What was queued is done before it goes.
+/// A work queue that goes with its owner. What was queued is done before it goes, so the last owner must
+/// not be work of the queue itself: that would wait for its own end.
 ///
 /// It dereferences to upstream's [`Queue`], which does the queueing.
 ///

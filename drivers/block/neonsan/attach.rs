@@ -8,6 +8,7 @@ use crate::{
     device::{Device, Lifecycle},
     limits,
     params::{AttachParams, DeviceError, DEFAULT_QUEUE_DEPTH, MAX_POLL_QUEUES, MAX_QUEUE_DEPTH},
+    queue::Queue,
     recovery, registry, uapi,
 };
 use kernel::{
@@ -18,9 +19,9 @@ use kernel::{
     time::msecs_to_jiffies,
     types::ScopeGuard, //
 };
-use neonsan_kernel::block::mq::{Flags, GenDiskBuilder, TagSet};
+use neonsan_kernel::block::mq::{Flags, GenDisk, GenDiskBuilder, TagSet};
 use neonsan_proto::{Capabilities, VolumeName};
-use neonsan_session::{CloseCause, Instant};
+use neonsan_session::{CloseCause, Instant, Timeouts};
 
 /// How long the node may take to acknowledge the end of a session.
 const RELEASE_MS: u32 = 1000;
@@ -55,8 +56,7 @@ impl Device {
     /// Waits until the session can serve requests.
     fn wait_usable(self: &Arc<Self>) -> Result<(), DeviceError> {
         let nodes = self.params().nodes.len() as u32;
-        let patience_ms = u64::from(self.params().timeouts.connect_ms) * (u64::from(nodes) + 1);
-        let deadline = now().after_ms(patience_ms);
+        let deadline = now().after_ms(self.patience_ms());
         let (progress, changed) = self.progress();
         let mut progress = progress.lock();
         loop {
@@ -123,9 +123,45 @@ impl Device {
         let mut disk = GenDiskBuilder::new(limits, sectors, serial, name)
             .read_only(read_only)
             .build(self.name(), tag_set, ())?;
-        disk.add()?;
+        self.add_in_time(&mut disk)?;
         *self.disk().lock() = Some(disk);
+        // What the node has told since the limits were taken.
+        self.look_for_changes();
         Ok(())
+    }
+
+    /// Shows the disk, which reads the partition table. Should the volume be lost meanwhile, that does
+    /// not wait for longer than attaching may take, whatever the loss timeout will be.
+    fn add_in_time(self: &Arc<Self>, disk: &mut GenDisk<Queue>) -> Result<(), DeviceError> {
+        let patience_ms = u32::try_from(self.patience_ms()).unwrap_or(u32::MAX);
+        let with_loss = |loss_ms| {
+            let timeouts = self.timeouts();
+            let loss_ms = match timeouts.loss_ms {
+                0 => loss_ms,
+                own => own.min(loss_ms),
+            };
+            self.session().lock().set_timeouts(Timeouts { loss_ms, ..timeouts });
+            self.wake();
+        };
+        with_loss(patience_ms.max(1));
+        let added = disk.add();
+        let is_failing = self.session().lock().is_failing();
+        self.session().lock().set_timeouts(self.timeouts());
+        self.wake();
+        added?;
+        if is_failing && !self.is_closing() {
+            return Err(DeviceError::new(
+                ETIMEDOUT,
+                format_args!("the volume was lost while its partition table was read: is the node well?"),
+            ));
+        }
+        Ok(())
+    }
+
+    /// How long attaching may take: each node may be tried once, and one of them twice.
+    fn patience_ms(&self) -> u64 {
+        let nodes = self.params().nodes.len() as u64;
+        u64::from(self.params().timeouts.connect_ms) * (nodes + 1)
     }
 
     /// Detaches a device. Without `force` it must not be open, and what it has is given to the

@@ -240,8 +240,10 @@ impl Connection {
         Arc<Self>: kernel::workqueue::RawWorkItem<ID, EnqueueOutput = Result<(), Arc<Self>>>,
     {
         let device = self.device.clone();
-        // If it is queued already, it will see what there is.
-        let _ = device.queue().enqueue::<_, ID>(self);
+        device.enqueue(|queue| {
+            // If it is queued already, it will see what there is.
+            let _ = queue.enqueue::<_, ID>(self);
+        });
     }
 
     /// The node that this connection is with, or will be tried with next.
@@ -258,6 +260,19 @@ impl Connection {
     /// Something is wrong with the connection: recovery stops it. Any context.
     pub(crate) fn fault(&self, cause: CloseCause) {
         self.shared.lock().fault.get_or_insert(cause);
+        self.device.wake();
+    }
+
+    /// The same of a link, which may have been replaced meanwhile: then nothing is wrong. Any context.
+    fn fault_link(&self, link: &Arc<Attached<Connection>>, cause: CloseCause) {
+        {
+            let mut shared = self.shared.lock();
+            let current = shared.link.as_ref();
+            if !current.is_some_and(|current| Arc::ptr_eq(current, link)) {
+                return;
+            }
+            shared.fault.get_or_insert(cause);
+        }
         self.device.wake();
     }
 
@@ -304,8 +319,9 @@ impl Connection {
     }
 
     /// Stops both sides and parks what is in flight; returns how many requests that is. When this
-    /// returns, nothing but the table and the pending list holds a request, and no page of one
-    /// can be sent any more. May sleep, but not for the network. Called by recovery.
+    /// returns, nothing but the table and the pending list holds a request, and TCP sends no page of
+    /// one any more; what it has given to a network card, or over loopback to the node's socket, is
+    /// out of reach (Documentation/locking.rst). May sleep, but not for the network. Called by recovery.
     pub(crate) fn park(&self) -> u32 {
         self.close_gate();
         self.polling.set_link(None);
@@ -350,15 +366,16 @@ impl Connection {
         }
     }
 
-    /// The node had no room for this request, of which the slot is free: it is sent again a little
+    /// The node has not carried out this request, of which the slot is free: it is sent again a little
     /// later. Any context.
     pub(crate) fn send_later(self: &Arc<Self>, rq: OwnedRequest<Queue>) {
         if crate::queue::claim(self, &rq) {
-            self.busy.push(rq);
-            let delay = msecs_to_jiffies(BUSY_MS);
-            self.device
-                .queue()
-                .mod_delayed::<_, BUSY_WORK>(self.clone(), delay);
+            // Only the first sets the time: more of them must not put off those that wait.
+            if self.busy.push(rq) {
+                let delay = msecs_to_jiffies(BUSY_MS);
+                self.device
+                    .enqueue(|queue| queue.mod_delayed::<_, BUSY_WORK>(self.clone(), delay));
+            }
         }
     }
 
@@ -416,7 +433,7 @@ impl WorkItem<RECEIVE_WORK> for Connection {
         if let Some(link) = link {
             link.read();
             if link.socket().state() != SocketState::Established {
-                this.fault(CloseCause::PeerClosed);
+                this.fault_link(&link, CloseCause::PeerClosed);
             }
         }
     }

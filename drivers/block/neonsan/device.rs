@@ -12,6 +12,7 @@
 //! 5. A connection's own, see [`crate::connection`].
 //! 6. `connections`, `volume`, `nodes`, `notes` (mutexes): only around reading or changing them.
 //! 7. `events`, `timeouts` (spin locks, interrupts off): likewise.
+//! 8. `at_rest` (spin lock, interrupts off): around queueing work.
 
 use crate::{
     connection::Connection,
@@ -148,6 +149,9 @@ pub(crate) struct Device {
     events: SpinLockIrq<Events>,
     #[pin]
     timeouts: SpinLockIrq<Timeouts>,
+    /// The device's work is over, see [`Device::finish_work`].
+    #[pin]
+    at_rest: SpinLockIrq<bool>,
     #[pin]
     progress: Mutex<Progress>,
     /// The control machine has done something.
@@ -217,6 +221,7 @@ impl Device {
                 volume <- new_mutex!(None, "neonsan_volume"),
                 events <- new_spinlock_irq!(Events::default(), "neonsan_events"),
                 timeouts <- new_spinlock_irq!(timeouts, "neonsan_timeouts"),
+                at_rest <- new_spinlock_irq!(false, "neonsan_at_rest"),
                 progress <- new_mutex!(
                     Progress { failures: 0, error: None, permanent: false, gone: false },
                     "neonsan_progress"
@@ -286,15 +291,21 @@ impl Device {
         &self.suspended
     }
 
-    /// The work queue of everything that the device's requests depend on and that does not wait for
-    /// the network.
-    pub(crate) fn queue(&self) -> &OwnedQueue {
-        &self.queue
+    /// Calls `enqueue` with the work queue of everything that the device's requests depend on and that
+    /// does not wait for the network, unless the device's work is over. Any context.
+    pub(crate) fn enqueue(&self, enqueue: impl FnOnce(&OwnedQueue)) {
+        let at_rest = self.at_rest.lock();
+        if !*at_rest {
+            enqueue(&self.queue);
+        }
     }
 
-    /// The work queue of making connections.
-    pub(crate) fn connecting(&self) -> &OwnedQueue {
-        &self.connecting
+    /// The same with the work queue of making connections.
+    pub(crate) fn enqueue_connecting(&self, enqueue: impl FnOnce(&OwnedQueue)) {
+        let at_rest = self.at_rest.lock();
+        if !*at_rest {
+            enqueue(&self.connecting);
+        }
     }
 
     /// The control machine.
@@ -363,10 +374,10 @@ impl Device {
             .map_err(|text| DeviceError::new(EINVAL, format_args!("{text}")))?;
         *self.timeouts.lock() = timeouts;
         self.session.lock().set_timeouts(timeouts);
-        if let Some(disk) = self.disk.lock().as_ref() {
-            disk.set_request_timeout(timeouts.request_ms);
-        }
         self.wake();
+        // A change of limits may have the disk for as long as a lost volume is lost, which is just what
+        // the new timeouts may be meant to end. So the disk gets its own by such a change too.
+        self.queue_change();
         Ok(())
     }
 
@@ -426,27 +437,35 @@ impl Device {
 
     /// Lets the control machine look at what there is. Any context.
     pub(crate) fn wake(self: &Arc<Self>) {
-        // If it is queued already, it will see what there is.
-        let _ = self.queue.enqueue::<_, CONTROL_WORK>(self.clone());
+        self.enqueue(|queue| {
+            // If it is queued already, it will see what there is.
+            let _ = queue.enqueue::<_, CONTROL_WORK>(self.clone());
+        });
     }
 
     /// Lets the control machine look again after this time. Any context.
     pub(crate) fn wake_after_ms(self: &Arc<Self>, ms: u64) {
-        let ms = u32::try_from(ms).unwrap_or(u32::MAX);
-        self.queue
-            .mod_delayed::<_, TIMER_WORK>(self.clone(), kernel::time::msecs_to_jiffies(ms));
+        let delay = kernel::time::msecs_to_jiffies(u32::try_from(ms).unwrap_or(u32::MAX));
+        self.enqueue(|queue| queue.mod_delayed::<_, TIMER_WORK>(self.clone(), delay));
     }
 
-    /// Waits until no work of the device runs or is queued. Everything must have come to rest.
+    /// From now on no work of the device is queued, whoever wants it; waits until none runs or is
+    /// queued. Every connection must have come to rest, and the disk be gone. May sleep, but not for
+    /// the network.
+    ///
+    /// So the last owner of a device, whose work queues go with it, is never work of these queues,
+    /// which would wait for itself; and no work is left when the module goes.
     pub(crate) fn finish_work(self: &Arc<Self>) {
+        *self.at_rest.lock() = true;
+        OwnedQueue::cancel_delayed_sync::<_, TIMER_WORK>(self);
+        for i in 0..self.session.lock().connection_count() {
+            if let Some(connection) = self.connection(i) {
+                connection.cancel_work();
+            }
+        }
+        self.changes.flush();
         self.connecting.flush();
         self.queue.flush();
-        OwnedQueue::cancel_delayed_sync::<_, TIMER_WORK>(self);
-        for connection in self.connections.lock().iter() {
-            connection.cancel_work();
-        }
-        self.queue.flush();
-        self.changes.flush();
     }
 
     /// A node has opened the volume: is it the one that the device was made for?
@@ -514,7 +533,12 @@ impl Device {
 
     /// The volume has new limits. Any context.
     pub(crate) fn on_limits(self: &Arc<Self>, geometry: Geometry) {
-        self.events.lock().geometry = Some(geometry);
+        {
+            let mut events = self.events.lock();
+            events.geometry = Some(geometry);
+            // A size that was told before is older than the one in here.
+            events.size_bytes = None;
+        }
         self.queue_change();
     }
 
@@ -535,8 +559,11 @@ impl Device {
     }
 
     fn queue_change(self: &Arc<Self>) {
-        // If it is queued already, it will see what there is.
-        let _ = self.changes.enqueue::<_, CHANGE_WORK>(self.clone());
+        let at_rest = self.at_rest.lock();
+        if !*at_rest {
+            // If it is queued already, it will see what there is.
+            let _ = self.changes.enqueue::<_, CHANGE_WORK>(self.clone());
+        }
     }
 
     /// Gives every connection up.
@@ -549,9 +576,12 @@ impl Device {
         }
     }
 
-    /// Makes the disk follow the volume. May wait for requests in flight.
-    fn apply_changes(&self) {
+    /// Makes the disk follow the volume, and the timeouts. May wait for requests in flight.
+    fn apply_changes(self: &Arc<Self>) {
         let disk = self.disk.lock();
+        // Attaching comes back to it when there is one.
+        let Some(disk) = disk.as_ref() else { return };
+        disk.set_request_timeout(self.timeouts().request_ms);
         if *self.suspended.lock() == Some(SuspendMode::Normal) {
             // The requests that it would wait for are held; resuming comes back to it.
             return;
@@ -579,7 +609,6 @@ impl Device {
             }
             *volume
         };
-        let Some(disk) = disk.as_ref() else { return };
         if geometry.is_some() {
             if let Err(e) = disk.set_limits(&Device::queue_limits(&changed)) {
                 pr_err!("{}: the new limits were refused: {e:?}\n", &*self.name);

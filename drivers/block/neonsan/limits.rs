@@ -4,6 +4,7 @@
 
 use neonsan_kernel::block::{mq::QueueLimits, SECTOR_SIZE};
 use neonsan_proto::{Capabilities, Features, Geometry};
+use neonsan_session::client;
 
 /// Most separate pieces of memory in a request. Sending takes any number in turns.
 const MAX_SEGMENTS: u16 = 1024;
@@ -45,28 +46,10 @@ pub(crate) fn capacity_sectors(size_bytes: u64) -> u64 {
     size_bytes / u64::from(SECTOR_SIZE)
 }
 
-/// The first limit by which `new` promises less than the device was told, if there is one.
+/// The first thing in which `new` breaks what the device was told, if there is one.
 pub(crate) fn broken_promise(old: &Geometry, new: &Geometry) -> Option<&'static str> {
-    let (old_caps, new_caps) = (old.capabilities(), new.capabilities());
     if old.logical_block_size != new.logical_block_size {
         return Some("logical block size");
     }
-    let lost = old_caps.difference(new_caps);
-    let gained = new_caps.difference(old_caps);
-    let kept = Capabilities::FUA
-        .union(Capabilities::DISCARD)
-        .union(Capabilities::WRITE_ZEROES)
-        .union(Capabilities::ATOMIC);
-    if !lost.intersection(kept).is_empty() {
-        return Some("set of abilities");
-    }
-    // Caching that the device does not know of would lose writes.
-    let new_duties = Capabilities::READ_ONLY.union(Capabilities::VOLATILE_CACHE);
-    if !gained.intersection(new_duties).is_empty() {
-        return Some("set of duties (read-only, write cache)");
-    }
-    if new.max_io_bytes.get() < old.max_io_bytes.get() {
-        return Some("longest I/O size");
-    }
-    None
+    client::broken_promise(old, new)
 }

@@ -55,7 +55,8 @@ impl Receive {
     /// The receiving side of a new connection.
     pub(crate) fn new(features: Features, has_write_cache: bool) -> Self {
         Receive {
-            receiver: Receiver::new(features, crate::crc::crc32c),
+            // Pages of direct I/O are their owner's, who may write to them while they are sent.
+            receiver: Receiver::new(features, crate::crc::crc32c).with_changing_payload(),
             writer: None,
             crc: !0,
             batch: CompletionBatch::new(),
@@ -161,7 +162,8 @@ impl Receive {
         if rq.op() == RequestOp::Write {
             connection.free_window(length);
         }
-        if status == Status::Busy {
+        // The node has done nothing: it had no room, or what it got is not what the checksum says.
+        if matches!(status, Status::Busy | Status::ChecksumMismatch) {
             return connection.send_later(rq);
         }
         let mut end = block_status_of(status);

@@ -8,7 +8,7 @@
 
 use crate::{
     clock::now,
-    connection::{ConnectStep, ConnectTask, CONNECT_WORK, TRANSMIT_WORK},
+    connection::{ConnectStep, ConnectTask, Connection, CONNECT_WORK, TRANSMIT_WORK},
     control,
     device::Device,
     error::block_status_of_loss,
@@ -134,8 +134,7 @@ fn execute(device: &Arc<Device>, action: Action) {
                 uapi::ConnectionState::Connecting,
                 "",
             );
-            // If it is queued already, it will see what there is.
-            let _ = device.connecting().enqueue::<_, CONNECT_WORK>(connection);
+            queue_connect(device, connection);
         }
         Action::Resume { connection: index } => {
             let Some(connection) = device.connection(index) else {
@@ -147,7 +146,9 @@ fn execute(device: &Arc<Device>, action: Action) {
                 .and_then(|e| connection.resume(e))
             {
                 Ok(()) => {
-                    device.notes().lock().failure = None;
+                    if device.notes().lock().failure.take().is_some() {
+                        stop_failing(device);
+                    }
                     traced(device, index, uapi::ConnectionState::Live, "");
                     if connection.shared.lock().losses > 0 {
                         control::event_connection_recovered(device, index.into());
@@ -217,8 +218,15 @@ fn inquire(device: &Arc<Device>) {
             is_inquiry: true,
         });
     }
-    // If it is queued already, it will see what there is.
-    let _ = device.connecting().enqueue::<_, CONNECT_WORK>(connection);
+    queue_connect(device, connection);
+}
+
+/// Lets the connecting work of a connection look at what there is.
+fn queue_connect(device: &Device, connection: Arc<Connection>) {
+    device.enqueue_connecting(|queue| {
+        // If it is queued already, it will see what there is.
+        let _ = queue.enqueue::<_, CONNECT_WORK>(connection);
+    });
 }
 
 /// Tells whoever traces that a connection has come to another state.
@@ -254,6 +262,16 @@ fn stop(device: &Arc<Device>, index: u16, cause: CloseCause) {
         control::event_connection_lost(device, index.into(), text.as_str());
     }
     device.session().lock().on_drained(index, now());
+}
+
+/// Requests of every connection wait again: the volume is back.
+fn stop_failing(device: &Arc<Device>) {
+    let count = device.session().lock().connection_count();
+    for i in 0..count {
+        if let Some(connection) = device.connection(i) {
+            connection.stop_failing();
+        }
+    }
 }
 
 /// Ends every request of the device with an error, and those that come.

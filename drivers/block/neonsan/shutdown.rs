@@ -41,7 +41,16 @@ impl Shutdown for GoingDown {
         });
         for_each(&mut |device| device.send_release());
         wait_until(now().after_ms(RELEASE_MS), &|device| device.is_released());
-        for_each(&mut |device| device.give_up());
+        for_each(&mut |device| {
+            device.give_up();
+            // What a suspended device holds must end too. Whoever has the disk takes it away, or waits
+            // for requests, which are not held then.
+            if let Some(disk) = device.disk().try_lock() {
+                if let Some(disk) = disk.as_ref() {
+                    device.end_suspend(disk);
+                }
+            }
+        });
     }
 }
 

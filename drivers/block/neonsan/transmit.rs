@@ -52,7 +52,7 @@ use neonsan_kernel::{
     net::{Attached, BvecBatch},
 };
 use neonsan_proto::{Features, Header, Kind, RequestFlags, HEADER_BYTES};
-use neonsan_session::{CloseCause, Tag};
+use neonsan_session::{CloseCause, Instant, Tag};
 
 /// Requests are sent.
 pub(crate) const GATE_OPEN: u32 = 0;
@@ -131,7 +131,9 @@ pub(crate) struct Transmitter {
     pub(crate) counts: Counts,
 }
 
-/// The checksum of what a request writes. The block layer keeps its pages from changing.
+/// The checksum of what a request writes. The page cache keeps its pages from changing until they are
+/// sent (stable writes); who writes with direct I/O may change his, and then the node refuses the
+/// write, which is sent again.
 fn payload_crc(rq: &OwnedRequest<Queue>) -> u32 {
     let mut cursor = SegmentCursor::new(rq.share());
     let mut crc = !0;
@@ -207,7 +209,12 @@ impl Transmitter {
     }
 
     /// Adds the header of a request, and its pages as many as fit.
-    fn push_request(&mut self, connection: &Connection, rq: OwnedRequest<Queue>) -> Result<bool> {
+    fn push_request(
+        &mut self,
+        connection: &Connection,
+        rq: OwnedRequest<Queue>,
+        now: Instant,
+    ) -> Result<bool> {
         let Some(request) = describe(&rq) else {
             return Ok(true);
         };
@@ -235,7 +242,7 @@ impl Transmitter {
         }
         // From here on the reply may come.
         connection.put_back(rq);
-        connection.slots.sent(Tag(tag));
+        connection.slots.sent(Tag(tag), now);
         self.push_segments()
     }
 
@@ -306,9 +313,12 @@ impl Transmitter {
         if !self.push_segments()? {
             return Ok(Filled::Batch);
         }
-        if core::mem::take(&mut self.control_due) {
+        // Two messages may be due, each a piece of its own.
+        if self.control_due && self.batch.room() >= 2 {
+            self.control_due = false;
             self.push_control(connection)?;
         }
+        let now = now();
         while self.batch.room() >= 2 && self.held.len() < BATCH_REQUESTS {
             let Some(rq) = self.take_next(connection) else {
                 return Ok(Filled::Everything);
@@ -317,7 +327,7 @@ impl Transmitter {
                 self.next = Some(rq);
                 return Ok(Filled::Window);
             }
-            if !self.push_request(connection, rq)? {
+            if !self.push_request(connection, rq, now)? {
                 return Ok(Filled::Batch);
             }
         }
@@ -490,6 +500,15 @@ impl Connection {
             }
         }
         self.transmit_again();
+    }
+
+    /// Requests wait for recovery instead of ending with an error, if they did.
+    pub(crate) fn stop_failing(&self) {
+        let mut tx = self.tx.lock();
+        if matches!(tx.mode, Mode::Failing(_)) {
+            self.gate.store(GATE_PARKED, Release);
+            tx.mode = Mode::Parked;
+        }
     }
 
     /// Tells the node that the session is over, if it can be told at once.

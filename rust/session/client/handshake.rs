@@ -9,10 +9,10 @@
 //! Any state ends with a [`CloseCause`] instead. The deadline belongs to the caller
 //! ([`Timeouts::connect_ms`](crate::Timeouts)), since only it can interrupt a socket.
 
-use super::terms::ConnectKind;
+use super::{promise::broken_promise, terms::ConnectKind};
 use crate::CloseCause;
 use neonsan_proto::{
-    Capabilities, ClientHello, Crc32c, Features, Geometry, Header, Kind, Mode, NodeAddress,
+    ClientHello, Crc32c, Features, Geometry, Header, Kind, Mode, NodeAddress,
     OpenFlags, OpenReply, OpenRequest, Refusal, ServerHello, Status, VolumeName, HEADER_BYTES,
     HELLO_BYTES, MAGIC_BYTES, MAX_DEPTH, MAX_NODES, MAX_REFUSAL_TEXT_BYTES, NODE_ADDRESS_BYTES,
     OPEN_REPLY_BYTES, OPEN_REQUEST_BYTES, REFUSAL_BYTES,
@@ -396,8 +396,8 @@ fn check_reply(reply: &OpenReply, kind: ConnectKind) -> Result<(), CloseCause> {
 /// Checks that a volume which was opened again is the one that the device was made for.
 ///
 /// Another identity or block size is [`CloseCause::VolumeChanged`]: nothing that waits may ever go
-/// there. Smaller limits are [`CloseCause::BadGeometry`]: requests that were made for the larger
-/// ones could not be sent, so this node is no use now, but may be later.
+/// there. Smaller limits, fewer abilities and new duties are [`CloseCause::BadGeometry`]: requests
+/// that were made before could not be sent, so this node is no use now, but may be later.
 pub fn check_same_volume(before: &OpenReply, now: &OpenReply) -> Result<(), CloseCause> {
     let (old, new) = (&before.geometry, &now.geometry);
     if before.volume_id != now.volume_id {
@@ -405,11 +405,6 @@ pub fn check_same_volume(before: &OpenReply, now: &OpenReply) -> Result<(), Clos
     }
     if old.logical_block_size != new.logical_block_size {
         return Err(CloseCause::VolumeChanged("logical block size"));
-    }
-    if new.max_io_bytes.get() < old.max_io_bytes.get() {
-        return Err(CloseCause::BadGeometry(
-            "longest I/O size (smaller than before)",
-        ));
     }
     if now.max_depth.get() < before.max_depth.get() {
         return Err(CloseCause::BadGeometry(
@@ -421,19 +416,8 @@ pub fn check_same_volume(before: &OpenReply, now: &OpenReply) -> Result<(), Clos
             "number of bytes in flight (smaller than before)",
         ));
     }
-    // A host that was told of no cache sends no FLUSH; one that was told of FUA relies on it.
-    let (had, has) = (old.capabilities(), new.capabilities());
-    if has.difference(had).contains(Capabilities::VOLATILE_CACHE) {
-        return Err(CloseCause::BadGeometry(
-            "write cache (there was none before)",
-        ));
+    match broken_promise(old, new) {
+        Some(field) => Err(CloseCause::BadGeometry(field)),
+        None => Ok(()),
     }
-    let relied_on = Capabilities::FUA
-        .union(Capabilities::DISCARD)
-        .union(Capabilities::WRITE_ZEROES)
-        .union(Capabilities::ATOMIC);
-    if !has.contains(had.intersection(relied_on)) {
-        return Err(CloseCause::BadGeometry("ability (fewer than before)"));
-    }
-    Ok(())
 }

@@ -5,6 +5,7 @@
 mod at_risk;
 mod durability;
 mod handshake;
+mod promise;
 mod receiver;
 mod session;
 mod slots;
@@ -13,7 +14,8 @@ mod terms;
 pub use at_risk::AtRisk;
 pub use durability::{Durability, FlushMark, WritesLost};
 pub use handshake::{check_same_volume, Handshake, Identity, Opened, Progress, RefusedOpen};
-pub use receiver::{Received, Receiver, Want};
+pub use promise::broken_promise;
+pub use receiver::{Received, Receiver, Want, MAX_DAMAGED_WRITES};
 pub use session::{Connection, Session, MAX_CONNECTIONS};
 pub use slots::{Matched, Request, Slot, SlotInfo, SlotState, SlotTable};
 pub use terms::{Action, Config, ConnectKind, ConnectionState, Notice, SessionState};

@@ -16,7 +16,7 @@
 //!      │ connection is left and ── 3 Reopening: every connection is being stopped and drained
 //!      └── joining fails
 //!
-//!  any ── fenced, or given up during attach ──► 4 Failed          any ── close() ──► 5 Closed
+//!  any ── fenced, or another volume ──► 4 Failed              any ── close() ──► 5 Closed
 //! ```
 //!
 //! # One connection
@@ -565,7 +565,8 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
     }
 
     fn finish_failure(&mut self, cause: CloseCause) {
-        if self.is_at_rest() && !self.failing {
+        // Also where requests fail already, since the volume was lost for long: why has changed.
+        if self.is_at_rest() {
             self.failing = true;
             self.due_fail = Some(cause);
         }

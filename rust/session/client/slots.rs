@@ -112,7 +112,8 @@ pub struct Slot {
     word: AtomicU64,
     offset: AtomicU64,
     length: AtomicU32,
-    /// When the state was entered last, for state dumps and timeouts; in milliseconds.
+    /// When the request was claimed or, later, sent, for state dumps and timeouts; in milliseconds.
+    /// Written by whoever owns the slot at that time.
     since: AtomicU64,
 }
 
@@ -188,7 +189,8 @@ pub struct SlotInfo {
     pub request: Request,
     /// What it is called on the wire.
     pub cookie: Cookie,
-    /// Since when it is there.
+    /// When it was sent; before that, and after it was taken back from a lost connection, when its
+    /// slot was claimed for it last.
     pub since: Instant,
 }
 
@@ -285,8 +287,14 @@ impl<S: Deref<Target = [Slot]>> SlotTable<S> {
     }
 
     /// The request is about to be handed to the socket: Queued → InFlight. Call it before the
-    /// first byte is sent, since the reply may come before the send call returns.
-    pub fn sent(&self, tag: Tag) -> bool {
+    /// first byte is sent, since the reply may come before the send call returns. From `now` on the
+    /// node has the request, as far as the request timeout is concerned: what it waited before, for
+    /// room or for a connection, is not the node's.
+    pub fn sent(&self, tag: Tag, now: Instant) -> bool {
+        if let Some(slot) = self.slot(tag) {
+            // Ordered before the state by the exchange below.
+            slot.since.store(now.0, Ordering::Relaxed);
+        }
         self.shift(tag, &[SlotState::Queued], SlotState::InFlight)
             .is_some()
     }

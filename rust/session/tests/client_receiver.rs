@@ -7,7 +7,9 @@ mod common;
 
 use common::*;
 use neonsan_proto::{EventKind, Features, Geometry, Header, Kind, RequestFlags, Status};
-use neonsan_session::client::{Received, Receiver, Slot, SlotState, SlotTable, Want};
+use neonsan_session::client::{
+    Received, Receiver, Slot, SlotState, SlotTable, Want, MAX_DAMAGED_WRITES,
+};
 use neonsan_session::{CloseCause, Cookie, Instant, Tag};
 use std::collections::BTreeMap;
 use zerocopy::IntoBytes as _;
@@ -38,7 +40,7 @@ impl Client {
             .slots
             .claim(Tag(tag), request, Instant(1))
             .expect("free");
-        assert!(self.slots.sent(Tag(tag)));
+        assert!(self.slots.sent(Tag(tag), Instant(1)));
         self.buffers.insert(tag, vec![0; length as usize]);
         cookie
     }
@@ -441,4 +443,35 @@ fn damaged_limits_close_the_connection() {
     bytes[40] ^= 1;
     let heard = Client::new(Features::KNOWN).hear(&bytes, 64);
     assert_eq!(heard, Err(CloseCause::PayloadChecksum));
+}
+
+/// Whoever writes with direct I/O may change the data while it is sent.
+#[test]
+fn a_write_that_changed_on_its_way_is_sent_again_on_the_same_connection() {
+    let mut client = Client::new(Features::KNOWN);
+    client.receiver = Receiver::new(Features::KNOWN, crc32c).with_changing_payload();
+    let damaged = Status::ChecksumMismatch;
+    let completed = |tag, status| {
+        let tag = Tag(tag);
+        Ok(vec![Received::Completed { tag, status }])
+    };
+    let answer = |client: &mut Client, status| {
+        let cookie = client.send(1, Kind::Write, 512);
+        let reply = Header::reply(status, cookie.to_wire(), 0);
+        client.hear(&message(reply, &[], Features::KNOWN), 32)
+    };
+    for _ in 0..3 {
+        for _ in 0..MAX_DAMAGED_WRITES {
+            assert_eq!(answer(&mut client, damaged), completed(1, damaged));
+        }
+        // It got through at last: what comes later counts anew.
+        assert_eq!(answer(&mut client, Status::Ok), completed(1, Status::Ok));
+    }
+    for _ in 0..MAX_DAMAGED_WRITES {
+        assert_eq!(answer(&mut client, damaged), completed(1, damaged));
+    }
+    let path = Err(CloseCause::Refused(damaged));
+    assert_eq!(answer(&mut client, damaged), path, "it damages everything");
+    // Where nobody changes payloads, damage is the path's.
+    assert_eq!(answer(&mut Client::new(Features::KNOWN), damaged), path);
 }

@@ -211,7 +211,7 @@ fn exchange(
     let is_write = request.kind == Kind::Write;
     let payload = if is_write { data } else { &[] };
     let cookie = client.slots.claim(tag, request, Instant(0)).expect("free");
-    assert!(client.slots.sent(tag));
+    assert!(client.slots.sent(tag, Instant(0)));
     let bytes = message(request.header(cookie), payload, all);
     script.say('C', what, &bytes);
     let command = match node_receives(node, &bytes) {

@@ -6,6 +6,7 @@ mod common;
 
 use common::*;
 use neonsan_proto::{
+    Capabilities,
     ClientHello, Features, Header, HelloError, Kind, Mode, NodeAddress, OpenReply, Refusal,
     ServerHello, Status, HEADER_BYTES, HELLO_BYTES, MAX_NODES, MAX_REFUSAL_TEXT_BYTES,
     OPEN_REPLY_BYTES,
@@ -415,6 +416,22 @@ fn a_reopened_volume_must_be_the_same() {
         ("bad-geometry", |r| r.max_depth = 7.into()),
         ("bad-geometry", |r| r.max_inflight_bytes = 65536.into()),
         ("bad-geometry", |r| r.geometry.capabilities = 0x2.into()),
+        ("bad-geometry", |r| {
+            r.geometry.max_discard_bytes = 4096.into()
+        }),
+        ("bad-geometry", |r| {
+            r.geometry.max_write_zeroes_bytes = 4096.into()
+        }),
+        ("bad-geometry", |r| {
+            r.geometry.atomic_unit_max_bytes = r.geometry.atomic_unit_min_bytes
+        }),
+        ("bad-geometry", |r| {
+            r.geometry.atomic_boundary_bytes = r.geometry.atomic_unit_max_bytes.get().into()
+        }),
+        ("bad-geometry", |r| {
+            let read_only = Capabilities::READ_ONLY.0;
+            r.geometry.capabilities = (r.geometry.capabilities.get() | read_only).into()
+        }),
     ];
     for (name, change) in others {
         let mut now = open_reply(2);

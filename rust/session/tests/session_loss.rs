@@ -4,7 +4,8 @@
 
 mod common;
 
-use common::device::{connect_of, device_with, join, live, open, DOWN, GONE};
+use common::device::{connect_of, device_with, join, live, open, refused, DOWN, GONE};
+use neonsan_proto::Status;
 use neonsan_session::client::{Action, ConnectKind, Notice, SessionState};
 use neonsan_session::{CloseCause, Timeouts};
 
@@ -58,6 +59,35 @@ fn a_volume_lost_for_too_long_fails_its_requests_and_recovers_later() {
     assert!(device.session.is_failing());
     device.bring_up();
     assert!(!device.session.is_failing());
+}
+
+#[test]
+fn a_fence_is_told_also_where_requests_fail_already() {
+    let mut device = live(1, 1);
+    let mut timeouts = *device.session.timeouts();
+    timeouts.loss_ms = 1_000;
+    device.session.set_timeouts(timeouts);
+    device.session.on_lost(0, GONE, device.now);
+    assert!(!device.wait(0).is_empty(), "the connection is to be stopped");
+    device.session.on_drained(0, device.now);
+    let mut causes = Vec::new();
+    while causes.len() < 2 {
+        // Nobody answers; from when requests fail a node does, and has bad news.
+        let answer = match causes.is_empty() {
+            true => DOWN,
+            false => refused(Status::Fenced),
+        };
+        for action in device.wait_for_action() {
+            match action {
+                Action::Connect { connection, .. } => device
+                    .session
+                    .on_connect_failed(connection, answer, device.now),
+                Action::FailRequests { cause } => causes.push(cause),
+                _ => {}
+            }
+        }
+    }
+    assert_eq!(causes, [DOWN, CloseCause::Fenced]);
 }
 
 #[test]

@@ -205,11 +205,11 @@ impl Lane {
 
     /// What goes over the wire for a request that is about to be sent; `None` if the entry of the
     /// queue is stale.
-    pub(crate) fn start_sending(&self, tag: Tag) -> Option<(Request, Cookie, Bytes)> {
+    pub(crate) fn start_sending(&self, tag: Tag, now: Instant) -> Option<(Request, Cookie, Bytes)> {
         let requests = lock(&self.requests);
         let pending = requests.by_tag.get(usize::from(tag.0))?.as_ref()?;
         self.slots
-            .sent(tag)
+            .sent(tag, now)
             .then(|| (pending.request, pending.cookie, pending.payload.clone()))
     }
 

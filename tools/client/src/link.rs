@@ -2,7 +2,7 @@
 
 //! A link: one socket while it is in force, as a reader and a writer task.
 
-use crate::control::Message;
+use crate::control::{now, Message};
 use crate::lane::{EndedWith, Lane, Outgoing};
 use crate::{Config, Error};
 use bytes::Bytes;
@@ -243,7 +243,7 @@ async fn write_loop(lane: &Lane, mut write: OwnedWriteHalf, features: Features) 
         };
         let (mut header, payload) = match outgoing {
             Outgoing::Control(header) => (header, Bytes::new()),
-            Outgoing::Request(tag) => match lane.start_sending(tag) {
+            Outgoing::Request(tag) => match lane.start_sending(tag, now()) {
                 Some((request, cookie, payload)) => (request.header(cookie), payload),
                 None => continue,
             },

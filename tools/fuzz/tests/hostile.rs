@@ -122,7 +122,7 @@ impl Client {
                     }
                 },
             };
-            assert!(self.slots.sent(tag));
+            assert!(self.slots.sent(tag, Instant(0)));
             let payload = if request.kind == Kind::Write {
                 &data[..]
             } else {

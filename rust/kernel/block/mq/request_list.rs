@@ -36,15 +36,15 @@ impl<T: Operations> RequestList<T> {
         }
     }
 
-    /// Adds a request. Any context. A full memory barrier.
-    pub fn push(&self, rq: OwnedRequest<T>) {
+    /// Adds a request; true if the list was empty. Any context. A full memory barrier.
+    pub fn push(&self, rq: OwnedRequest<T>) -> bool {
         let rq = OwnedRequest::into_raw(rq);
         let wrapper = super::Request::<T>::wrapper_ptr(rq.as_ptr().cast());
         // SAFETY: The wrapper is valid as long as the driver owns the request, and since the
         // `OwnedRequest` is unique nothing else uses its link.
         unsafe {
             let link = Opaque::cast_into(&raw const (*wrapper).link);
-            bindings::llist_add(link, self.head.get());
+            bindings::llist_add(link, self.head.get())
         }
     }
 

@@ -44,7 +44,7 @@ fn slots() -> SlotTable<Vec<Slot>> {
     );
     let flush = request(Kind::Flush, 0);
     let old = slots.claim(Tag(3), flush, Instant(0)).expect("free");
-    slots.sent(Tag(3));
+    slots.sent(Tag(3), Instant(0));
     let header = Header::reply(Status::Ok, old.to_wire(), 0);
     assert_eq!(slots.on_reply(&header), Ok((Tag(3), Matched::Done)));
     for (tag, (kind, length)) in REQUESTS.into_iter().enumerate() {
@@ -52,7 +52,7 @@ fn slots() -> SlotTable<Vec<Slot>> {
         assert!(slots
             .claim(tag, request(kind, length), Instant(0))
             .is_some());
-        assert!(slots.sent(tag));
+        assert!(slots.sent(tag, Instant(0)));
     }
     assert!(slots.claim(Tag(4), flush, Instant(0)).is_some());
     slots

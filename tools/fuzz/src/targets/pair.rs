@@ -190,7 +190,7 @@ pub(super) fn run(bytes: &[u8]) -> Trace {
     for (tag, (request, payload)) in script.requests.iter().enumerate() {
         let tag = Tag(tag as u16);
         let cookie = slots.claim(tag, *request, Instant(0)).expect("free");
-        assert!(slots.sent(tag));
+        assert!(slots.sent(tag, Instant(0)));
         stream.extend(message(request.header(cookie), payload, features));
     }
     let served = serve(setup, &damaged(stream, &script.damage[0]));

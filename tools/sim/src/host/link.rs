@@ -255,7 +255,7 @@ impl Link {
             if message.at == 0 {
                 if let Some(tag) = message.tag {
                     // Before the first byte is sent: the reply may come at once.
-                    self.slots.sent(tag);
+                    self.slots.sent(tag, env.core.now());
                 }
             }
             let payload = match message.tag.map(|tag| &self.ios[usize::from(tag.0)]) {
