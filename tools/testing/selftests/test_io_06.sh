@@ -1,6 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0 OR MIT
-# atomic writes within the limit work, one over it is refused by the kernel, none is split
+# atomic writes within the limit work, one over it is refused by the kernel, none is split or merged
 . "$TEST_LIB"
 
 node_start node file
@@ -36,5 +36,16 @@ while [ "$length" -le "$max" ]; do
 	length=$((length * 2))
 done
 equal "an atomic write over the limit" "$(python3 atomic.py "$DEVICE" $((max * 2)) 0)" EINVAL
+# Many that follow each other, given to the kernel at once: it must not make one of them.
+min=$(queue atomic_write_unit_min_bytes)
+if [ "$max" -gt "$min" ]; then
+	equal "merging is off (nomerges)" "$(queue nomerges)" 2
+	writes=$(info .statistics.writes)
+	fio --name=adjacent --filename="$DEVICE" --ioengine=libaio --direct=1 --atomic=1 --rw=write --bs="$min" \
+		--offset="$min" --size=$((min * 256)) --iodepth=16 --iodepth_batch=16 --iodepth_batch_complete_min=16 \
+		--output="$TEST_DIR/adjacent" || { cat "$TEST_DIR/adjacent"; fail "adjacent atomic writes"; }
+	equal "requests that 256 adjacent atomic writes took" "$(($(info .statistics.writes) - writes))" 256
+	equal "errors" "$(info .statistics.errors)" 0
+fi
 equal "an atomic write out of alignment" "$(python3 atomic.py "$DEVICE" "$max" 512)" "$([ "$max" = 512 ] && echo 512 || echo EINVAL)"
 detach

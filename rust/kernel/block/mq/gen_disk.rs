@@ -142,6 +142,7 @@ impl GenDiskBuilder {
             bindings::set_capacity(disk, self.capacity_sectors);
             bindings::set_disk_ro(disk, self.read_only);
         }
+        this.prevent_merges(&self.limits);
         Ok(this)
     }
 }
@@ -251,8 +252,19 @@ impl<T: Operations> GenDisk<T> {
         unsafe { bindings::blk_queue_rq_timeout(self.queue(), jiffies) };
     }
 
+    /// The block layer merges adjacent atomic writes as long as the sum is not above the limit, and
+    /// looks at neither power of two nor alignment then, on which devices with the limits of an
+    /// atomic write(2) insist. There is no way to keep it from that but to merge nothing.
+    fn prevent_merges(&self, limits: &QueueLimits) {
+        if limits.atomic_unit_max > limits.atomic_unit_min {
+            // SAFETY: By the type's invariants.
+            unsafe { bindings::blk_queue_flag_set(bindings::QUEUE_FLAG_NOMERGES, self.queue()) };
+        }
+    }
+
     /// Changes the limits of the live queue: waits for the requests in flight. May sleep.
     pub fn set_limits(&self, limits: &QueueLimits) -> Result {
+        self.prevent_merges(limits);
         // SAFETY: By the type's invariants; start and commit are paired and hold the lock between.
         unsafe {
             let mut lim = bindings::queue_limits_start_update(self.queue());
@@ -271,11 +283,6 @@ impl<T: Operations> GenDisk<T> {
         unsafe { bindings::blk_mark_disk_dead(self.disk) };
     }
 
-    /// Runs the hardware queues that wait for something. Any context.
-    pub fn run_hw_queues(&self) {
-        // SAFETY: By the type's invariants.
-        unsafe { bindings::blk_mq_run_hw_queues(self.queue(), true) };
-    }
 }
 
 impl<T: Operations> Drop for GenDisk<T> {

@@ -36,7 +36,8 @@ pub struct QueueLimits {
     pub max_write_zeroes_bytes: u32,
     /// Smallest atomic write; zero: none.
     pub atomic_unit_min: u32,
-    /// Longest atomic write; zero: none.
+    /// Longest atomic write; zero: none. Where atomic writes of more than one size are offered the block
+    /// layer merges no requests, see [`GenDisk::set_limits`](super::GenDisk::set_limits).
     pub atomic_unit_max: u32,
     /// What an atomic write must not cross; zero: no boundary.
     pub atomic_boundary: u32,
