@@ -64,3 +64,25 @@ engine_slow() {
 	[ "$SLOWEST_MS" -ge 500 ] || fail "the slowest answer took $SLOWEST_MS ms: the engine was not slow"
 	equal "the requests sent again" "$RESENT" 0
 }
+
+cell engine_hang_attach full raw 150 'the engine hangs while a second volume is attached and its partition table read'
+engine_hang_attach() {
+	local second
+	PROGRAM=neonsan-node-faulty
+	begin
+	in_node neonsan volume create "neonsan://$NODE_IP/test/second" --size 16M --api "$NODE_API" >/dev/null
+	fault total
+	engine '{"hang":true}'
+	# Loss timeout and all else by default: only attach itself bounds it.
+	expect_error 'partition table|timeout' timeout 90 neonsan-attach "neonsan://$NODE_IP/test/second" --index 5 \
+		--request-timeout 2s --connect-timeout 2s --heartbeat-interval 500ms --heartbeat-timeout 2s
+	[ ! -e /sys/block/neonsan5 ] || fail "the device is there all the same"
+	engine '{}'
+	fault_over
+	BOUND_MS=$((BOUND_MS + 1000))
+	# The node lets it in once nothing of the first attempt is in the engine.
+	attached() { second=$(neonsan-attach "neonsan://$NODE_IP/test/second" --index 5 2>"$TEST_DIR/attach"); }
+	wait_for 30 "the second volume to be attached" attached
+	detach "$second"
+	finish
+}
