@@ -19,6 +19,7 @@
 #include "qemu-plugin-api.h"
 
 #include <inttypes.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -38,9 +39,13 @@ static bool open_window;
 static bool profile = true;
 static FILE *out;
 
-/* The index of the counter of an address. Translation holds QEMU's lock, and all CPUs share one
- * thread, since counting (icount) needs that. */
-static unsigned int counter_of(uint64_t address)
+/* Protects addresses and used: without icount each CPU is a thread, and translates what it runs. The
+ * counters need no lock, each CPU has its own; a window that begins or ends on one CPU misses what
+ * another does in that moment. */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* The index of the counter of an address. */
+static unsigned int find_counter(uint64_t address)
 {
 	uint64_t hash = address * 0x9e3779b97f4a7c15ull;
 	unsigned int at = (unsigned int)(hash >> 44);
@@ -57,6 +62,16 @@ static unsigned int counter_of(uint64_t address)
 		}
 	}
 	return OVERFLOW;
+}
+
+static unsigned int counter_of(uint64_t address)
+{
+	unsigned int at;
+
+	pthread_mutex_lock(&lock);
+	at = find_counter(address);
+	pthread_mutex_unlock(&lock);
+	return at;
 }
 
 static void on_begin(unsigned int vcpu, void *data)
