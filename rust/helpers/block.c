@@ -6,11 +6,6 @@
 #include <linux/crc32c.h>
 #include <linux/uio.h>
 
-struct request *neonsan_helper_blk_mq_tag_to_rq(struct blk_mq_tags *tags, unsigned int tag)
-{
-	return blk_mq_tag_to_rq(tags, tag);
-}
-
 bool neonsan_helper_blk_mq_add_to_batch(struct request *rq, struct io_comp_batch *iob,
 					bool is_error)
 {
@@ -27,24 +22,9 @@ sector_t neonsan_helper_get_capacity(struct gendisk *disk)
 	return get_capacity(disk);
 }
 
-unsigned int neonsan_helper_blk_mq_freeze_queue(struct request_queue *q)
-{
-	return blk_mq_freeze_queue(q);
-}
-
-void neonsan_helper_blk_mq_unfreeze_queue(struct request_queue *q, unsigned int memflags)
-{
-	blk_mq_unfreeze_queue(q, memflags);
-}
-
 struct queue_limits neonsan_helper_queue_limits_start_update(struct request_queue *q)
 {
 	return queue_limits_start_update(q);
-}
-
-void neonsan_helper_queue_limits_cancel_update(struct request_queue *q)
-{
-	queue_limits_cancel_update(q);
 }
 
 u32 neonsan_helper_bvec_crc32c(u32 crc, const struct bio_vec *bv)

@@ -63,11 +63,6 @@ bool neonsan_helper_sk_stream_is_writeable(const struct sock *sk)
 	return sk_stream_is_writeable(sk);
 }
 
-void neonsan_helper_set_sock_nospace(struct socket *sock)
-{
-	set_bit(SOCK_NOSPACE, &sock->flags);
-}
-
 void neonsan_helper_clear_sock_nospace(struct sock *sk)
 {
 	if (sk->sk_socket)
@@ -120,11 +115,6 @@ int neonsan_helper_sk_state(const struct sock *sk)
 	return READ_ONCE(sk->sk_state);
 }
 
-int neonsan_helper_sk_err(const struct sock *sk)
-{
-	return READ_ONCE(sk->sk_err);
-}
-
 void neonsan_helper_sock_abort(struct sock *sk)
 {
 	lock_sock(sk);
@@ -172,10 +162,4 @@ int neonsan_helper_sock_recv(struct socket *sock, void *data, size_t len, int fl
 	struct kvec vec = { .iov_base = data, .iov_len = len };
 
 	return kernel_recvmsg(sock, &msg, &vec, 1, len, flags);
-}
-
-void neonsan_helper_bvec_set_page(struct bio_vec *bv, struct page *page, unsigned int len,
-				  unsigned int offset)
-{
-	bvec_set_page(bv, page, len, offset);
 }

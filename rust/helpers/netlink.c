@@ -2,11 +2,6 @@
 
 #include <net/genetlink.h>
 
-void *neonsan_helper_nlmsg_data(const struct nlmsghdr *nlh)
-{
-	return nlmsg_data(nlh);
-}
-
 struct sk_buff *neonsan_helper_nlmsg_new(size_t payload, gfp_t flags)
 {
 	return nlmsg_new(payload, flags);

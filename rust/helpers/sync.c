@@ -23,16 +23,6 @@ struct llist_node *neonsan_helper_llist_take_fifo(struct llist_head *head)
 	return all ? llist_reverse_order(all) : NULL;
 }
 
-void neonsan_helper_local_bh_disable(void)
-{
-	local_bh_disable();
-}
-
-void neonsan_helper_local_bh_enable(void)
-{
-	local_bh_enable();
-}
-
 u64 neonsan_helper_jiffies_ms(void)
 {
 	return jiffies64_to_msecs(get_jiffies_64());

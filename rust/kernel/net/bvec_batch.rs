@@ -80,11 +80,6 @@ impl BvecBatch {
         self.len == 0
     }
 
-    /// The bytes left to be sent.
-    pub fn len_bytes(&self) -> usize {
-        self.len
-    }
-
     /// Forgets everything; the memory may be reused.
     #[inline]
     pub fn clear(&mut self) {

@@ -175,8 +175,9 @@ impl TcpSocket {
     }
 
     /// Ends the connection now: throws away what was not sent and tells the far side by a reset.
-    /// When this returns, no page of a request can be sent over it any more. May sleep, but not
-    /// for the network.
+    /// When this returns, TCP has no page of a request any more; what it has given to a network card
+    /// or, over loopback, to the far side's socket is out of reach. May sleep, but not for the
+    /// network.
     pub fn abort(&self) {
         // SAFETY: By the type's invariants.
         unsafe { bindings::sock_abort(self.sk()) };
@@ -190,12 +191,6 @@ impl TcpSocket {
             bindings::TCP_CLOSE_WAIT => SocketState::PeerClosed,
             _ => SocketState::Closed,
         }
-    }
-
-    /// The error that ended the connection, as a positive number; zero if none was noted.
-    pub fn error_number(&self) -> i32 {
-        // SAFETY: By the type's invariants.
-        unsafe { bindings::sk_err(self.sk()) }
     }
 }
 

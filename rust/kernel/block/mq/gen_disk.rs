@@ -282,7 +282,6 @@ impl<T: Operations> GenDisk<T> {
         // SAFETY: By the type's invariants.
         unsafe { bindings::blk_mark_disk_dead(self.disk) };
     }
-
 }
 
 impl<T: Operations> Drop for GenDisk<T> {

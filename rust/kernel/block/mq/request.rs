@@ -158,13 +158,6 @@ impl<T: Operations> Request<T> {
         unsafe { (*self.as_raw()).tag as u16 }
     }
 
-    /// The index of the hardware queue that the request came through.
-    pub fn queue_index(&self) -> u32 {
-        // SAFETY: The driver owns the request, so its fields are stable, and a started request
-        // has a hardware queue.
-        unsafe { (*(*self.as_raw()).mq_hctx).queue_num }
-    }
-
     /// The first bio, or null for a request without data.
     pub(crate) fn first_bio(&self) -> *mut bindings::bio {
         // SAFETY: The driver owns the request, so its fields are stable.
