@@ -254,6 +254,84 @@ fn silence_is_closed_in_every_phase() {
     assert_eq!(wire.read(0, 512), [0; 512]);
 }
 
+/// Memory of the node, in bytes.
+fn memory(node: &Node) -> u64 {
+    let status = format!("/proc/{}/status", node.pid().as_raw_nonzero());
+    let status = std::fs::read_to_string(status).unwrap();
+    let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
+    let kib = line.split_whitespace().nth(1).unwrap();
+    kib.parse::<u64>().unwrap() << 10
+}
+
+#[test]
+fn answers_that_nobody_takes_do_not_fill_the_memory() {
+    let dir = directory();
+    let more = "[timeouts]\nheartbeat_interval_ms = 1000\nheartbeat_timeout_ms = 4000\n";
+    let (node, mut good) = node_with_guest(dir.path(), more);
+    let none = RequestFlags::NONE;
+    // Neither answer counts against a budget: a PONG, and that a request is refused.
+    let ping = Header::request(Kind::Ping, none, 1, 0, 0);
+    let misaligned = Header::request(Kind::Read, none, 1, 1, 512);
+    for (round, header) in (1..).zip([ping, misaligned]) {
+        let mut open = Open::new("p/v", 1);
+        open.generation = round;
+        let mut flood = Wire::open(node.data, &open).unwrap();
+        let before = memory(&node);
+        let patience = Some(Duration::from_millis(500));
+        flood.stream.set_write_timeout(patience).unwrap();
+        let bytes = header.as_bytes().repeat(1 << 15);
+        let mut sent = 0;
+        let error = loop {
+            match flood.stream.write(&bytes) {
+                Ok(len) => sent += len as u64,
+                Err(error) => break error,
+            }
+            assert!(sent < 64 * MIB, "the node takes whatever is sent");
+        };
+        assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock, "{error}");
+        let more = memory(&node).saturating_sub(before);
+        assert!(more < 8 * MIB, "{more} bytes of memory for {sent} bytes");
+        assert_eq!(good.read(0, 512), [0; 512]);
+        // It takes none of them, so it is given up in the end.
+        let until = Instant::now() + PATIENCE;
+        while closed(&node, "heartbeat-timeout") < round as f64 {
+            assert_eq!(good.read(0, 512), [0; 512]);
+            assert!(Instant::now() < until, "it is still there");
+        }
+    }
+}
+
+#[test]
+fn answers_that_are_taken_late_all_come() {
+    let dir = directory();
+    let (node, _good) = node_with_guest(dir.path(), "[limits]\nmax_depth = 1\n");
+    let mut wire = Wire::open(node.data, &Open::new("p/v", 1)).unwrap();
+    // More than the node keeps, and than the socket holds until it is read.
+    let count: u64 = 600_000;
+    let mut stream = wire.stream.try_clone().unwrap();
+    let sender = std::thread::spawn(move || {
+        for first in (0..count).step_by(1000) {
+            let mut bytes = Vec::new();
+            for cookie in first..first + 1000 {
+                let ping = Header::request(Kind::Ping, RequestFlags::NONE, cookie, 0, 0);
+                bytes.extend_from_slice(ping.as_bytes());
+            }
+            stream.write_all(&bytes).unwrap();
+        }
+    });
+    std::thread::sleep(Duration::from_secs(2));
+    let mut pongs = std::io::BufReader::new(wire.stream.try_clone().unwrap());
+    for cookie in 0..count {
+        let mut pong = [0; 32];
+        pongs.read_exact(&mut pong).unwrap();
+        let expected = Header::request(Kind::Pong, RequestFlags::NONE, cookie, 0, 0);
+        assert_eq!(pong, expected.as_bytes());
+    }
+    sender.join().unwrap();
+    drop(pongs);
+    assert_eq!(wire.read(0, 512), [0; 512]);
+}
+
 #[test]
 fn a_greedy_session_waits_and_others_do_not() {
     let dir = directory();

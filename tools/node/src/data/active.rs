@@ -6,7 +6,8 @@
 //! node's, before it has a buffer, and gives them back when the buffer is
 //! free: a write when the engine has done it, a read when its reply is sent.
 //! If a budget has too little the connection stalls: it is not read from until
-//! there is enough.
+//! there is enough. Answers without payload take nothing from the budgets; a
+//! connection is not read from either while too many of them wait to be sent.
 
 use std::io::IoSliceMut;
 use std::os::fd::BorrowedFd;
@@ -74,6 +75,8 @@ pub(super) enum Pause {
     Share,
     /// A budget has too little.
     Stalled,
+    /// Too many answers wait to be sent.
+    Full,
     /// The client has closed the connection in order.
     Closed {
         /// The whole session ends.
@@ -140,6 +143,11 @@ impl Active {
         self.stalled.is_some()
     }
 
+    /// Something was read from the socket that is not used up.
+    pub(super) fn has_input(&self) -> bool {
+        !self.unread.is_empty()
+    }
+
     pub(super) fn event_fd(&self) -> Option<BorrowedFd<'_>> {
         self.queue.event_fd()
     }
@@ -170,6 +178,7 @@ impl Active {
     /// Nothing more is received: gives up a write of which a part is missing.
     pub(super) fn stop_receiving(&mut self, context: &mut Context<'_>) {
         self.stalled = None;
+        self.unread = 0..0;
         if let Some(incoming) = self.incoming.take() {
             self.give_back(incoming.buffer.len() as u64, context);
             context.pool.give(incoming.buffer);
@@ -274,7 +283,7 @@ impl Active {
         self.after_payload = self.receiver.payload_received(len as u32, incoming.crc);
     }
 
-    /// Uses up the input as far as budgets allow.
+    /// Uses up the input as far as budgets and the place for answers allow.
     fn use_input(
         &mut self,
         output: &mut Output,
@@ -292,6 +301,9 @@ impl Active {
             let have = &self.input[self.unread.clone()];
             if have.is_empty() {
                 return Ok(None);
+            }
+            if output.is_full() {
+                return Ok(Some(Pause::Full));
             }
             let (used, received) = match self.receiver.want() {
                 Want::Bytes(target) => {

@@ -104,9 +104,19 @@ impl Connection {
         matches!(self.phase, Phase::Ended)
     }
 
-    /// A budget had too little for it: it is to be tried again soon.
+    /// It is to be tried again soon, though no event may tell: a budget had too little for it, or
+    /// it has read what it had no place to answer to.
     pub(super) fn is_stalled(&self) -> bool {
-        matches!(&self.phase, Phase::Active(active) if active.is_stalled())
+        match &self.phase {
+            Phase::Active(active) => {
+                active.is_stalled() || (active.has_input() && !self.output.is_full())
+            }
+            Phase::Handshake(_)
+            | Phase::Waiting(_)
+            | Phase::Refusing { .. }
+            | Phase::Draining(_)
+            | Phase::Ended => false,
+        }
     }
 
     /// Events that the socket is to be watched for. Errors always are.
@@ -115,7 +125,11 @@ impl Connection {
             Phase::Handshake(_) => EventFlags::IN,
             // A client that waits says nothing, but may go away.
             Phase::Waiting(_) => EventFlags::RDHUP,
-            Phase::Active(active) if self.finishing.is_none() && !active.is_stalled() => {
+            Phase::Active(active)
+                if self.finishing.is_none()
+                    && !active.is_stalled()
+                    && !self.output.is_full() =>
+            {
                 EventFlags::IN
             }
             Phase::Active(_) | Phase::Refusing { .. } | Phase::Draining(_) | Phase::Ended => {
@@ -156,6 +170,13 @@ impl Connection {
         if events.intersects(ended | EventFlags::RDHUP) && !matches!(self.phase, Phase::Active(_)) {
             return Err(end_of(socket));
         }
+        if self.output.is_full() {
+            // There may be place then for what was read already.
+            self.flush(context)?;
+        }
+        let Some(socket) = self.socket.as_ref().map(AsFd::as_fd) else {
+            return Ok(());
+        };
         match &mut self.phase {
             Phase::Handshake(machine) => {
                 drive_handshake(machine, socket)?;
@@ -165,7 +186,8 @@ impl Connection {
             }
             Phase::Active(active) => {
                 let readable = events.intersects(EventFlags::IN | ended);
-                if self.finishing.is_none() && (readable || active.is_stalled()) {
+                let wanted = readable || active.is_stalled() || active.has_input();
+                if self.finishing.is_none() && wanted && !self.output.is_full() {
                     let (pause, heard) = active.receive(socket, &mut self.output, context)?;
                     // While it stalls it is not listened to.
                     if heard || pause == Pause::Stalled {
@@ -308,6 +330,7 @@ impl Connection {
         let mut answer = Vec::new();
         machine.encode_accept(*reply, &nodes, &mut answer);
         self.output.push_bytes(answer);
+        self.output.set_depth(depth);
         tracing::info!(
             volume = %name, connection = self.id.0, peer = %self.peer,
             generation = reply.generation.get(), read_only, "connection admitted"
@@ -374,7 +397,8 @@ impl Connection {
             }
             Phase::Active(active) => {
                 let limit = u64::from(timeouts.heartbeat_timeout_ms);
-                if active.is_stalled() || self.finishing.is_some() {
+                // Nobody listens to it now. If it does not take what is sent either, that ends it.
+                if active.is_stalled() || self.output.is_full() || self.finishing.is_some() {
                     self.heard_at = now;
                 }
                 let deaf = self

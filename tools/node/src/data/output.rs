@@ -45,12 +45,17 @@ impl Item {
     }
 }
 
+/// Messages that may wait beside the replies to requests: PONGs, events.
+const SPARE_ITEMS: usize = 64;
+
 /// What waits to be sent on one connection; owned by it.
 #[derive(Default)]
 pub(super) struct Output {
     items: VecDeque<Item>,
     /// Bytes of the first item that are sent already.
     sent: usize,
+    /// Requests that the client may have in flight.
+    depth: usize,
 }
 
 /// What a call of [`Output::flush`] did.
@@ -66,6 +71,18 @@ pub(super) struct Flushed {
 impl Output {
     pub(super) fn is_empty(&self) -> bool {
         self.items.is_empty()
+    }
+
+    /// The client may have so many requests in flight.
+    pub(super) fn set_depth(&mut self, depth: u16) {
+        self.depth = usize::from(depth);
+    }
+
+    /// More waits than a client can have asked for that takes its answers: nothing that makes
+    /// answers may be received until some were sent. PONGs and refused requests count against no
+    /// budget.
+    pub(super) fn is_full(&self) -> bool {
+        self.items.len() >= 2 * self.depth + SPARE_ITEMS
     }
 
     /// Adds a message. Its header is complete.
