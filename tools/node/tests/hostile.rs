@@ -37,9 +37,18 @@ fn closed(node: &Node, cause: &str) -> f64 {
 
 /// Waits until the node has so many connections.
 fn settle(node: &Node, connections: f64) {
+    settle_metric(node, "neonsan_node_connections ", connections);
+}
+
+/// Waits until the node has so many sessions.
+fn settle_sessions(node: &Node, sessions: f64) {
+    settle_metric(node, "neonsan_node_sessions ", sessions);
+}
+
+fn settle_metric(node: &Node, sample: &str, value: f64) {
     let until = Instant::now() + PATIENCE;
-    while node.metric("neonsan_node_connections ") != connections {
-        assert!(Instant::now() < until, "not {connections} connections");
+    while node.metric(sample) != value {
+        assert!(Instant::now() < until, "{sample}is not {value}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -361,6 +370,31 @@ fn a_greedy_session_waits_and_others_do_not() {
     while node.metric("neonsan_node_in_flight_bytes") > 0.0 {
         assert!(Instant::now() < until, "its bytes are still there");
     }
+}
+
+#[test]
+fn a_released_volume_does_not_wait_for_answers_that_are_not_taken() {
+    let dir = directory();
+    let more = "[timeouts]\ndrain_ms = 1000\nheartbeat_timeout_ms = 60000\n";
+    let (node, _good) = node_with_guest(dir.path(), more);
+    let mut wire = Wire::open(node.data, &Open::new("p/v", 1)).unwrap();
+    settle_sessions(&node, 2.0);
+    for _ in 0..60 {
+        wire.ask(Kind::Read, RequestFlags::NONE, 0, 1 << 20, &[]);
+    }
+    let release = Header::request(Kind::Close, RequestFlags::RELEASE, 0, 0, 0);
+    wire.send(release, &[]);
+    settle_sessions(&node, 1.0);
+    // It takes none of the answers, and a host by force has to wait for it no longer than stated.
+    let mut other = Open::new("p/v", 2);
+    other.force = true;
+    let began = Instant::now();
+    while Wire::open(node.data, &other).is_err() {
+        other.generation += 1;
+        let waited = began.elapsed();
+        assert!(waited < Duration::from_secs(5), "refused for {waited:?}");
+    }
+    assert_eq!(closed(&node, "released"), 1.0);
 }
 
 #[test]

@@ -59,7 +59,26 @@ pub(super) struct Connection {
     /// Since when the socket takes nothing of what waits to be sent.
     blocked_since: Option<Instant>,
     /// Takes no more requests, and closes when all is answered.
-    finishing: Option<CloseCause>,
+    finishing: Option<Finishing>,
+}
+
+/// How a connection ends that takes no more requests.
+#[derive(Clone, Copy, Debug)]
+struct Finishing {
+    cause: CloseCause,
+    /// From then on it waits for the engine only, and not for the client to take its answers:
+    /// somebody may wait for the volume.
+    deadline: Instant,
+}
+
+impl Finishing {
+    fn new(cause: CloseCause, context: &Context<'_>) -> Self {
+        let time_ms = u64::from(context.shared.config.timeouts.drain_ms);
+        Self {
+            cause,
+            deadline: context.now.after_ms(time_ms),
+        }
+    }
 }
 
 impl Connection {
@@ -195,12 +214,13 @@ impl Connection {
                     }
                     if let Pause::Closed { release } = pause {
                         active.stop_receiving(context);
-                        self.finishing = Some(if release {
+                        let cause = if release {
                             context.shared.tell_hub(ToHub::Release(self.id));
                             CloseCause::Released
                         } else {
                             CloseCause::PeerClosed
-                        });
+                        };
+                        self.finishing = Some(Finishing::new(cause, context));
                     }
                 }
                 if events.intersects(ended) {
@@ -238,7 +258,7 @@ impl Connection {
             .result
             .map_err(|error| CloseCause::SocketError(error.raw_os_error()))?;
         match self.finishing {
-            Some(cause) if !busy && self.output.is_empty() => Err(cause),
+            Some(finishing) if !busy && self.output.is_empty() => Err(finishing.cause),
             _ => Ok(()),
         }
     }
@@ -353,7 +373,7 @@ impl Connection {
         self.phase = Phase::Refusing {
             deadline: context.now.after_ms(REFUSAL_MS),
         };
-        self.finishing = Some(CloseCause::Refused(status));
+        self.finishing = Some(Finishing::new(CloseCause::Refused(status), context));
     }
 
     fn revoke(&mut self, cause: CloseCause, context: &mut Context<'_>) {
@@ -368,7 +388,8 @@ impl Connection {
         match cause {
             // Everybody agrees that it ends: what was begun is answered.
             CloseCause::GoingAway | CloseCause::Released => {
-                self.finishing.get_or_insert(cause);
+                let finishing = Finishing::new(cause, context);
+                self.finishing.get_or_insert(finishing);
             }
             CloseCause::Fenced => {
                 active.send_event(EventKind::Fenced, 0, &mut self.output);
@@ -406,6 +427,11 @@ impl Connection {
                     .is_some_and(|since| now.since_ms(since) >= limit);
                 if deaf || now.since_ms(self.heard_at) >= limit {
                     return self.close(CloseCause::HeartbeatTimeout, context);
+                }
+                if let Some(finishing) = self.finishing {
+                    if now >= finishing.deadline && !active.is_busy() {
+                        return self.close(finishing.cause, context);
+                    }
                 }
                 // In case the system took no more requests for a moment.
                 active.run_engine(Some(&mut self.output), context);
