@@ -327,7 +327,7 @@ pub enum ConfigError {
 }
 
 /// Longest read or write of any engine: what in-flight limits must hold.
-const MAX_IO_BYTES: u64 = 1 << 20;
+pub(crate) const MAX_IO_BYTES: u64 = 1 << 20;
 
 impl Config {
     /// Reads and checks the file.

@@ -67,13 +67,18 @@ impl Budget {
         }
     }
 
-    /// Takes `bytes` if they are there.
-    pub fn take(&self, bytes: u64) -> bool {
+    /// Takes `bytes` if they are there; gives what was taken before.
+    pub fn take(&self, bytes: u64) -> Option<u64> {
         self.used
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
                 used.checked_add(bytes).filter(|&total| total <= self.max)
             })
-            .is_ok()
+            .ok()
+    }
+
+    /// Takes `bytes` though they may not be there.
+    pub fn take_anyway(&self, bytes: u64) {
+        self.used.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Gives back what was taken.
@@ -113,7 +118,7 @@ pub struct Shared {
     pub clock: Clock,
     /// The engines; the default one first.
     pub engines: Vec<NamedEngine>,
-    /// Bytes of requests in flight in all.
+    /// Bytes of requests in flight in all. One request of each session may go beyond.
     pub in_flight: Budget,
     /// One for each worker.
     pub mailboxes: Vec<Arc<Mailbox>>,

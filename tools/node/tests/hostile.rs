@@ -373,6 +373,104 @@ fn a_greedy_session_waits_and_others_do_not() {
 }
 
 #[test]
+fn greedy_sessions_together_do_not_keep_others_from_going_on() {
+    let dir = directory();
+    // As much as two of them have: nothing of the node's budget is left.
+    let more = "[limits]\nmax_session_in_flight_bytes = 4194304\nmax_in_flight_bytes = 8388608\n\
+                [timeouts]\nheartbeat_interval_ms = 4000\nheartbeat_timeout_ms = 12000\n";
+    let (node, mut good) = node_with_guest(dir.path(), more);
+    let mut greedy = Vec::new();
+    for host in 1..=3 {
+        let mut open = Open::new("p/v", host);
+        open.mode = Mode::ReadOnly;
+        let mut wire = Wire::open(node.data, &open).unwrap();
+        for _ in 0..100 {
+            wire.ask(Kind::Read, RequestFlags::NONE, 0, 1 << 20, &[]);
+        }
+        greedy.push(wire);
+    }
+    let in_flight = || node.metric("neonsan_node_in_flight_bytes");
+    let until = Instant::now() + PATIENCE;
+    while in_flight() < f64::from(8 << 20) {
+        assert!(Instant::now() < until, "they are not greedy enough");
+    }
+    for _ in 0..100 {
+        let began = Instant::now();
+        assert_eq!(good.read(0, 65536), [0; 65536]);
+        assert_eq!(good.write(0, &[0; 65536]), Status::Ok);
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(2), "it took {took:?}");
+    }
+    // One request of each session may go beyond.
+    let most = in_flight();
+    assert!(most <= f64::from(12 << 20), "{most} bytes in flight");
+    drop(greedy);
+    let until = Instant::now() + PATIENCE;
+    while in_flight() > 0.0 {
+        assert!(Instant::now() < until, "their bytes are still there");
+    }
+}
+
+#[test]
+fn a_slow_reader_is_given_up_and_a_slow_link_is_not() {
+    let dir = directory();
+    // The least rate is 1 MiB in 8 seconds.
+    let more = "[timeouts]\nheartbeat_interval_ms = 500\nheartbeat_timeout_ms = 2000\n";
+    let node = Node::start_with(dir.path(), more);
+    create(&node, "p/v", MIB, 512, "mem");
+    let causes = || {
+        let causes = ["heartbeat-timeout", "request-timeout"];
+        causes.map(|cause| closed(&node, cause) as u32)
+    };
+    // A host that has asked for 20 MiB, takes a little ten times a second, and says nothing.
+    let take = |generation, chunk: usize, time: Duration| {
+        let mut open = Open::new("p/v", 1);
+        open.mode = Mode::ReadOnly;
+        open.generation = generation;
+        let mut slow = Wire::open(node.data, &open).unwrap();
+        rustix::net::sockopt::set_socket_recv_buffer_size(&slow.stream, 65536).unwrap();
+        for _ in 0..20 {
+            slow.ask(Kind::Read, RequestFlags::NONE, 0, 1 << 20, &[]);
+        }
+        let began = Instant::now();
+        let mut bytes = vec![0; chunk];
+        while began.elapsed() < time && causes() == [0, 0] {
+            slow.stream.read_exact(&mut bytes).unwrap();
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    take(1, 64 << 10, Duration::from_secs(9));
+    settle(&node, 0.0);
+    assert_eq!(causes(), [0, 0]);
+    // It never is silent, nor blocked for long.
+    take(2, 10 << 10, PATIENCE);
+    assert_eq!(causes(), [0, 1]);
+}
+
+#[test]
+fn a_write_that_trickles_in_is_given_up() {
+    let dir = directory();
+    let more = "[timeouts]\nheartbeat_interval_ms = 100\nheartbeat_timeout_ms = 400\n";
+    let (node, _good) = node_with_guest(dir.path(), more);
+    let mut wire = Wire::open(node.data, &Open::new("p/v", 1)).unwrap();
+    let header = Header::request(Kind::Write, RequestFlags::NONE, 1, 0, 65536);
+    wire.send(header, &[]);
+    let began = Instant::now();
+    while closed(&node, "request-timeout") == 0.0 {
+        assert!(began.elapsed() < PATIENCE, "it is still there");
+        // Never silent for long, and never done.
+        let _ = wire.stream.write(&[1]);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    // Not before four heartbeat timeouts.
+    assert!(began.elapsed() >= Duration::from_millis(1500));
+    let until = Instant::now() + PATIENCE;
+    while node.metric("neonsan_node_in_flight_bytes") > 0.0 {
+        assert!(Instant::now() < until, "its bytes are still there");
+    }
+}
+
+#[test]
 fn a_released_volume_does_not_wait_for_answers_that_are_not_taken() {
     let dir = directory();
     let more = "[timeouts]\ndrain_ms = 1000\nheartbeat_timeout_ms = 60000\n";

@@ -6,8 +6,10 @@
 //! node's, before it has a buffer, and gives them back when the buffer is
 //! free: a write when the engine has done it, a read when its reply is sent.
 //! If a budget has too little the connection stalls: it is not read from until
-//! there is enough. Answers without payload take nothing from the budgets; a
-//! connection is not read from either while too many of them wait to be sent.
+//! there is enough. A session that has nothing in flight is not kept waiting by
+//! the node's budget, which others may have used up. Answers without payload
+//! take nothing from the budgets; a connection is not read from either while
+//! too many of them wait to be sent.
 
 use std::io::IoSliceMut;
 use std::os::fd::BorrowedFd;
@@ -55,6 +57,8 @@ struct Incoming {
     /// CRC-32C of what has arrived, if it is wanted.
     crc: u32,
     began: StdInstant,
+    /// Since when the rest is waited for.
+    since: Instant,
 }
 
 /// What one call on the socket brought.
@@ -148,6 +152,19 @@ impl Active {
         !self.unread.is_empty()
     }
 
+    /// The payload of a write has not arrived within `limit_ms`.
+    pub(super) fn is_payload_late(&self, now: Instant, limit_ms: u64) -> bool {
+        let incoming = self.incoming.as_ref();
+        incoming.is_some_and(|write| now.since_ms(write.since) >= limit_ms)
+    }
+
+    /// The node did not read: the time for a payload begins anew.
+    pub(super) fn excuse_payload(&mut self, now: Instant) {
+        if let Some(incoming) = &mut self.incoming {
+            incoming.since = now;
+        }
+    }
+
     pub(super) fn event_fd(&self) -> Option<BorrowedFd<'_>> {
         self.queue.event_fd()
     }
@@ -165,14 +182,20 @@ impl Active {
     }
 
     fn take(&self, bytes: u64, context: &Context<'_>) -> bool {
-        if !self.budget.take(bytes) {
+        let Some(before) = self.budget.take(bytes) else {
             return false;
+        };
+        let all = &context.shared.in_flight;
+        if all.take(bytes).is_some() {
+            return true;
         }
-        if !context.shared.in_flight.take(bytes) {
-            self.budget.give(bytes);
-            return false;
+        // Others have used it up: this session goes on all the same, a request at a time.
+        if before == 0 {
+            all.take_anyway(bytes);
+            return true;
         }
-        true
+        self.budget.give(bytes);
+        false
     }
 
     /// Nothing more is received: gives up a write of which a part is missing.
@@ -460,6 +483,7 @@ impl Active {
                         buffer,
                         crc: 0,
                         began,
+                        since: context.now,
                     });
                 }
             }

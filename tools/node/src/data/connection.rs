@@ -23,6 +23,7 @@ use rustix::io::Errno;
 
 use super::active::{Active, Pause};
 use super::output::Output;
+use super::pace::{self, Pace};
 use super::worker::Context;
 use super::ToWorker;
 use crate::hub::{Introduction, ToHub};
@@ -58,6 +59,7 @@ pub(super) struct Connection {
     sent_at: Instant,
     /// Since when the socket takes nothing of what waits to be sent.
     blocked_since: Option<Instant>,
+    pace: Pace,
     /// Takes no more requests, and closes when all is answered.
     finishing: Option<Finishing>,
 }
@@ -104,6 +106,7 @@ impl Connection {
             heard_at: context.now,
             sent_at: context.now,
             blocked_since: None,
+            pace: Pace::default(),
             finishing: None,
         }
     }
@@ -145,9 +148,7 @@ impl Connection {
             // A client that waits says nothing, but may go away.
             Phase::Waiting(_) => EventFlags::RDHUP,
             Phase::Active(active)
-                if self.finishing.is_none()
-                    && !active.is_stalled()
-                    && !self.output.is_full() =>
+                if self.finishing.is_none() && !active.is_stalled() && !self.output.is_full() =>
             {
                 EventFlags::IN
             }
@@ -240,7 +241,9 @@ impl Connection {
             return Ok(());
         };
         let flushed = self.output.flush(socket, context.pool);
-        if flushed.progress {
+        let waiting = self.output.waiting_bytes();
+        self.pace.on_sent(flushed.sent_bytes, waiting, context.now);
+        if flushed.sent_bytes > 0 {
             self.sent_at = context.now;
             self.blocked_since = None;
         }
@@ -418,8 +421,14 @@ impl Connection {
             }
             Phase::Active(active) => {
                 let limit = u64::from(timeouts.heartbeat_timeout_ms);
-                // Nobody listens to it now. If it does not take what is sent either, that ends it.
+                // Nobody listens to it now.
                 if active.is_stalled() || self.output.is_full() || self.finishing.is_some() {
+                    self.heard_at = now;
+                    active.excuse_payload(now);
+                }
+                // It need not say anything while it takes its answers: that it does not take them,
+                // or too slowly, is what ends it then.
+                if !self.output.is_empty() {
                     self.heard_at = now;
                 }
                 let deaf = self
@@ -427,6 +436,15 @@ impl Connection {
                     .is_some_and(|since| now.since_ms(since) >= limit);
                 if deaf || now.since_ms(self.heard_at) >= limit {
                     return self.close(CloseCause::HeartbeatTimeout, context);
+                }
+                let limit = pace::limit_ms(timeouts);
+                if self.pace.is_too_slow(now, limit) || active.is_payload_late(now, limit) {
+                    tracing::warn!(
+                        connection = self.id.0, peer = %self.peer, limit_ms = limit,
+                        "the client, or the way to it, is too slow: it took less of its replies \
+                         than it must within the limit, or did not send a whole write"
+                    );
+                    return self.close(CloseCause::RequestTimeout, context);
                 }
                 if let Some(finishing) = self.finishing {
                     if now >= finishing.deadline && !active.is_busy() {
