@@ -234,10 +234,24 @@ fn start_threads(
         )?;
         let thread = thread::Builder::new()
             .name(format!("data-{index}"))
-            .spawn(move || worker.run())?;
+            .spawn(move || {
+                if let Err(error) = worker.run() {
+                    end_at_once(&format!("a worker cannot go on: {error}"));
+                }
+            })?;
         workers.push(thread);
     }
     Ok(Threads { workers, hub })
+}
+
+/// Ends the process, which cannot serve as it should. A node without one of its threads would look
+/// healthy and serve some of its clients only; they lose nothing by a restart, and the service manager
+/// makes one.
+fn end_at_once(why: &str) -> ! {
+    tracing::error!("{why}: the node ends at once");
+    // Whoever takes the log gets this line, if it can be taken at all.
+    thread::sleep(Duration::from_millis(200));
+    std::process::abort()
 }
 
 /// Lets the process have as many files as it may: a connection has two or

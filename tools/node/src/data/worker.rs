@@ -165,8 +165,9 @@ impl Worker {
         }
     }
 
-    /// Works until [`ToWorker::Stop`] comes.
-    pub fn run(mut self) {
+    /// Works until [`ToWorker::Stop`] comes. An error is one of epoll, without which no connection
+    /// is served.
+    pub fn run(mut self) -> std::io::Result<()> {
         let mut events = [MaybeUninit::<Event>::uninit(); 256];
         while !self.stopping {
             let stalled = std::mem::take(&mut self.stalled);
@@ -177,10 +178,7 @@ impl Worker {
                     self.stalled = stalled;
                     continue;
                 }
-                Err(error) => {
-                    tracing::error!(%error, "epoll failed: a worker ends");
-                    return;
-                }
+                Err(error) => return Err(error.into()),
             };
             let mut has_mail = false;
             let mut is_tick = false;
@@ -226,6 +224,7 @@ impl Worker {
                 }
             }
         }
+        Ok(())
     }
 
     /// Lets the connection in `slot` act, and does what follows from it.
