@@ -295,6 +295,30 @@ fn stop_in_order(node: &mut Node) {
 }
 
 #[test]
+fn what_is_released_while_the_node_stops_is_free_after_the_restart() {
+    let dir = directory();
+    let more = "[timeouts]\nshutdown_grace_ms = 10000\n";
+    let mut node = Node::start_with(dir.path(), more);
+    create(&node, "p/released", MIB, 512, "main");
+    create(&node, "p/held", MIB, 512, "main");
+    let mut released = Wire::open(node.data, &Open::new("p/released", 1)).unwrap();
+    let held = Wire::open(node.data, &Open::new("p/held", 1)).unwrap();
+    node.terminate();
+    assert_eq!(released.receive_event().0, EventKind::GoingAway);
+    released.release();
+    // The other one goes away without a word, and may come back.
+    drop(held);
+    assert_eq!(node.wait(), 0);
+
+    let node = Node::start_with(dir.path(), more);
+    Wire::open(node.data, &Open::new("p/released", 2)).unwrap();
+    let refused = Wire::open(node.data, &Open::new("p/held", 2))
+        .err()
+        .unwrap();
+    assert_eq!(refused.status, Status::HeldByOther);
+}
+
+#[test]
 fn a_damaged_record_of_holders_keeps_the_volume_closed() {
     let dir = directory();
     let mut node = Node::start(dir.path());

@@ -124,6 +124,8 @@ pub struct Hub {
     entries: HashMap<OpenName, Entry>,
     /// Which volume a connection was let to.
     volumes: HashMap<ConnectionId, OpenName>,
+    /// The node ends all sessions, but not for good: what becomes of them is not saved.
+    revoked_all: bool,
 }
 
 impl Hub {
@@ -133,6 +135,7 @@ impl Hub {
             shared,
             entries: HashMap::new(),
             volumes: HashMap::new(),
+            revoked_all: false,
         }
     }
 
@@ -220,6 +223,7 @@ impl Hub {
                 }
             }
             ToHub::RevokeAll => {
+                self.revoked_all = true;
                 let names: Vec<OpenName> = self.entries.keys().cloned().collect();
                 for name in names {
                     if let Some(entry) = self.entries.get_mut(&name) {
