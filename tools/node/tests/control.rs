@@ -233,6 +233,28 @@ fn damaged_volumes_are_listed_with_a_warning_and_can_be_deleted() {
 }
 
 #[test]
+fn an_engine_that_fails_does_not_hide_the_volumes_of_others() {
+    let dir = directory();
+    let node = Node::start(dir.path());
+    create(&node, "p/v", MIB, 512, "mem");
+    // The file engine, which is asked first, cannot look into the pool any more.
+    fs::write(dir.path().join("volumes/p"), b"not a directory").unwrap();
+    block_on(async {
+        let api = node.api();
+        let found = api.volume(&"p/v".parse().unwrap()).await.unwrap();
+        assert_eq!(found.engine, "mem");
+        let absent = api.volume(&"p/absent".parse().unwrap()).await;
+        assert_eq!(code(absent), ErrorCode::Io);
+        let mut other = spec("p/other", MIB, 512);
+        other.engine = Some("mem".to_owned());
+        // Nobody knows whether it has that name.
+        assert_eq!(code(api.create_volume(&other).await), ErrorCode::Io);
+    });
+    let mut wire = Wire::open(node.data, &Open::new("p/v", 1)).unwrap();
+    assert_eq!(wire.read(0, 512), [0; 512]);
+}
+
+#[test]
 fn node_and_health_tell_what_there_is() {
     let dir = directory();
     let node = Node::start(dir.path());

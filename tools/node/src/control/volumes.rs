@@ -261,8 +261,11 @@ pub(super) async fn create(shared: Arc<Shared>, create: VolumeCreate) -> Result<
 
 /// Refuses a name that a volume has, in any engine. Blocks.
 pub(super) fn check_free(shared: &Shared, name: &VolumeName) -> Result<()> {
-    let Ok(other) = find_engine(shared, name) else {
-        return Ok(());
+    let other = match find_engine(shared, name) {
+        Ok(other) => other,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        // An engine that cannot say whether it has the volume may have it.
+        Err(error) => return Err(from_engine(&error)),
     };
     let engine = &shared.engines[other].name;
     let message = format!("there is a volume {name} already, in engine {engine}");

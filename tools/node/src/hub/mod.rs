@@ -11,6 +11,7 @@
 mod absent;
 mod answers;
 mod entry;
+mod find;
 mod name;
 mod ownership;
 mod record;
@@ -39,6 +40,7 @@ pub use absent::{absent_holder, all_fenced, Absent, Observations};
 pub(crate) use answers::node_address;
 use answers::{refusal_for_open_error, refusal_text, OpenParameters};
 use entry::{Entry, State};
+pub use find::find_engine;
 pub use name::OpenName;
 pub use ownership::Found;
 
@@ -582,18 +584,4 @@ impl Hub {
             );
         }
     }
-}
-
-/// The index of the engine which has the volume, damaged or not. Blocks.
-pub fn find_engine(shared: &Shared, name: &VolumeName) -> neonsan_engine::Result<usize> {
-    for (index, engine) in shared.engines.iter().enumerate() {
-        match engine.engine.stat(name) {
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Ok(_) | Err(_) => return Ok(index),
-        }
-    }
-    Err(Error::new(
-        ErrorKind::NotFound,
-        format!("there is no volume {name} on this node"),
-    ))
 }
