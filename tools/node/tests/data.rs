@@ -364,6 +364,31 @@ fn a_stopping_node_refuses_new_sessions_and_answers_what_was_begun() {
 }
 
 #[test]
+fn a_stopping_node_does_not_wait_for_who_was_not_let_in() {
+    let dir = directory();
+    let more = "[timeouts]\nhandshake_ms = 60000\nshutdown_grace_ms = 500\n\
+                shutdown_drain_ms = 2000\nlock_wait_ms = 15000\n";
+    let mut node = Node::start_with(dir.path(), more);
+    create(&node, "p/v", MIB, 512, "main");
+    // One says nothing; another waits for a volume that cannot be opened yet.
+    let silent = std::net::TcpStream::connect(node.data).unwrap();
+    let file = fs::File::open(data_path(dir.path(), "p/v")).unwrap();
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let address = node.data;
+    let waiting = std::thread::spawn(move || Wire::open(address, &Open::new("p/v", 1)).err());
+    let until = Instant::now() + common::PATIENCE;
+    while node.metric("neonsan_node_connections ") < 2.0 {
+        assert!(Instant::now() < until);
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    node.terminate();
+    let refused = waiting.join().unwrap().unwrap();
+    assert_eq!(refused.status, Status::GoingAway, "{}", refused.text);
+    assert_eq!(node.wait(), 0);
+    drop(silent);
+}
+
+#[test]
 fn a_larger_volume_is_told_to_its_sessions() {
     let dir = directory();
     let node = Node::start(dir.path());

@@ -307,11 +307,16 @@ impl Connection {
                     active.send_event(EventKind::Resized, size_bytes, &mut self.output);
                 }
             }
-            ToWorker::GoingAway(left_ms) => {
-                if let Phase::Active(active) = &mut self.phase {
+            ToWorker::GoingAway(left_ms) => match &mut self.phase {
+                Phase::Active(active) => {
                     active.send_event(EventKind::GoingAway, u64::from(left_ms), &mut self.output);
                 }
-            }
+                // It would only be refused.
+                Phase::Handshake(_) => self.close(CloseCause::GoingAway, context),
+                // The hub answers it, or has.
+                Phase::Waiting(_) | Phase::Refusing { .. } => {}
+                Phase::Draining(_) | Phase::Ended => {}
+            },
             ToWorker::Accept { .. } | ToWorker::Stop => {}
         }
         self.turn(EventFlags::empty(), context);

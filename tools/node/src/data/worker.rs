@@ -351,13 +351,18 @@ impl Worker {
         let ToWorker::Accept { id, socket, peer } = message else {
             return;
         };
-        if let Err(error) = self.try_adopt(id, socket, peer) {
+        if self.going_away {
+            // Another worker accepted it before it heard of that.
+            drop(socket);
+        } else if let Err(error) = self.try_adopt(id, socket, peer) {
             tracing::error!(%peer, %error, "cannot serve a connection");
-            self.shared
-                .metrics
-                .connections
-                .fetch_sub(1, Ordering::Relaxed);
+        } else {
+            return;
         }
+        self.shared
+            .metrics
+            .connections
+            .fetch_sub(1, Ordering::Relaxed);
     }
 
     fn try_adopt(

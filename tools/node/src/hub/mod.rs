@@ -47,6 +47,9 @@ pub use ownership::Found;
 /// How often timeouts of the gates are looked at.
 const TICK: Duration = Duration::from_millis(100);
 
+/// What a node that stops says to who wants to be let in.
+const GOING_AWAY: &str = "the node is stopping: use another, or wait until it is back";
+
 /// A connection that wants to be let in.
 pub struct Introduction {
     /// The connection.
@@ -226,6 +229,7 @@ impl Hub {
             }
             ToHub::RevokeAll => {
                 self.revoked_all = true;
+                self.refuse_waiting();
                 let names: Vec<OpenName> = self.entries.keys().cloned().collect();
                 for name in names {
                     if let Some(entry) = self.entries.get_mut(&name) {
@@ -236,6 +240,18 @@ impl Hub {
             }
             // Handled by `run`.
             ToHub::Stop => {}
+        }
+    }
+
+    /// Turns away those who wait for a volume to be opened, however long that takes.
+    fn refuse_waiting(&mut self) {
+        let waiting: Vec<Introduction> = self
+            .entries
+            .values_mut()
+            .flat_map(Entry::take_waiting)
+            .collect();
+        for introduction in waiting {
+            self.refuse(introduction.id, Status::GoingAway, GOING_AWAY);
         }
     }
 
@@ -275,11 +291,7 @@ impl Hub {
             return self.refuse(id, Status::OpenedReadOnly, text);
         }
         if self.shared.is_going_away() {
-            return self.refuse(
-                id,
-                Status::GoingAway,
-                "the node is stopping: use another, or wait until it is back",
-            );
+            return self.refuse(id, Status::GoingAway, GOING_AWAY);
         }
         let is_open = introduction.introduced.kind == IntroducedAs::Open;
         match self.entries.get_mut(&name).map(|entry| &mut entry.state) {
