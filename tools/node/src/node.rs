@@ -5,7 +5,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -312,6 +312,7 @@ pub fn run(config: Config, lost_log_lines: ErrorCounter) -> Result<(), NodeError
             &config.data.nodes,
         ),
         observations: Observations::default(),
+        resizing: Mutex::default(),
         mailboxes,
         engines,
         hub,

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 //! What all threads of a node share, and nothing that the I/O path locks.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Instant as StdInstant, SystemTime, UNIX_EPOCH};
 
+use neonsan_api::VolumeName;
 use neonsan_engine::{Engine, EngineStatus};
 use neonsan_proto::NodeAddress;
 use neonsan_session::Instant;
@@ -132,6 +134,8 @@ pub struct Shared {
     pub peers: Peers,
     /// Hosts that may come back to volumes which nobody has.
     pub observations: Observations,
+    /// Volumes that the control API gives another size.
+    pub resizing: Mutex<HashSet<VolumeName>>,
     /// Where the data port really is.
     pub data_addresses: Vec<SocketAddr>,
     /// Faults to be injected.

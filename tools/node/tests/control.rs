@@ -84,6 +84,44 @@ fn volumes_are_created_listed_resized_and_deleted() {
 }
 
 #[test]
+fn growing_twice_at_a_time_never_makes_a_volume_smaller() {
+    let dir = directory();
+    let node = Node::start(dir.path());
+    create(&node, "p/held", MIB, 512, "mem");
+    create(&node, "p/free", MIB, 512, "mem");
+    let _holder = Wire::open(node.data, &Open::new("p/held", 1)).unwrap();
+    let address = node.control.to_string();
+    for name in ["p/held", "p/free"] {
+        let grow = |mib: u64| {
+            let api = Client::new(address.parse().unwrap());
+            let name = name.parse().unwrap();
+            let size_bytes = mib * MIB;
+            let resize = VolumeResize {
+                size_bytes,
+                allow_shrink: false,
+            };
+            match block_on(api.resize_volume(&name, &resize)) {
+                Ok(_) => Some(size_bytes),
+                Err(ClientError::Refused(error)) => {
+                    let expected = [ErrorCode::Busy, ErrorCode::BadSize];
+                    assert!(expected.contains(&error.code), "{error}");
+                    None
+                }
+                Err(other) => panic!("{other}"),
+            }
+        };
+        for round in 1..100 {
+            let largest = std::thread::scope(|scope| {
+                let more = [2 * round, 2 * round + 1].map(|mib| scope.spawn(move || grow(mib)));
+                more.into_iter().filter_map(|t| t.join().unwrap()).max()
+            });
+            let volume = block_on(node.api().volume(&name.parse().unwrap())).unwrap();
+            assert!(Some(volume.size_bytes) >= largest, "{volume:?}");
+        }
+    }
+}
+
+#[test]
 fn bad_requests_are_refused_with_code_message_and_hint() {
     let dir = directory();
     let node = Node::start(dir.path());
