@@ -49,19 +49,38 @@ pub enum NodeError {
         source: neonsan_engine::Error,
     },
     /// An address.
-    #[error("cannot listen on {address}: {source}")]
+    #[error("cannot listen on {address}: {source}{hint}")]
     Listen {
         /// Which.
         address: String,
         /// What the system says.
         source: io::Error,
+        /// What to do.
+        hint: String,
     },
     /// Storage did not end requests in time when the node had to stop.
-    #[error("requests were still in the engines when the time to stop was up")]
+    #[error(
+        "requests were still in the engines when timeouts.shutdown_drain_ms was up: see why the \
+         storage does not end them; their volumes stay locked until it does"
+    )]
     NotDrained,
     /// Threads, random numbers, signals.
     #[error("the system refuses what a node needs: {0}")]
     System(#[from] io::Error),
+}
+
+impl NodeError {
+    /// What to do about an address of `setting` on which the node cannot listen.
+    pub(crate) fn listen_hint(error: &io::Error, setting: &str) -> String {
+        let why = match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                "another program has it (`ss -ltnp` shows which; another neonsan-node?): stop that"
+            }
+            io::ErrorKind::AddrNotAvailable => "no interface of this machine has it: give it one",
+            _ => return String::new(),
+        };
+        format!(": {why}, or change {setting}")
+    }
 }
 
 fn open_engine(
@@ -178,6 +197,7 @@ fn listen(addresses: &[SocketAddr]) -> Result<(Vec<TcpListener>, Vec<SocketAddr>
     for address in addresses {
         let failed = |source| NodeError::Listen {
             address: address.to_string(),
+            hint: NodeError::listen_hint(&source, "data.listen"),
             source,
         };
         // The standard library sets SO_REUSEADDR, so that a restart does not
@@ -268,10 +288,11 @@ fn raise_file_limit(config: &Config) {
     }
     let needed = 3 * u64::from(config.limits.max_connections) + 256;
     if limit.maximum.is_some_and(|maximum| maximum < needed) {
-        tracing::info!(
+        tracing::warn!(
             limit = limit.maximum,
             needed,
-            "the limit of open files (LimitNOFILE) is too low for limits.max_connections"
+            "the limit of open files is too low for limits.max_connections: raise LimitNOFILE, or \
+             lower max_connections"
         );
     }
 }

@@ -381,6 +381,22 @@ fn what_keeps_a_node_from_starting_is_named() {
         text.contains(&format!("cannot listen on {}", node.data)),
         "{text}"
     );
+    assert!(text.contains("change data.listen"), "{text}");
+}
+
+#[test]
+fn a_limit_of_open_files_that_is_too_low_is_warned_of() {
+    let dir = directory();
+    let script = dir.path().join("node");
+    let program = env!("CARGO_BIN_EXE_neonsan-node");
+    let text = format!("#!/bin/sh\nulimit -n 512 && exec {program} \"$@\"\n");
+    fs::write(&script, text).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = dir.path().join("node.toml");
+    fs::write(&path, config(dir.path(), "")).unwrap();
+    let mut node = Node::start_program(script.to_str().unwrap(), &path);
+    let line = node.wait_for("raise LimitNOFILE");
+    assert!(line.contains("WARN"), "{line}");
 }
 
 #[test]

@@ -541,9 +541,12 @@ fn connections_and_sessions_are_limited() {
     reader.mode = Mode::ReadOnly;
     let refused = Wire::open(node.data, &reader).err().unwrap();
     assert_eq!(refused.status, Status::TooManySessions);
+    assert!(refused.text.contains("max_sessions"), "{}", refused.text);
     settle(&node, 2.0);
     let refused = Wire::join(node.data, &open, 2, 1).err().unwrap();
     assert_eq!(refused.status, Status::TooManyConnections);
+    let limit = "max_session_connections";
+    assert!(refused.text.contains(limit), "{}", refused.text);
     settle(&node, 2.0);
     let second = Wire::join(node.data, &open, 1, 1).unwrap();
     // The third connection of three is taken: a fourth is closed at once.

@@ -66,7 +66,10 @@ pub(super) fn from_engine(error: &Error) -> ApiError {
         ),
         ErrorKind::NotPermitted => (
             ErrorCode::NotPermitted,
-            Some("the node's user must own the engine's directory"),
+            Some(
+                "the node's user must own the engine's directory; in a Ceph cluster the engine's \
+                 user needs the caps mon \"profile rbd\" and osd \"profile rbd pool=POOL\"",
+            ),
         ),
         ErrorKind::NoResources | ErrorKind::Io => (ErrorCode::Io, None),
         ErrorKind::OutOfRange

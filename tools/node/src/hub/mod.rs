@@ -412,7 +412,10 @@ impl Hub {
                 .holders()
                 .any(|h| h.session_id == request.session_id);
         if is_new && total >= self.shared.config.limits.max_sessions as usize {
-            let text = format!("the node has {total} sessions, as many as it may have");
+            let text = format!(
+                "the node has {total} sessions, as many as it may have (its limits.max_sessions): \
+                 detach a device, use another node, or raise the limit"
+            );
             return self.refuse(id, Status::TooManySessions, text);
         }
         match entry.gate.introduce(id, kind, &request, now) {
