@@ -27,6 +27,10 @@ pub(crate) struct Pending {
     done: oneshot::Sender<Outcome>,
 }
 
+/// PONGs that may wait to be sent: a node that asks for more signs of life without taking any is not
+/// heard until it does.
+const MAX_PONGS: usize = 16;
+
 /// What the writer is to send next.
 pub(crate) enum Outgoing {
     /// A message without payload: PING, PONG, CLOSE.
@@ -48,6 +52,8 @@ pub(crate) struct Lane {
     queue: Mutex<VecDeque<Outgoing>>,
     /// Wakes the writer.
     pub(crate) wake: Notify,
+    /// Wakes the reader, which waits for place for a PONG.
+    sent_control: Notify,
     free: Mutex<Vec<u16>>,
     /// One permit per free tag.
     tags: Semaphore,
@@ -81,6 +87,7 @@ impl Lane {
             }),
             queue: Mutex::new(VecDeque::new()),
             wake: Notify::new(),
+            sent_control: Notify::new(),
             free: Mutex::new((0..depth).rev().collect()),
             tags: Semaphore::new(usize::from(depth)),
             write_bytes: Semaphore::new(write_bytes as usize),
@@ -199,8 +206,27 @@ impl Lane {
         self.wake.notify_one();
     }
 
+    /// Answers a PING; waits while too many answers wait to be sent.
+    pub(crate) async fn send_pong(&self, cookie: u64) {
+        // Only the reader of the link adds any.
+        while self.waiting_controls() >= MAX_PONGS {
+            self.sent_control.notified().await;
+        }
+        self.send_control(Kind::Pong, RequestFlags::NONE, cookie);
+    }
+
+    fn waiting_controls(&self) -> usize {
+        let queue = lock(&self.queue);
+        let controls = queue.iter().filter(|o| matches!(o, Outgoing::Control(_)));
+        controls.count()
+    }
+
     pub(crate) fn next_outgoing(&self) -> Option<Outgoing> {
-        lock(&self.queue).pop_front()
+        let next = lock(&self.queue).pop_front();
+        if matches!(next, Some(Outgoing::Control(_))) {
+            self.sent_control.notify_one();
+        }
+        next
     }
 
     /// What goes over the wire for a request that is about to be sent; `None` if the entry of the

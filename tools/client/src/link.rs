@@ -6,7 +6,7 @@ use crate::control::{now, Message};
 use crate::lane::{EndedWith, Lane, Outgoing};
 use crate::{Config, Error};
 use bytes::Bytes;
-use neonsan_proto::{Features, Header, Kind, RequestFlags, Status, VolumeName};
+use neonsan_proto::{Features, Header, Status, VolumeName};
 use neonsan_session::client::{
     ConnectKind, Handshake, Identity, Opened, Progress, Received, Receiver, Want,
 };
@@ -218,9 +218,7 @@ async fn read_loop(
                 payload.clear();
                 lane.complete(tag, Err(EndedWith::Status(status)));
             }
-            Ok(Some(Received::Ping { cookie })) => {
-                lane.send_control(Kind::Pong, RequestFlags::NONE, cookie);
-            }
+            Ok(Some(Received::Ping { cookie })) => lane.send_pong(cookie).await,
             Ok(Some(Received::Resized { size_bytes })) => {
                 let _ = control.send(Message::Resized { size_bytes });
             }
@@ -274,4 +272,53 @@ async fn write_message(
         return write.write_all(payload).await;
     }
     write.write_all(&payload[sent - header.len()..]).await
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use neonsan_proto::{Kind, RequestFlags};
+    use std::time::Duration;
+    use tokio::net::TcpSocket;
+    use tokio::time::timeout;
+    use zerocopy::IntoBytes as _;
+
+    /// Two ends of a connection that buffers little.
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpSocket::new_v4().unwrap();
+        listener.set_recv_buffer_size(4096).unwrap();
+        listener.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let listener = listener.listen(1).unwrap();
+        let near = TcpSocket::new_v4().unwrap();
+        near.set_send_buffer_size(4096).unwrap();
+        near.set_recv_buffer_size(4096).unwrap();
+        let near = near.connect(listener.local_addr().unwrap()).await.unwrap();
+        (near, listener.accept().await.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn a_node_that_takes_no_pongs_is_not_heard_until_it_does() {
+        let (near, mut far) = pair().await;
+        let lane = Arc::new(Lane::new(0, 8, 1 << 20, None));
+        let (control, _events) = tokio::sync::mpsc::unbounded_channel();
+        let features = Features::NONE;
+        let link = Link::start(Arc::clone(&lane), near, features, 1, control, || Instant(0));
+        let ping = Header::request(Kind::Ping, RequestFlags::NONE, 7, 0, 0);
+        let pings = ping.as_bytes().repeat(2048);
+        let mut taken = 0;
+        while let Ok(sent) = timeout(Duration::from_millis(500), far.write(&pings)).await {
+            taken += sent.unwrap();
+            assert!(taken < 32 << 20, "it took {taken} bytes of PINGs");
+        }
+        // It goes on where it was.
+        let mut pongs = vec![0; 32 * 1000];
+        timeout(Duration::from_secs(20), far.read_exact(&mut pongs))
+            .await
+            .unwrap()
+            .unwrap();
+        let pong = Header::request(Kind::Pong, RequestFlags::NONE, 7, 0, 0);
+        assert_eq!(pongs, pong.as_bytes().repeat(1000));
+        link.stop().await;
+    }
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -49,19 +49,38 @@ pub enum NodeError {
         source: neonsan_engine::Error,
     },
     /// An address.
-    #[error("cannot listen on {address}: {source}")]
+    #[error("cannot listen on {address}: {source}{hint}")]
     Listen {
         /// Which.
         address: String,
         /// What the system says.
         source: io::Error,
+        /// What to do.
+        hint: String,
     },
     /// Storage did not end requests in time when the node had to stop.
-    #[error("requests were still in the engines when the time to stop was up")]
+    #[error(
+        "requests were still in the engines when timeouts.shutdown_drain_ms was up: see why the \
+         storage does not end them; their volumes stay locked until it does"
+    )]
     NotDrained,
     /// Threads, random numbers, signals.
     #[error("the system refuses what a node needs: {0}")]
     System(#[from] io::Error),
+}
+
+impl NodeError {
+    /// What to do about an address of `setting` on which the node cannot listen.
+    pub(crate) fn listen_hint(error: &io::Error, setting: &str) -> String {
+        let why = match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                "another program has it (`ss -ltnp` shows which; another neonsan-node?): stop that"
+            }
+            io::ErrorKind::AddrNotAvailable => "no interface of this machine has it: give it one",
+            _ => return String::new(),
+        };
+        format!(": {why}, or change {setting}")
+    }
 }
 
 fn open_engine(
@@ -178,6 +197,7 @@ fn listen(addresses: &[SocketAddr]) -> Result<(Vec<TcpListener>, Vec<SocketAddr>
     for address in addresses {
         let failed = |source| NodeError::Listen {
             address: address.to_string(),
+            hint: NodeError::listen_hint(&source, "data.listen"),
             source,
         };
         // The standard library sets SO_REUSEADDR, so that a restart does not
@@ -234,10 +254,24 @@ fn start_threads(
         )?;
         let thread = thread::Builder::new()
             .name(format!("data-{index}"))
-            .spawn(move || worker.run())?;
+            .spawn(move || {
+                if let Err(error) = worker.run() {
+                    end_at_once(&format!("a worker cannot go on: {error}"));
+                }
+            })?;
         workers.push(thread);
     }
     Ok(Threads { workers, hub })
+}
+
+/// Ends the process, which cannot serve as it should. A node without one of its threads would look
+/// healthy and serve some of its clients only; they lose nothing by a restart, and the service manager
+/// makes one.
+fn end_at_once(why: &str) -> ! {
+    tracing::error!("{why}: the node ends at once");
+    // Whoever takes the log gets this line, if it can be taken at all.
+    thread::sleep(Duration::from_millis(200));
+    std::process::abort()
 }
 
 /// Lets the process have as many files as it may: a connection has two or
@@ -254,10 +288,11 @@ fn raise_file_limit(config: &Config) {
     }
     let needed = 3 * u64::from(config.limits.max_connections) + 256;
     if limit.maximum.is_some_and(|maximum| maximum < needed) {
-        tracing::info!(
+        tracing::warn!(
             limit = limit.maximum,
             needed,
-            "the limit of open files (LimitNOFILE) is too low for limits.max_connections"
+            "the limit of open files is too low for limits.max_connections: raise LimitNOFILE, or \
+             lower max_connections"
         );
     }
 }
@@ -298,6 +333,7 @@ pub fn run(config: Config, lost_log_lines: ErrorCounter) -> Result<(), NodeError
             &config.data.nodes,
         ),
         observations: Observations::default(),
+        resizing: Mutex::default(),
         mailboxes,
         engines,
         hub,

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 //! What all threads of a node share, and nothing that the I/O path locks.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Instant as StdInstant, SystemTime, UNIX_EPOCH};
 
+use neonsan_api::VolumeName;
 use neonsan_engine::{Engine, EngineStatus};
 use neonsan_proto::NodeAddress;
 use neonsan_session::Instant;
@@ -67,13 +69,18 @@ impl Budget {
         }
     }
 
-    /// Takes `bytes` if they are there.
-    pub fn take(&self, bytes: u64) -> bool {
+    /// Takes `bytes` if they are there; gives what was taken before.
+    pub fn take(&self, bytes: u64) -> Option<u64> {
         self.used
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
                 used.checked_add(bytes).filter(|&total| total <= self.max)
             })
-            .is_ok()
+            .ok()
+    }
+
+    /// Takes `bytes` though they may not be there.
+    pub fn take_anyway(&self, bytes: u64) {
+        self.used.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Gives back what was taken.
@@ -113,7 +120,7 @@ pub struct Shared {
     pub clock: Clock,
     /// The engines; the default one first.
     pub engines: Vec<NamedEngine>,
-    /// Bytes of requests in flight in all.
+    /// Bytes of requests in flight in all. One request of each session may go beyond.
     pub in_flight: Budget,
     /// One for each worker.
     pub mailboxes: Vec<Arc<Mailbox>>,
@@ -127,6 +134,8 @@ pub struct Shared {
     pub peers: Peers,
     /// Hosts that may come back to volumes which nobody has.
     pub observations: Observations,
+    /// Volumes that the control API gives another size.
+    pub resizing: Mutex<HashSet<VolumeName>>,
     /// Where the data port really is.
     pub data_addresses: Vec<SocketAddr>,
     /// Faults to be injected.

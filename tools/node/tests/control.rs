@@ -84,6 +84,44 @@ fn volumes_are_created_listed_resized_and_deleted() {
 }
 
 #[test]
+fn growing_twice_at_a_time_never_makes_a_volume_smaller() {
+    let dir = directory();
+    let node = Node::start(dir.path());
+    create(&node, "p/held", MIB, 512, "mem");
+    create(&node, "p/free", MIB, 512, "mem");
+    let _holder = Wire::open(node.data, &Open::new("p/held", 1)).unwrap();
+    let address = node.control.to_string();
+    for name in ["p/held", "p/free"] {
+        let grow = |mib: u64| {
+            let api = Client::new(address.parse().unwrap());
+            let name = name.parse().unwrap();
+            let size_bytes = mib * MIB;
+            let resize = VolumeResize {
+                size_bytes,
+                allow_shrink: false,
+            };
+            match block_on(api.resize_volume(&name, &resize)) {
+                Ok(_) => Some(size_bytes),
+                Err(ClientError::Refused(error)) => {
+                    let expected = [ErrorCode::Busy, ErrorCode::BadSize];
+                    assert!(expected.contains(&error.code), "{error}");
+                    None
+                }
+                Err(other) => panic!("{other}"),
+            }
+        };
+        for round in 1..100 {
+            let largest = std::thread::scope(|scope| {
+                let more = [2 * round, 2 * round + 1].map(|mib| scope.spawn(move || grow(mib)));
+                more.into_iter().filter_map(|t| t.join().unwrap()).max()
+            });
+            let volume = block_on(node.api().volume(&name.parse().unwrap())).unwrap();
+            assert!(Some(volume.size_bytes) >= largest, "{volume:?}");
+        }
+    }
+}
+
+#[test]
 fn bad_requests_are_refused_with_code_message_and_hint() {
     let dir = directory();
     let node = Node::start(dir.path());
@@ -233,6 +271,28 @@ fn damaged_volumes_are_listed_with_a_warning_and_can_be_deleted() {
 }
 
 #[test]
+fn an_engine_that_fails_does_not_hide_the_volumes_of_others() {
+    let dir = directory();
+    let node = Node::start(dir.path());
+    create(&node, "p/v", MIB, 512, "mem");
+    // The file engine, which is asked first, cannot look into the pool any more.
+    fs::write(dir.path().join("volumes/p"), b"not a directory").unwrap();
+    block_on(async {
+        let api = node.api();
+        let found = api.volume(&"p/v".parse().unwrap()).await.unwrap();
+        assert_eq!(found.engine, "mem");
+        let absent = api.volume(&"p/absent".parse().unwrap()).await;
+        assert_eq!(code(absent), ErrorCode::Io);
+        let mut other = spec("p/other", MIB, 512);
+        other.engine = Some("mem".to_owned());
+        // Nobody knows whether it has that name.
+        assert_eq!(code(api.create_volume(&other).await), ErrorCode::Io);
+    });
+    let mut wire = Wire::open(node.data, &Open::new("p/v", 1)).unwrap();
+    assert_eq!(wire.read(0, 512), [0; 512]);
+}
+
+#[test]
 fn node_and_health_tell_what_there_is() {
     let dir = directory();
     let node = Node::start(dir.path());
@@ -321,6 +381,22 @@ fn what_keeps_a_node_from_starting_is_named() {
         text.contains(&format!("cannot listen on {}", node.data)),
         "{text}"
     );
+    assert!(text.contains("change data.listen"), "{text}");
+}
+
+#[test]
+fn a_limit_of_open_files_that_is_too_low_is_warned_of() {
+    let dir = directory();
+    let script = dir.path().join("node");
+    let program = env!("CARGO_BIN_EXE_neonsan-node");
+    let text = format!("#!/bin/sh\nulimit -n 512 && exec {program} \"$@\"\n");
+    fs::write(&script, text).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = dir.path().join("node.toml");
+    fs::write(&path, config(dir.path(), "")).unwrap();
+    let mut node = Node::start_program(script.to_str().unwrap(), &path);
+    let line = node.wait_for("raise LimitNOFILE");
+    assert!(line.contains("WARN"), "{line}");
 }
 
 #[test]

@@ -295,6 +295,30 @@ fn stop_in_order(node: &mut Node) {
 }
 
 #[test]
+fn what_is_released_while_the_node_stops_is_free_after_the_restart() {
+    let dir = directory();
+    let more = "[timeouts]\nshutdown_grace_ms = 10000\n";
+    let mut node = Node::start_with(dir.path(), more);
+    create(&node, "p/released", MIB, 512, "main");
+    create(&node, "p/held", MIB, 512, "main");
+    let mut released = Wire::open(node.data, &Open::new("p/released", 1)).unwrap();
+    let held = Wire::open(node.data, &Open::new("p/held", 1)).unwrap();
+    node.terminate();
+    assert_eq!(released.receive_event().0, EventKind::GoingAway);
+    released.release();
+    // The other one goes away without a word, and may come back.
+    drop(held);
+    assert_eq!(node.wait(), 0);
+
+    let node = Node::start_with(dir.path(), more);
+    Wire::open(node.data, &Open::new("p/released", 2)).unwrap();
+    let refused = Wire::open(node.data, &Open::new("p/held", 2))
+        .err()
+        .unwrap();
+    assert_eq!(refused.status, Status::HeldByOther);
+}
+
+#[test]
 fn a_damaged_record_of_holders_keeps_the_volume_closed() {
     let dir = directory();
     let mut node = Node::start(dir.path());
@@ -337,6 +361,31 @@ fn a_stopping_node_refuses_new_sessions_and_answers_what_was_begun() {
     wire.wait_closed();
     assert_eq!(node.wait(), 0);
     node.wait_for("node stopped");
+}
+
+#[test]
+fn a_stopping_node_does_not_wait_for_who_was_not_let_in() {
+    let dir = directory();
+    let more = "[timeouts]\nhandshake_ms = 60000\nshutdown_grace_ms = 500\n\
+                shutdown_drain_ms = 2000\nlock_wait_ms = 15000\n";
+    let mut node = Node::start_with(dir.path(), more);
+    create(&node, "p/v", MIB, 512, "main");
+    // One says nothing; another waits for a volume that cannot be opened yet.
+    let silent = std::net::TcpStream::connect(node.data).unwrap();
+    let file = fs::File::open(data_path(dir.path(), "p/v")).unwrap();
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let address = node.data;
+    let waiting = std::thread::spawn(move || Wire::open(address, &Open::new("p/v", 1)).err());
+    let until = Instant::now() + common::PATIENCE;
+    while node.metric("neonsan_node_connections ") < 2.0 {
+        assert!(Instant::now() < until);
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    node.terminate();
+    let refused = waiting.join().unwrap().unwrap();
+    assert_eq!(refused.status, Status::GoingAway, "{}", refused.text);
+    assert_eq!(node.wait(), 0);
+    drop(silent);
 }
 
 #[test]

@@ -37,9 +37,18 @@ fn closed(node: &Node, cause: &str) -> f64 {
 
 /// Waits until the node has so many connections.
 fn settle(node: &Node, connections: f64) {
+    settle_metric(node, "neonsan_node_connections ", connections);
+}
+
+/// Waits until the node has so many sessions.
+fn settle_sessions(node: &Node, sessions: f64) {
+    settle_metric(node, "neonsan_node_sessions ", sessions);
+}
+
+fn settle_metric(node: &Node, sample: &str, value: f64) {
     let until = Instant::now() + PATIENCE;
-    while node.metric("neonsan_node_connections ") != connections {
-        assert!(Instant::now() < until, "not {connections} connections");
+    while node.metric(sample) != value {
+        assert!(Instant::now() < until, "{sample}is not {value}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -254,6 +263,84 @@ fn silence_is_closed_in_every_phase() {
     assert_eq!(wire.read(0, 512), [0; 512]);
 }
 
+/// Memory of the node, in bytes.
+fn memory(node: &Node) -> u64 {
+    let status = format!("/proc/{}/status", node.pid().as_raw_nonzero());
+    let status = std::fs::read_to_string(status).unwrap();
+    let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
+    let kib = line.split_whitespace().nth(1).unwrap();
+    kib.parse::<u64>().unwrap() << 10
+}
+
+#[test]
+fn answers_that_nobody_takes_do_not_fill_the_memory() {
+    let dir = directory();
+    let more = "[timeouts]\nheartbeat_interval_ms = 1000\nheartbeat_timeout_ms = 4000\n";
+    let (node, mut good) = node_with_guest(dir.path(), more);
+    let none = RequestFlags::NONE;
+    // Neither answer counts against a budget: a PONG, and that a request is refused.
+    let ping = Header::request(Kind::Ping, none, 1, 0, 0);
+    let misaligned = Header::request(Kind::Read, none, 1, 1, 512);
+    for (round, header) in (1..).zip([ping, misaligned]) {
+        let mut open = Open::new("p/v", 1);
+        open.generation = round;
+        let mut flood = Wire::open(node.data, &open).unwrap();
+        let before = memory(&node);
+        let patience = Some(Duration::from_millis(500));
+        flood.stream.set_write_timeout(patience).unwrap();
+        let bytes = header.as_bytes().repeat(1 << 15);
+        let mut sent = 0;
+        let error = loop {
+            match flood.stream.write(&bytes) {
+                Ok(len) => sent += len as u64,
+                Err(error) => break error,
+            }
+            assert!(sent < 64 * MIB, "the node takes whatever is sent");
+        };
+        assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock, "{error}");
+        let more = memory(&node).saturating_sub(before);
+        assert!(more < 8 * MIB, "{more} bytes of memory for {sent} bytes");
+        assert_eq!(good.read(0, 512), [0; 512]);
+        // It takes none of them, so it is given up in the end.
+        let until = Instant::now() + PATIENCE;
+        while closed(&node, "heartbeat-timeout") < round as f64 {
+            assert_eq!(good.read(0, 512), [0; 512]);
+            assert!(Instant::now() < until, "it is still there");
+        }
+    }
+}
+
+#[test]
+fn answers_that_are_taken_late_all_come() {
+    let dir = directory();
+    let (node, _good) = node_with_guest(dir.path(), "[limits]\nmax_depth = 1\n");
+    let mut wire = Wire::open(node.data, &Open::new("p/v", 1)).unwrap();
+    // More than the node keeps, and than the socket holds until it is read.
+    let count: u64 = 600_000;
+    let mut stream = wire.stream.try_clone().unwrap();
+    let sender = std::thread::spawn(move || {
+        for first in (0..count).step_by(1000) {
+            let mut bytes = Vec::new();
+            for cookie in first..first + 1000 {
+                let ping = Header::request(Kind::Ping, RequestFlags::NONE, cookie, 0, 0);
+                bytes.extend_from_slice(ping.as_bytes());
+            }
+            stream.write_all(&bytes).unwrap();
+        }
+    });
+    std::thread::sleep(Duration::from_secs(2));
+    let mut pongs = std::io::BufReader::new(wire.stream.try_clone().unwrap());
+    for cookie in 0..count {
+        let mut pong = [0; 32];
+        pongs.read_exact(&mut pong).unwrap();
+        let expected = Header::request(Kind::Pong, RequestFlags::NONE, cookie, 0, 0);
+        assert_eq!(pong, expected.as_bytes());
+    }
+    sender.join().unwrap();
+    drop(pongs);
+    assert_eq!(wire.read(0, 512), [0; 512]);
+}
+
 #[test]
 fn a_greedy_session_waits_and_others_do_not() {
     let dir = directory();
@@ -283,6 +370,129 @@ fn a_greedy_session_waits_and_others_do_not() {
     while node.metric("neonsan_node_in_flight_bytes") > 0.0 {
         assert!(Instant::now() < until, "its bytes are still there");
     }
+}
+
+#[test]
+fn greedy_sessions_together_do_not_keep_others_from_going_on() {
+    let dir = directory();
+    // As much as two of them have: nothing of the node's budget is left.
+    let more = "[limits]\nmax_session_in_flight_bytes = 4194304\nmax_in_flight_bytes = 8388608\n\
+                [timeouts]\nheartbeat_interval_ms = 4000\nheartbeat_timeout_ms = 12000\n";
+    let (node, mut good) = node_with_guest(dir.path(), more);
+    let mut greedy = Vec::new();
+    for host in 1..=3 {
+        let mut open = Open::new("p/v", host);
+        open.mode = Mode::ReadOnly;
+        let mut wire = Wire::open(node.data, &open).unwrap();
+        for _ in 0..100 {
+            wire.ask(Kind::Read, RequestFlags::NONE, 0, 1 << 20, &[]);
+        }
+        greedy.push(wire);
+    }
+    let in_flight = || node.metric("neonsan_node_in_flight_bytes");
+    let until = Instant::now() + PATIENCE;
+    while in_flight() < f64::from(8 << 20) {
+        assert!(Instant::now() < until, "they are not greedy enough");
+    }
+    for _ in 0..100 {
+        let began = Instant::now();
+        assert_eq!(good.read(0, 65536), [0; 65536]);
+        assert_eq!(good.write(0, &[0; 65536]), Status::Ok);
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(2), "it took {took:?}");
+    }
+    // One request of each session may go beyond.
+    let most = in_flight();
+    assert!(most <= f64::from(12 << 20), "{most} bytes in flight");
+    drop(greedy);
+    let until = Instant::now() + PATIENCE;
+    while in_flight() > 0.0 {
+        assert!(Instant::now() < until, "their bytes are still there");
+    }
+}
+
+#[test]
+fn a_slow_reader_is_given_up_and_a_slow_link_is_not() {
+    let dir = directory();
+    // The least rate is 1 MiB in 8 seconds.
+    let more = "[timeouts]\nheartbeat_interval_ms = 500\nheartbeat_timeout_ms = 2000\n";
+    let node = Node::start_with(dir.path(), more);
+    create(&node, "p/v", MIB, 512, "mem");
+    let causes = || {
+        let causes = ["heartbeat-timeout", "request-timeout"];
+        causes.map(|cause| closed(&node, cause) as u32)
+    };
+    // A host that has asked for 20 MiB, takes a little ten times a second, and says nothing.
+    let take = |generation, chunk: usize, time: Duration| {
+        let mut open = Open::new("p/v", 1);
+        open.mode = Mode::ReadOnly;
+        open.generation = generation;
+        let mut slow = Wire::open(node.data, &open).unwrap();
+        rustix::net::sockopt::set_socket_recv_buffer_size(&slow.stream, 65536).unwrap();
+        for _ in 0..20 {
+            slow.ask(Kind::Read, RequestFlags::NONE, 0, 1 << 20, &[]);
+        }
+        let began = Instant::now();
+        let mut bytes = vec![0; chunk];
+        while began.elapsed() < time && causes() == [0, 0] {
+            slow.stream.read_exact(&mut bytes).unwrap();
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    take(1, 64 << 10, Duration::from_secs(9));
+    settle(&node, 0.0);
+    assert_eq!(causes(), [0, 0]);
+    // It never is silent, nor blocked for long.
+    take(2, 10 << 10, PATIENCE);
+    assert_eq!(causes(), [0, 1]);
+}
+
+#[test]
+fn a_write_that_trickles_in_is_given_up() {
+    let dir = directory();
+    let more = "[timeouts]\nheartbeat_interval_ms = 100\nheartbeat_timeout_ms = 400\n";
+    let (node, _good) = node_with_guest(dir.path(), more);
+    let mut wire = Wire::open(node.data, &Open::new("p/v", 1)).unwrap();
+    let header = Header::request(Kind::Write, RequestFlags::NONE, 1, 0, 65536);
+    wire.send(header, &[]);
+    let began = Instant::now();
+    while closed(&node, "request-timeout") == 0.0 {
+        assert!(began.elapsed() < PATIENCE, "it is still there");
+        // Never silent for long, and never done.
+        let _ = wire.stream.write(&[1]);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    // Not before four heartbeat timeouts.
+    assert!(began.elapsed() >= Duration::from_millis(1500));
+    let until = Instant::now() + PATIENCE;
+    while node.metric("neonsan_node_in_flight_bytes") > 0.0 {
+        assert!(Instant::now() < until, "its bytes are still there");
+    }
+}
+
+#[test]
+fn a_released_volume_does_not_wait_for_answers_that_are_not_taken() {
+    let dir = directory();
+    let more = "[timeouts]\ndrain_ms = 1000\nheartbeat_timeout_ms = 60000\n";
+    let (node, _good) = node_with_guest(dir.path(), more);
+    let mut wire = Wire::open(node.data, &Open::new("p/v", 1)).unwrap();
+    settle_sessions(&node, 2.0);
+    for _ in 0..60 {
+        wire.ask(Kind::Read, RequestFlags::NONE, 0, 1 << 20, &[]);
+    }
+    let release = Header::request(Kind::Close, RequestFlags::RELEASE, 0, 0, 0);
+    wire.send(release, &[]);
+    settle_sessions(&node, 1.0);
+    // It takes none of the answers, and a host by force has to wait for it no longer than stated.
+    let mut other = Open::new("p/v", 2);
+    other.force = true;
+    let began = Instant::now();
+    while Wire::open(node.data, &other).is_err() {
+        other.generation += 1;
+        let waited = began.elapsed();
+        assert!(waited < Duration::from_secs(5), "refused for {waited:?}");
+    }
+    assert_eq!(closed(&node, "released"), 1.0);
 }
 
 #[test]
@@ -331,9 +541,12 @@ fn connections_and_sessions_are_limited() {
     reader.mode = Mode::ReadOnly;
     let refused = Wire::open(node.data, &reader).err().unwrap();
     assert_eq!(refused.status, Status::TooManySessions);
+    assert!(refused.text.contains("max_sessions"), "{}", refused.text);
     settle(&node, 2.0);
     let refused = Wire::join(node.data, &open, 2, 1).err().unwrap();
     assert_eq!(refused.status, Status::TooManyConnections);
+    let limit = "max_session_connections";
+    assert!(refused.text.contains(limit), "{}", refused.text);
     settle(&node, 2.0);
     let second = Wire::join(node.data, &open, 1, 1).unwrap();
     // The third connection of three is taken: a fourth is closed at once.

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 //! Who may change a volume: the control API asks the hub first.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use neonsan_api::{ApiError, ErrorCode, VolumeName};
 use neonsan_engine::Volume;
@@ -46,6 +47,38 @@ impl Drop for Claim {
             forget: self.forget,
         });
     }
+}
+
+/// Keeps a volume from being given two sizes at a time, until it is dropped: whoever compares sizes
+/// must be the only one who changes them. A claim does not do for a volume that sessions hold.
+pub(super) struct Resizing<'a> {
+    shared: &'a Shared,
+    name: VolumeName,
+}
+
+impl<'a> Resizing<'a> {
+    /// Refuses if the volume is being given another size.
+    pub(super) fn begin(shared: &'a Shared, name: &VolumeName) -> Result<Self> {
+        if !resizing(shared).insert(name.clone()) {
+            let message = format!("the volume {name} is being given another size right now");
+            return Err(ApiError::new(ErrorCode::Busy, message).with_hint("try again in a moment"));
+        }
+        Ok(Self {
+            shared,
+            name: name.clone(),
+        })
+    }
+}
+
+impl Drop for Resizing<'_> {
+    fn drop(&mut self) {
+        resizing(self.shared).remove(&self.name);
+    }
+}
+
+fn resizing(shared: &Shared) -> MutexGuard<'_, HashSet<VolumeName>> {
+    let names = &shared.resizing;
+    names.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The volume if sessions hold it. Blocks for the hub's answer.

@@ -14,7 +14,6 @@ mod snapshots;
 mod volumes;
 
 use std::io;
-use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,7 +26,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
-use crate::config::ControlConfig;
+use crate::config::{ControlAddress, ControlConfig};
 use crate::node::NodeError;
 use crate::shared::Shared;
 
@@ -62,6 +61,7 @@ pub(crate) async fn bind(config: &ControlConfig) -> Result<Vec<Listener>, NodeEr
             .await
             .map_err(|source| NodeError::Listen {
                 address: address.clone(),
+                hint: NodeError::listen_hint(&source, "control.listen"),
                 source,
             })?;
         listeners.push(listener);
@@ -70,25 +70,24 @@ pub(crate) async fn bind(config: &ControlConfig) -> Result<Vec<Listener>, NodeEr
 }
 
 async fn bind_one(config: &ControlConfig, address: &str) -> io::Result<Listener> {
-    if let Some(path) = address.strip_prefix("unix:") {
-        let path = PathBuf::from(path);
-        // A socket to which nobody listens is left over from a node that died.
-        if path.exists() && UnixStream::connect(&path).await.is_err() {
-            std::fs::remove_file(&path)?;
+    // `Config::check` has seen that it is one.
+    let parsed = ControlAddress::parse(address)
+        .map_err(|reason| io::Error::new(io::ErrorKind::InvalidInput, reason))?;
+    let socket = match parsed {
+        ControlAddress::Tcp(socket) => socket,
+        ControlAddress::Unix(path) => {
+            // A socket to which nobody listens is left over from a node that died.
+            if path.exists() && UnixStream::connect(&path).await.is_err() {
+                std::fs::remove_file(&path)?;
+            }
+            let listener = UnixListener::bind(&path)?;
+            // `Config::check` has seen that there is a mode.
+            let mode = config.mode().unwrap_or(0o600);
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))?;
+            tracing::info!(address, "control API open");
+            return Ok(Listener::Unix(listener, path));
         }
-        let listener = UnixListener::bind(&path)?;
-        // `Config::check` has seen that there is a mode.
-        let mode = config.mode().unwrap_or(0o600);
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))?;
-        tracing::info!(address, "control API open");
-        return Ok(Listener::Unix(listener, path));
-    }
-    let socket: SocketAddr = address.parse().map_err(|_| {
-        io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "not written as address:port (with a number as the address) or unix:/path",
-        )
-    })?;
+    };
     let listener = TcpListener::bind(socket).await?;
     let local = listener.local_addr()?;
     tracing::info!(address = %local, "control API open");

@@ -14,7 +14,7 @@ use neonsan_api::{
 use neonsan_engine::{Error, ErrorKind, Limits, VolumeSpec, VolumeStat};
 use tokio::sync::oneshot;
 
-use super::claim::{check_absent_holder, check_unclear_owner, held_volume, Claim};
+use super::claim::{check_absent_holder, check_unclear_owner, held_volume, Claim, Resizing};
 use crate::hub::{find_engine, ToHub};
 use crate::shared::{hex, Shared};
 
@@ -66,7 +66,10 @@ pub(super) fn from_engine(error: &Error) -> ApiError {
         ),
         ErrorKind::NotPermitted => (
             ErrorCode::NotPermitted,
-            Some("the node's user must own the engine's directory"),
+            Some(
+                "the node's user must own the engine's directory; in a Ceph cluster the engine's \
+                 user needs the caps mon \"profile rbd\" and osd \"profile rbd pool=POOL\"",
+            ),
         ),
         ErrorKind::NoResources | ErrorKind::Io => (ErrorCode::Io, None),
         ErrorKind::OutOfRange
@@ -261,8 +264,11 @@ pub(super) async fn create(shared: Arc<Shared>, create: VolumeCreate) -> Result<
 
 /// Refuses a name that a volume has, in any engine. Blocks.
 pub(super) fn check_free(shared: &Shared, name: &VolumeName) -> Result<()> {
-    let Ok(other) = find_engine(shared, name) else {
-        return Ok(());
+    let other = match find_engine(shared, name) {
+        Ok(other) => other,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        // An engine that cannot say whether it has the volume may have it.
+        Err(error) => return Err(from_engine(&error)),
     };
     let engine = &shared.engines[other].name;
     let message = format!("there is a volume {name} already, in engine {engine}");
@@ -303,29 +309,22 @@ pub(super) async fn resize(
 ) -> Result<VolumeInfo> {
     let for_info = (Arc::clone(&shared), name.clone());
     blocking(move || {
-        let engine = find_engine(&shared, &name).map_err(|e| from_engine(&e))?;
-        let index = engine;
-        let engine = &shared.engines[engine].engine;
-        let stat = engine.stat(&name).map_err(|e| from_engine(&e))?;
-        if resize.size_bytes < stat.size_bytes {
-            if !resize.allow_shrink {
-                let message = format!(
-                    "{} bytes are fewer than the {} bytes that the volume {name} has",
-                    resize.size_bytes, stat.size_bytes
-                );
-                return Err(ApiError::new(ErrorCode::BadSize, message).with_hint(
-                    "making it smaller destroys what lies behind the new end; allow it explicitly",
-                ));
+        let index = find_engine(&shared, &name).map_err(|e| from_engine(&e))?;
+        let engine = &shared.engines[index].engine;
+        let _resizing = Resizing::begin(&shared, &name)?;
+        if let Some(volume) = held_volume(&shared, &name)? {
+            if !is_smaller(&name, &resize, volume.size_bytes())? {
+                volume
+                    .resize(resize.size_bytes)
+                    .map_err(|e| from_engine(&e))?;
+                shared.tell_hub(ToHub::Resized(name.into()));
+                return Ok(());
             }
-        } else if let Some(volume) = held_volume(&shared, &name)? {
-            volume
-                .resize(resize.size_bytes)
-                .map_err(|e| from_engine(&e))?;
-            shared.tell_hub(ToHub::Resized(name.into()));
-            return Ok(());
         }
         let _claim = Claim::take(&shared, name.clone())?;
-        if resize.size_bytes < stat.size_bytes {
+        // Not before the claim: from here on nobody changes it.
+        let stat = engine.stat(&name).map_err(|e| from_engine(&e))?;
+        if is_smaller(&name, &resize, stat.size_bytes)? {
             check_absent_holder(&shared, index, &name)?;
         } else {
             check_unclear_owner(&shared, index, &name)?;
@@ -340,4 +339,19 @@ pub(super) async fn resize(
     .await?;
     let (shared, name) = for_info;
     info(shared, name).await
+}
+
+/// Whether the volume, of `has_bytes` now, is to become smaller; refused unless that is allowed.
+fn is_smaller(name: &VolumeName, resize: &VolumeResize, has_bytes: u64) -> Result<bool> {
+    let is_smaller = resize.size_bytes < has_bytes;
+    if is_smaller && !resize.allow_shrink {
+        let message = format!(
+            "{} bytes are fewer than the {has_bytes} bytes that the volume {name} has",
+            resize.size_bytes
+        );
+        return Err(ApiError::new(ErrorCode::BadSize, message).with_hint(
+            "making it smaller destroys what lies behind the new end; allow it explicitly",
+        ));
+    }
+    Ok(is_smaller)
 }

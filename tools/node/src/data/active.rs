@@ -6,7 +6,10 @@
 //! node's, before it has a buffer, and gives them back when the buffer is
 //! free: a write when the engine has done it, a read when its reply is sent.
 //! If a budget has too little the connection stalls: it is not read from until
-//! there is enough.
+//! there is enough. A session that has nothing in flight is not kept waiting by
+//! the node's budget, which others may have used up. Answers without payload
+//! take nothing from the budgets; a connection is not read from either while
+//! too many of them wait to be sent.
 
 use std::io::IoSliceMut;
 use std::os::fd::BorrowedFd;
@@ -54,6 +57,8 @@ struct Incoming {
     /// CRC-32C of what has arrived, if it is wanted.
     crc: u32,
     began: StdInstant,
+    /// Since when the rest is waited for.
+    since: Instant,
 }
 
 /// What one call on the socket brought.
@@ -74,6 +79,8 @@ pub(super) enum Pause {
     Share,
     /// A budget has too little.
     Stalled,
+    /// Too many answers wait to be sent.
+    Full,
     /// The client has closed the connection in order.
     Closed {
         /// The whole session ends.
@@ -140,6 +147,24 @@ impl Active {
         self.stalled.is_some()
     }
 
+    /// Something was read from the socket that is not used up.
+    pub(super) fn has_input(&self) -> bool {
+        !self.unread.is_empty()
+    }
+
+    /// The payload of a write has not arrived within `limit_ms`.
+    pub(super) fn is_payload_late(&self, now: Instant, limit_ms: u64) -> bool {
+        let incoming = self.incoming.as_ref();
+        incoming.is_some_and(|write| now.since_ms(write.since) >= limit_ms)
+    }
+
+    /// The node did not read: the time for a payload begins anew.
+    pub(super) fn excuse_payload(&mut self, now: Instant) {
+        if let Some(incoming) = &mut self.incoming {
+            incoming.since = now;
+        }
+    }
+
     pub(super) fn event_fd(&self) -> Option<BorrowedFd<'_>> {
         self.queue.event_fd()
     }
@@ -157,19 +182,26 @@ impl Active {
     }
 
     fn take(&self, bytes: u64, context: &Context<'_>) -> bool {
-        if !self.budget.take(bytes) {
+        let Some(before) = self.budget.take(bytes) else {
             return false;
+        };
+        let all = &context.shared.in_flight;
+        if all.take(bytes).is_some() {
+            return true;
         }
-        if !context.shared.in_flight.take(bytes) {
-            self.budget.give(bytes);
-            return false;
+        // Others have used it up: this session goes on all the same, a request at a time.
+        if before == 0 {
+            all.take_anyway(bytes);
+            return true;
         }
-        true
+        self.budget.give(bytes);
+        false
     }
 
     /// Nothing more is received: gives up a write of which a part is missing.
     pub(super) fn stop_receiving(&mut self, context: &mut Context<'_>) {
         self.stalled = None;
+        self.unread = 0..0;
         if let Some(incoming) = self.incoming.take() {
             self.give_back(incoming.buffer.len() as u64, context);
             context.pool.give(incoming.buffer);
@@ -274,7 +306,7 @@ impl Active {
         self.after_payload = self.receiver.payload_received(len as u32, incoming.crc);
     }
 
-    /// Uses up the input as far as budgets allow.
+    /// Uses up the input as far as budgets and the place for answers allow.
     fn use_input(
         &mut self,
         output: &mut Output,
@@ -292,6 +324,9 @@ impl Active {
             let have = &self.input[self.unread.clone()];
             if have.is_empty() {
                 return Ok(None);
+            }
+            if output.is_full() {
+                return Ok(Some(Pause::Full));
             }
             let (used, received) = match self.receiver.want() {
                 Want::Bytes(target) => {
@@ -448,6 +483,7 @@ impl Active {
                         buffer,
                         crc: 0,
                         began,
+                        since: context.now,
                     });
                 }
             }

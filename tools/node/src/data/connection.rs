@@ -23,6 +23,7 @@ use rustix::io::Errno;
 
 use super::active::{Active, Pause};
 use super::output::Output;
+use super::pace::{self, Pace};
 use super::worker::Context;
 use super::ToWorker;
 use crate::hub::{Introduction, ToHub};
@@ -58,8 +59,28 @@ pub(super) struct Connection {
     sent_at: Instant,
     /// Since when the socket takes nothing of what waits to be sent.
     blocked_since: Option<Instant>,
+    pace: Pace,
     /// Takes no more requests, and closes when all is answered.
-    finishing: Option<CloseCause>,
+    finishing: Option<Finishing>,
+}
+
+/// How a connection ends that takes no more requests.
+#[derive(Clone, Copy, Debug)]
+struct Finishing {
+    cause: CloseCause,
+    /// From then on it waits for the engine only, and not for the client to take its answers:
+    /// somebody may wait for the volume.
+    deadline: Instant,
+}
+
+impl Finishing {
+    fn new(cause: CloseCause, context: &Context<'_>) -> Self {
+        let time_ms = u64::from(context.shared.config.timeouts.drain_ms);
+        Self {
+            cause,
+            deadline: context.now.after_ms(time_ms),
+        }
+    }
 }
 
 impl Connection {
@@ -85,6 +106,7 @@ impl Connection {
             heard_at: context.now,
             sent_at: context.now,
             blocked_since: None,
+            pace: Pace::default(),
             finishing: None,
         }
     }
@@ -104,9 +126,19 @@ impl Connection {
         matches!(self.phase, Phase::Ended)
     }
 
-    /// A budget had too little for it: it is to be tried again soon.
+    /// It is to be tried again soon, though no event may tell: a budget had too little for it, or
+    /// it has read what it had no place to answer to.
     pub(super) fn is_stalled(&self) -> bool {
-        matches!(&self.phase, Phase::Active(active) if active.is_stalled())
+        match &self.phase {
+            Phase::Active(active) => {
+                active.is_stalled() || (active.has_input() && !self.output.is_full())
+            }
+            Phase::Handshake(_)
+            | Phase::Waiting(_)
+            | Phase::Refusing { .. }
+            | Phase::Draining(_)
+            | Phase::Ended => false,
+        }
     }
 
     /// Events that the socket is to be watched for. Errors always are.
@@ -115,7 +147,9 @@ impl Connection {
             Phase::Handshake(_) => EventFlags::IN,
             // A client that waits says nothing, but may go away.
             Phase::Waiting(_) => EventFlags::RDHUP,
-            Phase::Active(active) if self.finishing.is_none() && !active.is_stalled() => {
+            Phase::Active(active)
+                if self.finishing.is_none() && !active.is_stalled() && !self.output.is_full() =>
+            {
                 EventFlags::IN
             }
             Phase::Active(_) | Phase::Refusing { .. } | Phase::Draining(_) | Phase::Ended => {
@@ -156,6 +190,13 @@ impl Connection {
         if events.intersects(ended | EventFlags::RDHUP) && !matches!(self.phase, Phase::Active(_)) {
             return Err(end_of(socket));
         }
+        if self.output.is_full() {
+            // There may be place then for what was read already.
+            self.flush(context)?;
+        }
+        let Some(socket) = self.socket.as_ref().map(AsFd::as_fd) else {
+            return Ok(());
+        };
         match &mut self.phase {
             Phase::Handshake(machine) => {
                 drive_handshake(machine, socket)?;
@@ -165,7 +206,8 @@ impl Connection {
             }
             Phase::Active(active) => {
                 let readable = events.intersects(EventFlags::IN | ended);
-                if self.finishing.is_none() && (readable || active.is_stalled()) {
+                let wanted = readable || active.is_stalled() || active.has_input();
+                if self.finishing.is_none() && wanted && !self.output.is_full() {
                     let (pause, heard) = active.receive(socket, &mut self.output, context)?;
                     // While it stalls it is not listened to.
                     if heard || pause == Pause::Stalled {
@@ -173,12 +215,13 @@ impl Connection {
                     }
                     if let Pause::Closed { release } = pause {
                         active.stop_receiving(context);
-                        self.finishing = Some(if release {
+                        let cause = if release {
                             context.shared.tell_hub(ToHub::Release(self.id));
                             CloseCause::Released
                         } else {
                             CloseCause::PeerClosed
-                        });
+                        };
+                        self.finishing = Some(Finishing::new(cause, context));
                     }
                 }
                 if events.intersects(ended) {
@@ -198,7 +241,9 @@ impl Connection {
             return Ok(());
         };
         let flushed = self.output.flush(socket, context.pool);
-        if flushed.progress {
+        let waiting = self.output.waiting_bytes();
+        self.pace.on_sent(flushed.sent_bytes, waiting, context.now);
+        if flushed.sent_bytes > 0 {
             self.sent_at = context.now;
             self.blocked_since = None;
         }
@@ -216,7 +261,7 @@ impl Connection {
             .result
             .map_err(|error| CloseCause::SocketError(error.raw_os_error()))?;
         match self.finishing {
-            Some(cause) if !busy && self.output.is_empty() => Err(cause),
+            Some(finishing) if !busy && self.output.is_empty() => Err(finishing.cause),
             _ => Ok(()),
         }
     }
@@ -262,11 +307,16 @@ impl Connection {
                     active.send_event(EventKind::Resized, size_bytes, &mut self.output);
                 }
             }
-            ToWorker::GoingAway(left_ms) => {
-                if let Phase::Active(active) = &mut self.phase {
+            ToWorker::GoingAway(left_ms) => match &mut self.phase {
+                Phase::Active(active) => {
                     active.send_event(EventKind::GoingAway, u64::from(left_ms), &mut self.output);
                 }
-            }
+                // It would only be refused.
+                Phase::Handshake(_) => self.close(CloseCause::GoingAway, context),
+                // The hub answers it, or has.
+                Phase::Waiting(_) | Phase::Refusing { .. } => {}
+                Phase::Draining(_) | Phase::Ended => {}
+            },
             ToWorker::Accept { .. } | ToWorker::Stop => {}
         }
         self.turn(EventFlags::empty(), context);
@@ -308,6 +358,7 @@ impl Connection {
         let mut answer = Vec::new();
         machine.encode_accept(*reply, &nodes, &mut answer);
         self.output.push_bytes(answer);
+        self.output.set_depth(depth);
         tracing::info!(
             volume = %name, connection = self.id.0, peer = %self.peer,
             generation = reply.generation.get(), read_only, "connection admitted"
@@ -330,7 +381,7 @@ impl Connection {
         self.phase = Phase::Refusing {
             deadline: context.now.after_ms(REFUSAL_MS),
         };
-        self.finishing = Some(CloseCause::Refused(status));
+        self.finishing = Some(Finishing::new(CloseCause::Refused(status), context));
     }
 
     fn revoke(&mut self, cause: CloseCause, context: &mut Context<'_>) {
@@ -345,7 +396,8 @@ impl Connection {
         match cause {
             // Everybody agrees that it ends: what was begun is answered.
             CloseCause::GoingAway | CloseCause::Released => {
-                self.finishing.get_or_insert(cause);
+                let finishing = Finishing::new(cause, context);
+                self.finishing.get_or_insert(finishing);
             }
             CloseCause::Fenced => {
                 active.send_event(EventKind::Fenced, 0, &mut self.output);
@@ -374,7 +426,14 @@ impl Connection {
             }
             Phase::Active(active) => {
                 let limit = u64::from(timeouts.heartbeat_timeout_ms);
-                if active.is_stalled() || self.finishing.is_some() {
+                // Nobody listens to it now.
+                if active.is_stalled() || self.output.is_full() || self.finishing.is_some() {
+                    self.heard_at = now;
+                    active.excuse_payload(now);
+                }
+                // It need not say anything while it takes its answers: that it does not take them,
+                // or too slowly, is what ends it then.
+                if !self.output.is_empty() {
                     self.heard_at = now;
                 }
                 let deaf = self
@@ -382,6 +441,20 @@ impl Connection {
                     .is_some_and(|since| now.since_ms(since) >= limit);
                 if deaf || now.since_ms(self.heard_at) >= limit {
                     return self.close(CloseCause::HeartbeatTimeout, context);
+                }
+                let limit = pace::limit_ms(timeouts);
+                if self.pace.is_too_slow(now, limit) || active.is_payload_late(now, limit) {
+                    tracing::warn!(
+                        connection = self.id.0, peer = %self.peer, limit_ms = limit,
+                        "the client, or the way to it, is too slow: it took less of its replies \
+                         than it must within the limit, or did not send a whole write"
+                    );
+                    return self.close(CloseCause::RequestTimeout, context);
+                }
+                if let Some(finishing) = self.finishing {
+                    if now >= finishing.deadline && !active.is_busy() {
+                        return self.close(finishing.cause, context);
+                    }
                 }
                 // In case the system took no more requests for a moment.
                 active.run_engine(Some(&mut self.output), context);

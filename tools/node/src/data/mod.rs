@@ -6,10 +6,12 @@
 //! * [`connection`]: one connection from accepting to its end.
 //! * [`active`]: requests of an admitted connection: socket to engine and back.
 //! * [`output`]: what waits to be sent.
+//! * [`pace`]: how fast a client must be.
 
 mod active;
 mod connection;
 mod output;
+mod pace;
 mod status;
 mod worker;
 

@@ -45,18 +45,25 @@ impl Item {
     }
 }
 
+/// Messages that may wait beside the replies to requests: PONGs, events.
+const SPARE_ITEMS: usize = 64;
+
 /// What waits to be sent on one connection; owned by it.
 #[derive(Default)]
 pub(super) struct Output {
     items: VecDeque<Item>,
     /// Bytes of the first item that are sent already.
     sent: usize,
+    /// Bytes that are not sent yet.
+    waiting: u64,
+    /// Requests that the client may have in flight.
+    depth: usize,
 }
 
 /// What a call of [`Output::flush`] did.
 pub(super) struct Flushed {
-    /// Something was sent.
-    pub(super) progress: bool,
+    /// Bytes that were sent.
+    pub(super) sent_bytes: u64,
     /// Bytes of payloads that were sent whole: their memory is free again.
     pub(super) freed_bytes: u64,
     /// What the socket said.
@@ -68,11 +75,28 @@ impl Output {
         self.items.is_empty()
     }
 
+    /// The client may have so many requests in flight.
+    pub(super) fn set_depth(&mut self, depth: u16) {
+        self.depth = usize::from(depth);
+    }
+
+    /// More waits than a client can have asked for that takes its answers: nothing that makes
+    /// answers may be received until some were sent. PONGs and refused requests count against no
+    /// budget.
+    pub(super) fn is_full(&self) -> bool {
+        self.items.len() >= 2 * self.depth + SPARE_ITEMS
+    }
+
+    /// Bytes that wait to be sent.
+    pub(super) fn waiting_bytes(&self) -> u64 {
+        self.waiting
+    }
+
     /// Adds a message. Its header is complete.
     pub(super) fn push(&mut self, header: &Header, payload: Option<Buffer>) {
         let mut bytes = [0; HEADER_BYTES];
         bytes.copy_from_slice(header.as_bytes());
-        self.items.push_back(Item::Message {
+        self.push_item(Item::Message {
             header: bytes,
             payload,
         });
@@ -80,12 +104,18 @@ impl Output {
 
     /// Adds bytes as they are.
     pub(super) fn push_bytes(&mut self, bytes: Vec<u8>) {
-        self.items.push_back(Item::Bytes(bytes));
+        self.push_item(Item::Bytes(bytes));
+    }
+
+    fn push_item(&mut self, item: Item) {
+        self.waiting += item.len() as u64;
+        self.items.push_back(item);
     }
 
     /// Throws everything away; gives the bytes of payloads.
     pub(super) fn clear(&mut self, pool: &mut BufferPool) -> u64 {
         self.sent = 0;
+        self.waiting = 0;
         let mut bytes = 0;
         for item in self.items.drain(..) {
             bytes += recycle(item, pool);
@@ -96,7 +126,7 @@ impl Output {
     /// Sends as much as the socket takes.
     pub(super) fn flush(&mut self, socket: BorrowedFd<'_>, pool: &mut BufferPool) -> Flushed {
         let mut flushed = Flushed {
-            progress: false,
+            sent_bytes: 0,
             freed_bytes: 0,
             result: Ok(()),
         };
@@ -108,7 +138,7 @@ impl Output {
             };
             match sent {
                 Ok(len) => {
-                    flushed.progress = true;
+                    flushed.sent_bytes += len as u64;
                     flushed.freed_bytes += self.advance(len, pool);
                 }
                 Err(Errno::INTR) => {}
@@ -149,6 +179,7 @@ impl Output {
     /// Counts `len` bytes as sent; gives the bytes of finished payloads.
     fn advance(&mut self, len: usize, pool: &mut BufferPool) -> u64 {
         self.sent += len;
+        self.waiting -= len as u64;
         let mut freed = 0;
         while let Some(first) = self.items.front() {
             let whole = first.len();

@@ -165,8 +165,9 @@ impl Worker {
         }
     }
 
-    /// Works until [`ToWorker::Stop`] comes.
-    pub fn run(mut self) {
+    /// Works until [`ToWorker::Stop`] comes. An error is one of epoll, without which no connection
+    /// is served.
+    pub fn run(mut self) -> std::io::Result<()> {
         let mut events = [MaybeUninit::<Event>::uninit(); 256];
         while !self.stopping {
             let stalled = std::mem::take(&mut self.stalled);
@@ -177,10 +178,7 @@ impl Worker {
                     self.stalled = stalled;
                     continue;
                 }
-                Err(error) => {
-                    tracing::error!(%error, "epoll failed: a worker ends");
-                    return;
-                }
+                Err(error) => return Err(error.into()),
             };
             let mut has_mail = false;
             let mut is_tick = false;
@@ -226,6 +224,7 @@ impl Worker {
                 }
             }
         }
+        Ok(())
     }
 
     /// Lets the connection in `slot` act, and does what follows from it.
@@ -352,13 +351,18 @@ impl Worker {
         let ToWorker::Accept { id, socket, peer } = message else {
             return;
         };
-        if let Err(error) = self.try_adopt(id, socket, peer) {
+        if self.going_away {
+            // Another worker accepted it before it heard of that.
+            drop(socket);
+        } else if let Err(error) = self.try_adopt(id, socket, peer) {
             tracing::error!(%peer, %error, "cannot serve a connection");
-            self.shared
-                .metrics
-                .connections
-                .fetch_sub(1, Ordering::Relaxed);
+        } else {
+            return;
         }
+        self.shared
+            .metrics
+            .connections
+            .fetch_sub(1, Ordering::Relaxed);
     }
 
     fn try_adopt(

@@ -144,12 +144,13 @@ pub(super) fn refusal_text(
         (Status::UnknownSession, _) => {
             "the node does not know the session (was it restarted?): open it again".to_owned()
         }
-        (Status::TooManySessions, _) => {
-            format!("the volume {name} has as many sessions as it may have")
-        }
-        (Status::TooManyConnections, _) => {
-            "the session has as many connections as it may have".to_owned()
-        }
+        (Status::TooManySessions, _) => format!(
+            "the volume {name} has as many sessions as it may have (limits.max_sessions of the \
+             node): detach it somewhere, or raise the limit"
+        ),
+        (Status::TooManyConnections, _) => "the session has as many connections as it may have \
+             (limits.max_session_connections of the node): use fewer, or raise the limit"
+            .to_owned(),
         (Status::GoingAway, _) => "the node is stopping: use another".to_owned(),
         (Status::BadOpen, _) => "the request to open makes no sense".to_owned(),
         (status, _) => format!("refused: {status}"),

@@ -183,6 +183,14 @@ impl Entry {
         }
     }
 
+    /// Those who wait for the volume to be opened, who wait no longer.
+    pub(super) fn take_waiting(&mut self) -> Vec<Introduction> {
+        match &mut self.state {
+            State::Busy { waiting } => mem::take(waiting),
+            State::Closed | State::Open(_) | State::Lost => Vec::new(),
+        }
+    }
+
     pub(super) fn volume(&self) -> Option<Arc<dyn Volume>> {
         match &self.state {
             State::Open(open) => Some(Arc::clone(&open.volume)),

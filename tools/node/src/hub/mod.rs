@@ -11,6 +11,7 @@
 mod absent;
 mod answers;
 mod entry;
+mod find;
 mod name;
 mod ownership;
 mod record;
@@ -39,11 +40,15 @@ pub use absent::{absent_holder, all_fenced, Absent, Observations};
 pub(crate) use answers::node_address;
 use answers::{refusal_for_open_error, refusal_text, OpenParameters};
 use entry::{Entry, State};
+pub use find::find_engine;
 pub use name::OpenName;
 pub use ownership::Found;
 
 /// How often timeouts of the gates are looked at.
 const TICK: Duration = Duration::from_millis(100);
+
+/// What a node that stops says to who wants to be let in.
+const GOING_AWAY: &str = "the node is stopping: use another, or wait until it is back";
 
 /// A connection that wants to be let in.
 pub struct Introduction {
@@ -124,6 +129,8 @@ pub struct Hub {
     entries: HashMap<OpenName, Entry>,
     /// Which volume a connection was let to.
     volumes: HashMap<ConnectionId, OpenName>,
+    /// The node ends all sessions, but not for good: what becomes of them is not saved.
+    revoked_all: bool,
 }
 
 impl Hub {
@@ -133,6 +140,7 @@ impl Hub {
             shared,
             entries: HashMap::new(),
             volumes: HashMap::new(),
+            revoked_all: false,
         }
     }
 
@@ -220,6 +228,8 @@ impl Hub {
                 }
             }
             ToHub::RevokeAll => {
+                self.revoked_all = true;
+                self.refuse_waiting();
                 let names: Vec<OpenName> = self.entries.keys().cloned().collect();
                 for name in names {
                     if let Some(entry) = self.entries.get_mut(&name) {
@@ -230,6 +240,18 @@ impl Hub {
             }
             // Handled by `run`.
             ToHub::Stop => {}
+        }
+    }
+
+    /// Turns away those who wait for a volume to be opened, however long that takes.
+    fn refuse_waiting(&mut self) {
+        let waiting: Vec<Introduction> = self
+            .entries
+            .values_mut()
+            .flat_map(Entry::take_waiting)
+            .collect();
+        for introduction in waiting {
+            self.refuse(introduction.id, Status::GoingAway, GOING_AWAY);
         }
     }
 
@@ -269,11 +291,7 @@ impl Hub {
             return self.refuse(id, Status::OpenedReadOnly, text);
         }
         if self.shared.is_going_away() {
-            return self.refuse(
-                id,
-                Status::GoingAway,
-                "the node is stopping: use another, or wait until it is back",
-            );
+            return self.refuse(id, Status::GoingAway, GOING_AWAY);
         }
         let is_open = introduction.introduced.kind == IntroducedAs::Open;
         match self.entries.get_mut(&name).map(|entry| &mut entry.state) {
@@ -394,7 +412,10 @@ impl Hub {
                 .holders()
                 .any(|h| h.session_id == request.session_id);
         if is_new && total >= self.shared.config.limits.max_sessions as usize {
-            let text = format!("the node has {total} sessions, as many as it may have");
+            let text = format!(
+                "the node has {total} sessions, as many as it may have (its limits.max_sessions): \
+                 detach a device, use another node, or raise the limit"
+            );
             return self.refuse(id, Status::TooManySessions, text);
         }
         match entry.gate.introduce(id, kind, &request, now) {
@@ -578,18 +599,4 @@ impl Hub {
             );
         }
     }
-}
-
-/// The index of the engine which has the volume, damaged or not. Blocks.
-pub fn find_engine(shared: &Shared, name: &VolumeName) -> neonsan_engine::Result<usize> {
-    for (index, engine) in shared.engines.iter().enumerate() {
-        match engine.engine.stat(name) {
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Ok(_) | Err(_) => return Ok(index),
-        }
-    }
-    Err(Error::new(
-        ErrorKind::NotFound,
-        format!("there is no volume {name} on this node"),
-    ))
 }

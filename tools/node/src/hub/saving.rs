@@ -48,7 +48,8 @@ impl Hub {
         }
         // A node that stops ends all sessions, but not for good: what is saved
         // says that they hold their volumes, so that they can come back first.
-        if self.shared.is_going_away() || (entry.save_failed && entry.unanswered.is_empty()) {
+        // Until then a session may be released, and its volume is free.
+        if self.revoked_all || (entry.save_failed && entry.unanswered.is_empty()) {
             return;
         }
         let State::Open(open) = &entry.state else {

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+//! What a configuration must keep to beside its form.
+
+use neonsan_api::VolumeName;
+use tracing_subscriber::EnvFilter;
+
+use super::{Config, ControlAddress, EngineConfig, MAX_IO_BYTES};
+
+/// More threads than any machine has use for: each has spare buffers of its own.
+const MAX_WORKERS: usize = 1024;
+
+impl Config {
+    /// What is wrong with it, and what to write instead.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let ensure = |ok: bool, text: &str| if ok { Ok(()) } else { Err(text.to_owned()) };
+        ensure(
+            !self.engines.is_empty(),
+            "there is no engine: add a section like [engine.main] with kind and path",
+        )?;
+        for name in self.engines.keys() {
+            ensure(
+                VolumeName::new("x", name).is_ok(),
+                &format!(
+                    "the engine name {name:?} may have letters, digits, '.', '_' and '-' only"
+                ),
+            )?;
+        }
+        for (name, engine) in &self.engines {
+            if let EngineConfig::Rbd {
+                object_bytes,
+                max_pause_ms,
+                ..
+            } = engine
+            {
+                ensure(
+                    object_bytes.is_power_of_two()
+                        && ((64 << 10)..=(32 << 20)).contains(object_bytes),
+                    &format!(
+                        "engine.{name}.object_bytes must be a power of two from 65536 to 33554432"
+                    ),
+                )?;
+                ensure(
+                    (5_000..=600_000).contains(max_pause_ms),
+                    &format!("engine.{name}.max_pause_ms must be from 5000 to 600000"),
+                )?;
+            }
+        }
+        let default = self.default_engine_name()?;
+        let known = |name: &str| {
+            ensure(
+                self.engines.contains_key(name),
+                &format!("there is no engine {name:?}: add a section [engine.{name}]"),
+            )
+        };
+        known(default)?;
+        for volume in &self.volumes {
+            known(volume.engine.as_deref().unwrap_or(default))?;
+        }
+        ensure(
+            !self.data.listen.is_empty(),
+            "data.listen is empty: the node would serve nobody",
+        )?;
+        ensure(
+            self.data.nodes.len() <= neonsan_proto::MAX_NODES,
+            "data.nodes has more than 16 addresses",
+        )?;
+        ensure(
+            !self
+                .data
+                .advertise
+                .iter()
+                .any(|address| address.ip().is_unspecified() || address.port() == 0),
+            "data.advertise has an address that hosts cannot connect to: write the one by which \
+             they reach this node, with its port",
+        )?;
+        ensure(
+            self.control.mode().is_some(),
+            "control.socket_mode is not an octal number such as \"0660\"",
+        )?;
+        for address in &self.control.listen {
+            ControlAddress::parse(address)
+                .map_err(|reason| format!("control.listen has {address:?}: {reason}"))?;
+        }
+        ensure(
+            self.data.workers <= MAX_WORKERS,
+            &format!("data.workers must be at most {MAX_WORKERS}"),
+        )?;
+        EnvFilter::try_new(&self.log.filter)
+            .map_err(|error| format!("log.filter {:?}: {error}", self.log.filter))?;
+        let limits = &self.limits;
+        ensure(
+            limits.max_sessions > 0
+                && limits.max_connections > 0
+                && limits.max_control_connections > 0,
+            "limits.max_sessions, limits.max_connections and limits.max_control_connections must \
+             be more than 0",
+        )?;
+        ensure(
+            (1..=neonsan_proto::MAX_CONNECTIONS).contains(&limits.max_session_connections),
+            "limits.max_session_connections must be from 1 to 64",
+        )?;
+        ensure(
+            (1..=1024).contains(&limits.max_depth),
+            "limits.max_depth must be from 1 to 1024",
+        )?;
+        ensure(
+            limits.max_session_in_flight_bytes >= MAX_IO_BYTES
+                && limits.max_in_flight_bytes >= limits.max_session_in_flight_bytes,
+            "limits.max_session_in_flight_bytes must be at least 1048576, \
+             and limits.max_in_flight_bytes at least as much as that",
+        )?;
+        let timeouts = &self.timeouts;
+        ensure(
+            timeouts.handshake_ms >= 100 && timeouts.heartbeat_interval_ms >= 100,
+            "timeouts.handshake_ms and timeouts.heartbeat_interval_ms must be at least 100",
+        )?;
+        ensure(
+            timeouts.heartbeat_timeout_ms > timeouts.heartbeat_interval_ms,
+            "timeouts.heartbeat_timeout_ms must be more than timeouts.heartbeat_interval_ms",
+        )
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const ENGINE: &str = "[engine.main]\nkind = \"file\"\npath = \"/x\"\n";
+
+    #[test]
+    fn what_makes_no_sense_is_refused_with_the_key() {
+        for (text, key) in [
+            ("default_engine = \"b\"\n", "[engine.b]"),
+            ("[data]\nlisten = []\n", "data.listen"),
+            ("[data]\nlisten = [\"somewhere\"]\n", "somewhere"),
+            ("[data]\nadvertise = [\"0.0.0.0:1\"]\n", "data.advertise"),
+            ("[limits]\nmax_depth = 0\n", "limits.max_depth"),
+            ("[limits]\nmax_in_flight_bytes = 1\n", "max_in_flight_bytes"),
+            (
+                "[timeouts]\nheartbeat_timeout_ms = 5\n",
+                "heartbeat_timeout_ms",
+            ),
+            ("[control]\nsocket_mode = \"9\"\n", "socket_mode"),
+            ("[control]\nlisten = [\"node:9667\"]\n", "control.listen"),
+            ("[control]\nlisten = [\"unix:run/x\"]\n", "control.listen"),
+            (
+                "[limits]\nmax_control_connections = 0\n",
+                "max_control_connections",
+            ),
+            ("[data]\nworkers = 100000\n", "data.workers"),
+            ("[log]\nfilter = \"x=loud\"\n", "log.filter"),
+        ] {
+            let error = Config::parse(&format!("{text}{ENGINE}")).unwrap_err();
+            assert!(error.contains(key), "{text}: {error}");
+        }
+        assert!(Config::parse("").is_err());
+    }
+}
