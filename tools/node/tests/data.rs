@@ -468,3 +468,26 @@ fn a_full_engine_is_told_as_no_space() {
     assert_eq!(full, Some(Status::NoSpace));
     assert_eq!(wire.read(0, 512), [1; 512]);
 }
+
+/// By a reset a client gives up all that was not answered, and on the same host the bytes that were
+/// not read yet are no longer its own.
+#[test]
+fn what_was_not_read_before_a_reset_is_not_carried_out() {
+    use rustix::process::{kill_process, Signal};
+    let dir = directory();
+    let node = Node::start(dir.path());
+    create(&node, "p/reset", MIB, 512, "main");
+    let mut wire = Wire::open(node.data, &Open::new("p/reset", 1)).unwrap();
+    assert_eq!(wire.write(0, &[1; 4096]), Status::Ok);
+    kill_process(node.pid(), Signal::STOP).unwrap();
+    wire.ask(Kind::Write, RequestFlags::NONE, 0, 4096, &[2; 4096]);
+    let at_once = Some(Duration::ZERO);
+    rustix::net::sockopt::set_socket_linger(&wire.stream, at_once).unwrap();
+    drop(wire);
+    kill_process(node.pid(), Signal::CONT).unwrap();
+    let mut again = Open::new("p/reset", 1);
+    again.generation = 2;
+    let mut wire = Wire::open(node.data, &again).unwrap();
+    assert_eq!(wire.read(0, 4096), vec![1; 4096]);
+    wire.release();
+}

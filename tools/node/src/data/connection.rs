@@ -184,10 +184,13 @@ impl Connection {
         let Some(socket) = self.socket.as_ref().map(AsFd::as_fd) else {
             return Ok(());
         };
-        // What an admitted client sent before the end is heard first: it may
-        // have released its session.
+        // What an admitted client sent before it closed is heard first: it may have released its
+        // session. Not so after a reset, by which it gives up all that was not answered: on the same
+        // host what was not read yet lies in the client's own pages, which may be somebody else's now.
         let ended = EventFlags::ERR | EventFlags::HUP;
-        if events.intersects(ended | EventFlags::RDHUP) && !matches!(self.phase, Phase::Active(_)) {
+        let is_reset = events.contains(EventFlags::ERR);
+        let is_closed = events.intersects(ended | EventFlags::RDHUP);
+        if is_reset || (is_closed && !matches!(self.phase, Phase::Active(_))) {
             return Err(end_of(socket));
         }
         if self.output.is_full() {
