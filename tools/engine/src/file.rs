@@ -31,6 +31,7 @@
 //! overwritten by a write from the past. `tests/killed_node.rs` shows it.
 
 mod boot;
+mod durability;
 mod freeze;
 mod locks;
 mod meta;
@@ -39,6 +40,7 @@ mod queue;
 mod record;
 mod snapshots;
 mod volume;
+mod work;
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
@@ -56,6 +58,7 @@ use crate::{
     Engine, EngineStatus, Error, ErrorKind, Limits, Result, SnapshotStat, Volume, VolumeSpec,
     VolumeStat, BUFFER_ALIGN,
 };
+use boot::BootId;
 use meta::Meta;
 use probe::Storage;
 use volume::FileVolume;
@@ -83,7 +86,7 @@ pub struct FileOptions {
 pub struct FileEngine {
     options: FileOptions,
     storage: Arc<Storage>,
-    boot_id: [u8; 16],
+    boot_id: Arc<BootId>,
     /// Holds the lock on `<root>/.lock`.
     _lock: File,
 }
@@ -174,7 +177,7 @@ impl FileEngine {
             options.buffered,
             options.min_block_bytes,
         )?);
-        let boot_id = boot::boot_id(root)?;
+        let boot_id = Arc::new(BootId::load(root)?);
         let engine = Self {
             boot_id,
             options,
@@ -415,7 +418,7 @@ impl Engine for FileEngine {
     }
 
     fn boot_id(&self) -> [u8; 16] {
-        self.boot_id
+        self.boot_id.get()
     }
 
     fn status(&self) -> Result<EngineStatus> {
@@ -479,7 +482,8 @@ impl Engine for FileEngine {
         let data = self.open_finished(name, &dir, self.options.lock_wait)?;
         // Read under the lock: a resize changes it.
         let meta = Meta::load(&dir)?;
-        let volume = FileVolume::open(name.as_str(), dir, data, meta, Arc::clone(&self.storage))?;
+        let (storage, boot_id) = (Arc::clone(&self.storage), Arc::clone(&self.boot_id));
+        let volume = FileVolume::open(name.as_str(), dir, data, meta, storage, boot_id)?;
         Ok(Arc::new(volume))
     }
 
@@ -533,6 +537,7 @@ impl Engine for FileEngine {
             data,
             meta,
             storage,
+            Arc::clone(&self.boot_id),
         )?;
         Ok(Arc::new(volume))
     }

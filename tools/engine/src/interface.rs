@@ -327,8 +327,9 @@ pub trait Engine: Send + Sync {
     fn is_persistent(&self) -> bool;
 
     /// Identity of its volatile state: another one whenever completed but
-    /// unflushed writes may have been lost since it was last the same.
-    /// Constant while the engine lives.
+    /// unflushed writes may have been lost since it was last the same. It may
+    /// change while the engine lives: a volume goes with what this says after it
+    /// was opened.
     fn boot_id(&self) -> [u8; 16];
 
     /// Its state now.
