@@ -5,6 +5,7 @@
 mod common;
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use common::{engines, run, run_all, spec, volume_name, Subject};
 use neonsan_engine::{Buffer, BufferPool, ErrorKind, Op, Volume};
@@ -288,7 +289,15 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 fn compare(subject: &Subject, logical: u32, steps: &[Step]) -> Result<(), TestCaseError> {
     let block = u64::from(logical);
     let name = volume_name("p/model");
-    let _ = subject.engine.delete(&name);
+    // A child process that another test starts has its files open for a moment.
+    let begun = Instant::now();
+    while let Err(error) = subject.engine.delete(&name) {
+        if error.kind() == ErrorKind::NotFound {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(10), "{error}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
     // An odd number of blocks, so that the end lies within a block of the
     // storage.
     let mut model = vec![0u8; 203 * block as usize];
