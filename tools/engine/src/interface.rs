@@ -284,7 +284,7 @@ pub trait Volume: Send + Sync {
 
     /// Another node has taken the volume: every request ends with
     /// [`ErrorKind::NotOwner`], and all that is left is to close it. It never
-    /// comes back. Never blocks.
+    /// comes back. Of a snapshot: the storage refuses this node. Never blocks.
     fn is_lost(&self) -> bool {
         false
     }

@@ -475,7 +475,7 @@ impl Engine for RbdEngine {
         let (image, attributes) = self.look_at_volume_of(name)?;
         let stat = find_snapshot(&image, name)?.stat(name, &attributes);
         drop(image);
-        let ownership = Ownership::new(name.volume().clone(), &self.pulse);
+        let ownership = Ownership::of_snapshot(name.volume().clone());
         let pool = self.pool_of(name.volume())?;
         let image = Image::open_snapshot(&pool, name.volume().volume(), name.snapshot()).map_err(
             |error| match error.kind() {
