@@ -227,7 +227,14 @@ impl Term {
 }
 
 /// Makes this client the owner of the image, and fences every other.
+///
+/// # Errors
+///
+/// [`ErrorKind::Unsupported`] if settings in the cluster would keep that from
+/// being done, or would make it useless; [`ErrorKind::Busy`] if the volume keeps
+/// changing hands.
 pub(super) fn own(cluster: &Cluster, image: &Image, name: &VolumeName) -> Result<()> {
+    image.check_settings()?;
     for _ in 0..TRIES {
         if let Some(owner) = image.lock_owner()? {
             tracing::info!(volume = %name, %owner, "taking the volume from another node");
