@@ -274,7 +274,8 @@ pub trait Queue: Send {
 /// A volume, open. It is closed when the last reference and the last queue
 /// are gone.
 pub trait Volume: Send + Sync {
-    /// Size, block sizes, identity. Blocks for a short time.
+    /// Size, block sizes, identity. Blocks for a short time; what is allocated
+    /// is 0 where counting would take longer.
     fn stat(&self) -> VolumeStat;
 
     /// Its size now. Never blocks.
@@ -342,8 +343,21 @@ pub trait Engine: Send + Sync {
     /// The names of all volumes, in no order. Damaged ones are listed too.
     fn list(&self) -> Result<Vec<VolumeName>>;
 
-    /// What is known of a volume.
+    /// What is known of a volume. May take long: it counts what is allocated.
     fn stat(&self, name: &VolumeName) -> Result<VolumeStat>;
+
+    /// Whether there is a volume of this name, damaged or not. Takes a short
+    /// time.
+    fn exists(&self, name: &VolumeName) -> Result<bool> {
+        match self.stat(name) {
+            Ok(_) => Ok(true),
+            Err(error) => match error.kind() {
+                ErrorKind::NotFound => Ok(false),
+                ErrorKind::Corrupt => Ok(true),
+                _ => Err(error),
+            },
+        }
+    }
 
     /// What could be done with the volume if it were opened now.
     fn limits(&self, stat: &VolumeStat) -> Limits;

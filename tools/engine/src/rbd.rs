@@ -377,6 +377,19 @@ impl Engine for RbdEngine {
         Self::stat_image(name, &self.look_at(name)?)
     }
 
+    /// Without what `stat` does: looking at every object of the image.
+    fn exists(&self, name: &VolumeName) -> Result<bool> {
+        let look = || Self::attributes(name, &self.look_at(name)?).map(drop);
+        match look() {
+            Ok(()) => Ok(true),
+            Err(error) => match error.kind() {
+                ErrorKind::NotFound => Ok(false),
+                ErrorKind::Corrupt => Ok(true),
+                _ => Err(error),
+            },
+        }
+    }
+
     fn limits(&self, stat: &VolumeStat) -> Limits {
         volume::limits(self.options.object_bytes, stat.logical_block_size)
     }
