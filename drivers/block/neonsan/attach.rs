@@ -140,7 +140,10 @@ impl Device {
                 0 => loss_ms,
                 own => own.min(loss_ms),
             };
-            self.session().lock().set_timeouts(Timeouts { loss_ms, ..timeouts });
+            self.session().lock().set_timeouts(Timeouts {
+                loss_ms,
+                ..timeouts
+            });
             self.wake();
         };
         with_loss(patience_ms.max(1));
@@ -152,7 +155,9 @@ impl Device {
         if is_failing && !self.is_closing() {
             return Err(DeviceError::new(
                 ETIMEDOUT,
-                format_args!("the volume was lost while its partition table was read: is the node well?"),
+                format_args!(
+                    "the volume was lost while its partition table was read: is the node well?"
+                ),
             ));
         }
         Ok(())

@@ -12,10 +12,10 @@
 use super::{promise::broken_promise, terms::ConnectKind};
 use crate::CloseCause;
 use neonsan_proto::{
-    ClientHello, Crc32c, Features, Geometry, Header, Kind, Mode, NodeAddress,
-    OpenFlags, OpenReply, OpenRequest, Refusal, ServerHello, Status, VolumeName, HEADER_BYTES,
-    HELLO_BYTES, MAGIC_BYTES, MAX_DEPTH, MAX_NODES, MAX_REFUSAL_TEXT_BYTES, NODE_ADDRESS_BYTES,
-    OPEN_REPLY_BYTES, OPEN_REQUEST_BYTES, REFUSAL_BYTES,
+    ClientHello, Crc32c, Features, Geometry, Header, Kind, Mode, NodeAddress, OpenFlags, OpenReply,
+    OpenRequest, Refusal, ServerHello, Status, VolumeName, HEADER_BYTES, HELLO_BYTES, MAGIC_BYTES,
+    MAX_DEPTH, MAX_NODES, MAX_REFUSAL_TEXT_BYTES, NODE_ADDRESS_BYTES, OPEN_REPLY_BYTES,
+    OPEN_REQUEST_BYTES, REFUSAL_BYTES,
 };
 use zerocopy::{FromBytes as _, IntoBytes as _};
 

@@ -51,6 +51,8 @@ pub struct GateConfig {
     /// How long a session without any connection keeps its volume. Its host may be back by then;
     /// another host needs force.
     pub linger_ms: u64,
+    /// How many sessions the node can save: see [`Gate::memory`].
+    pub max_remembered: usize,
     /// Lets a new connection in without waiting for the ones it displaces. Never set outside
     /// tests: they use it to prove that the checkers notice.
     pub without_fencing: bool,
@@ -200,19 +202,38 @@ impl Gate {
                 }),
             }
         }
+        gate.make_room();
         gate
     }
 
-    /// What must outlive the node's process; see [`Remembered`]. Save it durably before answering
+    /// What must outlive the node's process; see [`Remembered`]: at most
+    /// [`max_remembered`](GateConfig::max_remembered) sessions. Save it durably before answering
     /// an [`Admit`](GateAction::Admit) whenever [`Gate::memory_version`] is another than when it
     /// was saved last.
     pub fn memory(&self) -> impl Iterator<Item = Remembered> + '_ {
-        let holders = self
+        let holders = |writes: bool| {
+            self.sessions
+                .iter()
+                .filter(move |s| !s.over && (s.mode != Mode::ReadOnly) == writes)
+                .map(|s| s.remembered(Standing::Holds))
+        };
+        // The memory leaves room for those who write; who only reads can be left out.
+        self.memory
+            .iter()
+            .chain(holders(true))
+            .chain(holders(false))
+            .take(self.config.max_remembered)
+    }
+
+    /// Forgets what there is no room for beside those who hold the volume for writing.
+    fn make_room(&mut self) {
+        let writers = self
             .sessions
             .iter()
-            .filter(|s| !s.over)
-            .map(|s| s.remembered(Standing::Holds));
-        self.memory.iter().chain(holders)
+            .filter(|s| !s.over && s.mode != Mode::ReadOnly)
+            .count();
+        self.memory
+            .fit(self.config.max_remembered.saturating_sub(writers));
     }
 
     /// Changes whenever [`Gate::memory`] does.
@@ -296,6 +317,7 @@ impl Gate {
             Some(session) if cause != CloseCause::Released => self.memory.depart(session),
             Some(_) | None => self.memory.touch(),
         }
+        self.make_room();
         self.sweep();
     }
 

@@ -10,12 +10,12 @@
 //! node saves [`Gate::memory`](super::Gate::memory) beside the volume, durably, before it answers
 //! an [`Admit`](super::GateAction::Admit) that changed it, and begins with
 //! [`Gate::restore`](super::Gate::restore).
+//!
+//! There is room for so many sessions and no more. Who can do the least harm is forgotten first; see
+//! [`prune`].
 
 use alloc::vec::Vec;
 use neonsan_proto::Mode;
-
-/// How many departed sessions are remembered; beyond that the one that left first is forgotten.
-pub(super) const MAX_DEPARTED: usize = 1024;
 
 /// One session, as it is saved beside the volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +41,40 @@ pub enum Standing {
     Departed,
     /// Somebody conflicting had the volume since it left. It never gets it again.
     Fenced,
+}
+
+impl Remembered {
+    /// How much harm it would do to forget it; see [`prune`].
+    fn weight(&self) -> u8 {
+        match (self.mode, self.standing) {
+            (Mode::ReadOnly, Standing::Departed | Standing::Fenced) => 0,
+            (Mode::ReadOnly, Standing::Holds) => 1,
+            (_, Standing::Departed) => 2,
+            (_, Standing::Fenced) => 3,
+            (_, Standing::Holds) => MUST_STAY,
+        }
+    }
+}
+
+/// The weight of what is never forgotten.
+const MUST_STAY: u8 = 4;
+
+/// Forgets sessions until there are at most `max`: first those that only read, which have no writes
+/// to send again, departed before present ones; then departed ones, which nobody has displaced yet;
+/// then fenced ones. Of equals the one that comes first goes first. Whoever holds the volume for
+/// writing stays, even if there are more than `max` of them.
+pub fn prune(sessions: &mut Vec<Remembered>, max: usize) {
+    for weight in 0..MUST_STAY {
+        let mut excess = sessions.len().saturating_sub(max);
+        if excess == 0 {
+            return;
+        }
+        sessions.retain(|session| {
+            let goes = excess > 0 && session.weight() == weight;
+            excess -= usize::from(goes);
+            !goes
+        });
+    }
 }
 
 /// The sessions that left without being released; the first to leave comes first.
@@ -91,10 +125,12 @@ impl Memory {
             }
             return;
         }
-        if self.departed.len() >= MAX_DEPARTED {
-            self.departed.remove(0);
-        }
         self.departed.push(session);
+    }
+
+    /// There is room for so many.
+    pub(super) fn fit(&mut self, room: usize) {
+        prune(&mut self.departed, room);
     }
 
     /// A session has the volume: it is not away any more, and those that `conflicts` names have

@@ -9,5 +9,5 @@ mod receiver;
 
 pub use gate::{ConnectionId, Gate, GateAction, GateConfig, Holder, Opening, RefuseReason};
 pub use handshake::{Handshake, Introduced, IntroducedAs};
-pub use memory::{Remembered, Standing};
+pub use memory::{prune, Remembered, Standing};
 pub use receiver::{Command, Limits, Received, Receiver, Want};

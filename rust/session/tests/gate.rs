@@ -15,6 +15,7 @@ const CONFIG: GateConfig = GateConfig {
     max_connections: 4,
     drain_timeout_ms: 1000,
     linger_ms: 10_000,
+    max_remembered: 16,
     without_fencing: false,
 };
 

@@ -6,9 +6,8 @@ mod common;
 
 use common::*;
 use neonsan_proto::{
-    Capabilities,
-    ClientHello, Features, Header, HelloError, Kind, Mode, NodeAddress, OpenReply, Refusal,
-    ServerHello, Status, HEADER_BYTES, HELLO_BYTES, MAX_NODES, MAX_REFUSAL_TEXT_BYTES,
+    Capabilities, ClientHello, Features, Header, HelloError, Kind, Mode, NodeAddress, OpenReply,
+    Refusal, ServerHello, Status, HEADER_BYTES, HELLO_BYTES, MAX_NODES, MAX_REFUSAL_TEXT_BYTES,
     OPEN_REPLY_BYTES,
 };
 use neonsan_session::client::{check_same_volume, ConnectKind, Handshake, Identity, Progress};

@@ -183,7 +183,8 @@ fn a_request_is_either_sent_or_aborted() {
         let sender = {
             let table = table.clone();
             thread::spawn(move || {
-                table.step().sent(TAG, Instant(1)) && table.step().on_reply(&reply(cookie.to_wire(), 0)).is_ok()
+                table.step().sent(TAG, Instant(1))
+                    && table.step().on_reply(&reply(cookie.to_wire(), 0)).is_ok()
             })
         };
         let aborted = table.step().abort(TAG);

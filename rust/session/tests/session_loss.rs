@@ -68,7 +68,10 @@ fn a_fence_is_told_also_where_requests_fail_already() {
     timeouts.loss_ms = 1_000;
     device.session.set_timeouts(timeouts);
     device.session.on_lost(0, GONE, device.now);
-    assert!(!device.wait(0).is_empty(), "the connection is to be stopped");
+    assert!(
+        !device.wait(0).is_empty(),
+        "the connection is to be stopped"
+    );
     device.session.on_drained(0, device.now);
     let mut causes = Vec::new();
     while causes.len() < 2 {

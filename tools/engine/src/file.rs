@@ -31,23 +31,25 @@
 //! overwritten by a write from the past. `tests/killed_node.rs` shows it.
 
 mod boot;
+mod durability;
 mod freeze;
 mod locks;
 mod meta;
+mod opening;
 mod probe;
 mod queue;
 mod record;
 mod snapshots;
 mod volume;
+mod work;
 
 use std::fs::{self, File};
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use neonsan_api::{SnapshotName, VolumeName};
-use rustix::fs::{flock, renameat_with, FlockOperation, Mode, OFlags, RenameFlags, CWD};
+use rustix::fs::{renameat_with, FlockOperation, RenameFlags, CWD};
 use rustix::io::Errno;
 
 use crate::identity::{random_id, unix_seconds};
@@ -56,7 +58,9 @@ use crate::{
     Engine, EngineStatus, Error, ErrorKind, Limits, Result, SnapshotStat, Volume, VolumeSpec,
     VolumeStat, BUFFER_ALIGN,
 };
+use boot::BootId;
 use meta::Meta;
+use opening::lock_within;
 use probe::Storage;
 use volume::FileVolume;
 
@@ -83,7 +87,7 @@ pub struct FileOptions {
 pub struct FileEngine {
     options: FileOptions,
     storage: Arc<Storage>,
-    boot_id: [u8; 16],
+    boot_id: Arc<BootId>,
     /// Holds the lock on `<root>/.lock`.
     _lock: File,
 }
@@ -113,27 +117,6 @@ fn remove_failed(path: &Path) {
     if let Err(e) = fs::remove_dir_all(path) {
         if e.kind() != std::io::ErrorKind::NotFound {
             tracing::warn!(path = %path.display(), error = %e, "cannot remove");
-        }
-    }
-}
-
-/// Takes a lock of an open file (an operation that does not block), waiting for
-/// up to `wait`. `Ok(false)`: someone else still has it.
-fn lock_within(
-    file: impl AsFd,
-    operation: FlockOperation,
-    wait: Duration,
-) -> std::result::Result<bool, Errno> {
-    let deadline = Instant::now() + wait;
-    loop {
-        match flock(file.as_fd(), operation) {
-            Ok(()) => return Ok(true),
-            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            Err(Errno::WOULDBLOCK) => return Ok(false),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error),
         }
     }
 }
@@ -174,7 +157,7 @@ impl FileEngine {
             options.buffered,
             options.min_block_bytes,
         )?);
-        let boot_id = boot::boot_id(root)?;
+        let boot_id = Arc::new(BootId::load(root)?);
         let engine = Self {
             boot_id,
             options,
@@ -226,6 +209,7 @@ impl FileEngine {
                 let half_made = if name.starts_with(".create-") || name.starts_with(".delete-") {
                     vec![path]
                 } else {
+                    snapshots::remove_unused(&path)?;
                     snapshots::leftovers(&path)?
                 };
                 for path in half_made {
@@ -321,87 +305,9 @@ impl FileEngine {
         }
     }
 
-    /// Opens and locks the data file of a volume.
-    fn open_data(&self, name: &VolumeName, dir: &Path, wait: Duration) -> Result<File> {
-        let path = dir.join("data");
-        let mut flags = OFlags::RDWR | OFlags::CLOEXEC;
-        if self.storage.direct {
-            flags |= OFlags::DIRECT;
-        }
-        let data = rustix::fs::open(&path, flags, Mode::empty())
-            .map(File::from)
-            .map_err(|e| match e {
-                Errno::NOENT => Error::new(
-                    ErrorKind::Corrupt,
-                    format!(
-                        "the volume {name} has no data: {} is missing",
-                        path.display()
-                    ),
-                ),
-                e => Error::os(e, format!("cannot open {}", path.display())),
-            })?;
-        if !lock_within(&data, ALONE, wait)
-            .map_err(|e| Error::os(e, format!("cannot lock {}", path.display())))?
-        {
-            return Err(Error::new(
-                ErrorKind::Busy,
-                format!("the volume {name} is open in this or another process"),
-            ));
-        }
-        Ok(data)
-    }
-
-    /// The same; finishes rolling back first if a crash has interrupted it.
-    fn open_finished(&self, name: &VolumeName, dir: &Path, wait: Duration) -> Result<File> {
-        let data = self.open_data(name, dir, wait)?;
-        match snapshots::pending(dir, name)? {
-            None => Ok(data),
-            Some(snapshot) => {
-                tracing::warn!(%snapshot, "finishing to roll back, which was interrupted");
-                snapshots::finish_rollback(dir, &snapshot)?;
-                drop(data);
-                self.open_data(name, dir, wait)
-            }
-        }
-    }
-
     /// The directory of a snapshot that is there.
     fn existing_snapshot(&self, name: &SnapshotName) -> Result<PathBuf> {
         snapshots::existing(&self.volume_dir(name.volume()), name)
-    }
-
-    /// Opens and locks the data of a snapshot.
-    fn open_snapshot_data(
-        &self,
-        name: &SnapshotName,
-        dir: &Path,
-        operation: FlockOperation,
-    ) -> Result<File> {
-        let path = dir.join("data");
-        let mut flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        if self.storage.direct {
-            flags |= OFlags::DIRECT;
-        }
-        let data = rustix::fs::open(&path, flags, Mode::empty())
-            .map(File::from)
-            .map_err(|e| match e {
-                Errno::NOENT => Error::new(
-                    ErrorKind::Corrupt,
-                    format!(
-                        "the snapshot {name} has no data: {} is missing",
-                        path.display()
-                    ),
-                ),
-                e => Error::os(e, format!("cannot open {}", path.display())),
-            })?;
-        match lock_within(&data, operation, Duration::ZERO) {
-            Ok(true) => Ok(data),
-            Ok(false) => Err(Error::new(
-                ErrorKind::Busy,
-                format!("the snapshot {name} is open"),
-            )),
-            Err(e) => Err(Error::os(e, format!("cannot lock {}", path.display()))),
-        }
     }
 }
 
@@ -415,7 +321,7 @@ impl Engine for FileEngine {
     }
 
     fn boot_id(&self) -> [u8; 16] {
-        self.boot_id
+        self.boot_id.get()
     }
 
     fn status(&self) -> Result<EngineStatus> {
@@ -479,7 +385,8 @@ impl Engine for FileEngine {
         let data = self.open_finished(name, &dir, self.options.lock_wait)?;
         // Read under the lock: a resize changes it.
         let meta = Meta::load(&dir)?;
-        let volume = FileVolume::open(name.as_str(), dir, data, meta, Arc::clone(&self.storage))?;
+        let (storage, boot_id) = (Arc::clone(&self.storage), Arc::clone(&self.boot_id));
+        let volume = FileVolume::open(name.as_str(), dir, data, meta, storage, boot_id)?;
         Ok(Arc::new(volume))
     }
 
@@ -533,6 +440,7 @@ impl Engine for FileEngine {
             data,
             meta,
             storage,
+            Arc::clone(&self.boot_id),
         )?;
         Ok(Arc::new(volume))
     }
@@ -540,25 +448,28 @@ impl Engine for FileEngine {
     fn delete_snapshot(&self, name: &SnapshotName) -> Result<()> {
         let dir = self.existing_snapshot(name)?;
         let volume_dir = self.volume_dir(name.volume());
-        if snapshots::pending(&volume_dir, name.volume())?.is_some() {
-            self.open_finished(name.volume(), &volume_dir, Duration::ZERO)?;
-        }
         // One without data can be deleted, since nobody can have it open.
         let _lock = match self.open_snapshot_data(name, &dir, ALONE) {
             Ok(data) => Some(data),
             Err(error) if error.kind() == ErrorKind::Corrupt => None,
             Err(error) => return Err(error),
         };
+        // Only now: nobody begins to roll back to it any more. One that is under
+        // way to another snapshot may want the space that this one takes.
+        if snapshots::pending(&volume_dir, name.volume())?.as_ref() == Some(name) {
+            self.open_finished(name.volume(), &volume_dir, Duration::ZERO)?;
+        }
         snapshots::delete(&volume_dir, name)
     }
 
     fn roll_back(&self, name: &SnapshotName, record: &[u8]) -> Result<()> {
-        self.existing_snapshot(name)?;
+        let snapshot_dir = self.existing_snapshot(name)?;
         self.storage.check_reflink()?;
         let dir = self.existing_dir(name.volume())?;
         let _lock = self.open_finished(name.volume(), &dir, Duration::ZERO)?;
-        record::store(&dir, record)?;
-        snapshots::begin_rollback(&dir, name)?;
+        // Nobody deletes it meanwhile.
+        let _held = self.open_snapshot_data(name, &snapshot_dir, WITH_OTHERS)?;
+        snapshots::begin_rollback(&dir, name, record)?;
         snapshots::finish_rollback(&dir, name)
     }
 

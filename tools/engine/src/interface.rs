@@ -274,7 +274,8 @@ pub trait Queue: Send {
 /// A volume, open. It is closed when the last reference and the last queue
 /// are gone.
 pub trait Volume: Send + Sync {
-    /// Size, block sizes, identity. Blocks for a short time.
+    /// Size, block sizes, identity. Blocks for a short time; what is allocated
+    /// is 0 where counting would take longer.
     fn stat(&self) -> VolumeStat;
 
     /// Its size now. Never blocks.
@@ -284,7 +285,7 @@ pub trait Volume: Send + Sync {
 
     /// Another node has taken the volume: every request ends with
     /// [`ErrorKind::NotOwner`], and all that is left is to close it. It never
-    /// comes back. Never blocks.
+    /// comes back. Of a snapshot: the storage refuses this node. Never blocks.
     fn is_lost(&self) -> bool {
         false
     }
@@ -327,8 +328,9 @@ pub trait Engine: Send + Sync {
     fn is_persistent(&self) -> bool;
 
     /// Identity of its volatile state: another one whenever completed but
-    /// unflushed writes may have been lost since it was last the same.
-    /// Constant while the engine lives.
+    /// unflushed writes may have been lost since it was last the same. It may
+    /// change while the engine lives: a volume goes with what this says after it
+    /// was opened.
     fn boot_id(&self) -> [u8; 16];
 
     /// Its state now.
@@ -341,8 +343,21 @@ pub trait Engine: Send + Sync {
     /// The names of all volumes, in no order. Damaged ones are listed too.
     fn list(&self) -> Result<Vec<VolumeName>>;
 
-    /// What is known of a volume.
+    /// What is known of a volume. May take long: it counts what is allocated.
     fn stat(&self, name: &VolumeName) -> Result<VolumeStat>;
+
+    /// Whether there is a volume of this name, damaged or not. Takes a short
+    /// time.
+    fn exists(&self, name: &VolumeName) -> Result<bool> {
+        match self.stat(name) {
+            Ok(_) => Ok(true),
+            Err(error) => match error.kind() {
+                ErrorKind::NotFound => Ok(false),
+                ErrorKind::Corrupt => Ok(true),
+                _ => Err(error),
+            },
+        }
+    }
 
     /// What could be done with the volume if it were opened now.
     fn limits(&self, stat: &VolumeStat) -> Limits;

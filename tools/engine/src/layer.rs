@@ -65,6 +65,10 @@ impl<L: Layer> Engine for L {
         self.inner().stat(name)
     }
 
+    fn exists(&self, name: &VolumeName) -> Result<bool> {
+        self.inner().exists(name)
+    }
+
     fn limits(&self, stat: &VolumeStat) -> Limits {
         self.own_limits(self.inner().limits(stat))
     }

@@ -377,6 +377,19 @@ impl Engine for RbdEngine {
         Self::stat_image(name, &self.look_at(name)?)
     }
 
+    /// Without what `stat` does: looking at every object of the image.
+    fn exists(&self, name: &VolumeName) -> Result<bool> {
+        let look = || Self::attributes(name, &self.look_at(name)?).map(drop);
+        match look() {
+            Ok(()) => Ok(true),
+            Err(error) => match error.kind() {
+                ErrorKind::NotFound => Ok(false),
+                ErrorKind::Corrupt => Ok(true),
+                _ => Err(error),
+            },
+        }
+    }
+
     fn limits(&self, stat: &VolumeStat) -> Limits {
         volume::limits(self.options.object_bytes, stat.logical_block_size)
     }
@@ -475,7 +488,7 @@ impl Engine for RbdEngine {
         let (image, attributes) = self.look_at_volume_of(name)?;
         let stat = find_snapshot(&image, name)?.stat(name, &attributes);
         drop(image);
-        let ownership = Ownership::new(name.volume().clone(), &self.pulse);
+        let ownership = Ownership::of_snapshot(name.volume().clone());
         let pool = self.pool_of(name.volume())?;
         let image = Image::open_snapshot(&pool, name.volume().volume(), name.snapshot()).map_err(
             |error| match error.kind() {

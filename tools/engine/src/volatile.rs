@@ -53,8 +53,10 @@ impl Layer for VolatileEngine {
         "what is not flushed is lost with the process"
     }
 
+    /// Another one when this cache is lost, or what is behind it.
     fn own_boot_id(&self) -> [u8; 16] {
-        self.boot_id
+        let (own, inner) = (self.boot_id, self.inner.boot_id());
+        std::array::from_fn(|i| own[i] ^ inner[i])
     }
 
     fn own_limits(&self, inner: Limits) -> Limits {

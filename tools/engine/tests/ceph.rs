@@ -242,6 +242,94 @@ fn images_that_are_no_volumes_are_left_alone() {
     engine.delete(&made).unwrap();
 }
 
+/// Runs `rbd` as the node's user.
+fn rbd(args: &[&str]) {
+    let options = rbd_options().unwrap();
+    let done = Command::new("rbd")
+        .args(["-c", &options.conf.to_string_lossy()])
+        .args(["-n", &format!("client.{}", options.user)])
+        .args(args)
+        .status()
+        .unwrap();
+    assert!(done.success(), "rbd {args:?}");
+}
+
+/// Settings of pool and image are stronger than a client's: with some of them
+/// nobody would be fenced, or an acknowledged write would be in a cache.
+#[test]
+fn a_volume_is_refused_while_settings_in_the_cluster_would_make_it_unsafe() {
+    let engine = node();
+    let name = fresh(&engine, "other/settings", MIB);
+    let pool = rbd_options().unwrap().pool;
+    let image = format!("{pool}/other/settings");
+    for (key, value) in [
+        ("conf_rbd_blocklist_on_break_lock", "false"),
+        ("conf_rbd_blocklist_expire_seconds", "60"),
+        ("conf_rbd_cache", "true"),
+        ("conf_rbd_persistent_cache_mode", "ssd"),
+        ("conf_rbd_disable_zero_copy_writes", "false"),
+    ] {
+        rbd(&["image-meta", "set", &image, key, value]);
+        let option = key.trim_start_matches("conf_");
+        for refused in [engine.open(&name).err(), engine.take(&name).err()] {
+            let error = refused.expect(key);
+            assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+            let text = error.to_string();
+            assert!(
+                text.contains(option) && text.contains("rbd config image rm"),
+                "{text}"
+            );
+        }
+        rbd(&["image-meta", "rm", &image, key]);
+    }
+    // Of the pool, which all its volumes have.
+    rbd(&["config", "pool", "set", &pool, "rbd_cache", "true"]);
+    let error = engine.take(&name).err().unwrap();
+    rbd(&["config", "pool", "rm", &pool, "rbd_cache"]);
+    assert!(error.to_string().contains("rbd config pool rm"), "{error}");
+    // What does no harm is no matter, in whatever words.
+    rbd(&["image-meta", "set", &image, "conf_rbd_cache", "0"]);
+    rbd(&[
+        "image-meta",
+        "set",
+        &image,
+        "conf_rbd_readahead_max_bytes",
+        "0",
+    ]);
+    drop(engine.take(&name).unwrap());
+    drop(engine.open(&name).unwrap());
+    engine.delete(&name).unwrap();
+}
+
+/// Nobody can take a snapshot, so a pause of the process ends no term: what was
+/// read before it is read after it.
+#[test]
+fn a_snapshot_is_read_after_a_pause() {
+    let mut options = rbd_options().unwrap();
+    // Between two beats of its pulse the process stands still for too long.
+    options.max_pause = Duration::from_millis(1);
+    let (paused, engine) = (RbdEngine::open(options).unwrap(), node());
+    let name = fresh(&engine, "other/paused", MIB);
+    let snapshot = snapshot_name("other/paused@s");
+    let volume = engine.open(&name).unwrap();
+    let mut queue = Arc::clone(&volume).queue(4).unwrap();
+    run(&mut *queue, write(0, 4096, 1)).unwrap();
+    volume.create_snapshot(&snapshot).unwrap();
+    drop((queue, volume));
+    let reader = paused.open_snapshot(&snapshot).unwrap();
+    let mut queue = Arc::clone(&reader).queue(4).unwrap();
+    std::thread::sleep(Duration::from_millis(1200));
+    assert!(bytes_of(&mut *queue, MIB)[..4096].iter().all(|b| *b == 1));
+    assert!(!reader.is_lost());
+    // Not so of what can be taken.
+    drop(engine.open(&name).unwrap());
+    wait_until_lost(&paused.take(&name).unwrap());
+    drop((queue, reader));
+    drop(engine.take(&name).unwrap());
+    engine.delete_snapshot(&snapshot).unwrap();
+    engine.delete(&name).unwrap();
+}
+
 /// A node that dies while it rolls a volume back leaves a note; whoever opens the
 /// volume next begins with that.
 #[test]

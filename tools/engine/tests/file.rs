@@ -194,6 +194,45 @@ fn a_full_disk_is_told_as_such() {
     }
 }
 
+/// The kernel tells of lost writes once, and here it is a write with FUA that it
+/// tells. The file system is gone after that, so all that can be seen is the boot
+/// id: `durability` has the rest of the rule, with tests of its own.
+#[test]
+fn a_write_with_fua_that_hears_of_a_loss_tells_every_client() {
+    let (_dir, mount) = match xfs() {
+        Ok(mounted) => mounted,
+        Err(reason) => {
+            eprintln!("SKIP a_write_with_fua_that_hears_of_a_loss: {reason}");
+            return;
+        }
+    };
+    let engine = open(&mount.0.join("root"));
+    let name = volume_name("p/v");
+    engine.create(&name, &spec(1 << 20, 4096)).unwrap();
+    let mut queue = engine.open(&name).unwrap().queue(4).unwrap();
+    let write = |fua| Op::Write {
+        offset: 0,
+        buffer: Buffer::zeroed(4096).unwrap(),
+        fua,
+        atomic: false,
+    };
+    run(&mut *queue, write(true)).unwrap();
+    run(&mut *queue, Op::Flush).unwrap();
+    let before = engine.boot_id();
+    run(&mut *queue, write(false)).unwrap();
+    let shut = Command::new("xfs_io")
+        .args(["-x", "-c", "shutdown"])
+        .arg(&mount.0)
+        .status()
+        .unwrap();
+    assert!(shut.success());
+    assert_eq!(engine.boot_id(), before);
+    let error = run(&mut *queue, write(true)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Io, "{error}");
+    assert_ne!(engine.boot_id(), before, "a host that comes back must know");
+    assert!(run(&mut *queue, Op::Flush).is_err());
+}
+
 #[test]
 fn an_interrupted_rollback_is_finished_before_the_volume_is_opened() {
     let (_dir, mount) = match xfs() {

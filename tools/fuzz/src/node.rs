@@ -113,6 +113,7 @@ fn gate_config() -> GateConfig {
         max_connections: 64,
         drain_timeout_ms: 5_000,
         linger_ms: 60_000,
+        max_remembered: 64,
         without_fencing: false,
     }
 }

@@ -182,6 +182,7 @@ impl Setup {
                 max_connections: 4,
                 drain_timeout_ms: rng.range(200, 4_000),
                 linger_ms: rng.range(500, 15_000),
+                max_remembered: 64,
                 without_fencing: matches!(planted, Planted::NoFencing | Planted::StaleWrites),
             },
             node_heartbeat_ms: (rng.range(200, 1_500) as u32, rng.range(2_000, 5_000) as u32),

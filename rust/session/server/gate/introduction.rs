@@ -75,12 +75,15 @@ impl Gate {
         if self.memory.is_fenced(&id) {
             return Err(RefuseReason::new(Status::Fenced));
         }
-        let staying = self
-            .sessions
-            .iter()
-            .filter(|s| !s.over && !conflicts(s.mode, request.mode()))
-            .count();
-        if staying >= self.config.max_sessions {
+        let staying = || {
+            self.sessions
+                .iter()
+                .filter(|s| !s.over && !conflicts(s.mode, request.mode()))
+        };
+        let writers = staying().filter(|s| s.mode != Mode::ReadOnly).count();
+        // Whoever may write must be known after a restart of the node.
+        let no_room = request.mode() != Mode::ReadOnly && writers >= self.config.max_remembered;
+        if staying().count() >= self.config.max_sessions || no_room {
             return Err(RefuseReason::new(Status::TooManySessions));
         }
         self.make_way(request)?;
@@ -97,6 +100,7 @@ impl Gate {
             max_connections: had.max(self.config.max_connections),
             over: false,
         });
+        self.make_room();
         Ok(())
     }
 

@@ -10,11 +10,15 @@
 //! The file `.boot` below the root says which id goes with which boot of the
 //! machine: 16 bytes each of the kernel's boot id and of ours, then their
 //! CRC-32C. Whatever is wrong with it, a new id is made, which is always safe.
-//! It is removed when a flush fails, since the kernel tells of lost data once:
-//! the next process must not say that nothing happened.
+//! When a flush fails, on whatever volume of the engine, the id is forgotten: the
+//! kernel tells of lost data once, and whoever opens a volume after that must not
+//! hear that nothing happened. This process has another id from then on, and the
+//! file is removed for the next one. A file system that has shut itself down does
+//! not let go of the file; then that is left to people (see the admin guide).
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::identity::random_id;
 use crate::{Error, Result};
@@ -45,8 +49,8 @@ fn stored(path: &Path, machine: [u8; 16]) -> Option<[u8; 16]> {
     (bytes == encode(machine, id)).then_some(id)
 }
 
-/// The id in force for the engine at `root`, which is locked.
-pub(super) fn boot_id(root: &Path) -> Result<[u8; 16]> {
+/// The id with which an engine at `root` begins.
+fn boot_id(root: &Path) -> Result<[u8; 16]> {
     let path = root.join(".boot");
     // Without the kernel's id every start is a new one.
     let Some(machine) = machine_boot_id() else {
@@ -64,19 +68,58 @@ pub(super) fn boot_id(root: &Path) -> Result<[u8; 16]> {
     Ok(id)
 }
 
-/// Written data may be lost: the next process gets another id.
-pub(super) fn forget(root: &Path) {
-    let path = root.join(".boot");
-    // The disk may be failing: not on a thread that serves clients.
-    let spawned = std::thread::Builder::new()
-        .name("forget-boot-id".to_owned())
-        .spawn(move || {
-            if let Err(error) = fs::remove_file(&path) {
-                tracing::error!(path = %path.display(), %error, "cannot remove");
-            }
-        });
-    if let Err(error) = spawned {
-        tracing::error!(%error, "cannot start a thread");
+/// The boot id of an engine. Shared by the engine, which tells it, and its
+/// volumes, which make it forget.
+#[derive(Debug)]
+pub(super) struct BootId {
+    path: PathBuf,
+    /// Held for a look or a change.
+    id: Mutex<[u8; 16]>,
+}
+
+impl BootId {
+    /// That of the engine at `root`, which is locked.
+    pub(super) fn load(root: &Path) -> Result<Self> {
+        Ok(Self {
+            path: root.join(".boot"),
+            id: Mutex::new(boot_id(root)?),
+        })
+    }
+
+    fn id(&self) -> MutexGuard<'_, [u8; 16]> {
+        self.id.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The id in force.
+    pub(super) fn get(&self) -> [u8; 16] {
+        *self.id()
+    }
+
+    /// Written data may be lost: another id from now on, and for the next
+    /// process.
+    pub(super) fn forget(&self) {
+        {
+            let mut id = self.id();
+            // Without random numbers, whatever is another one.
+            *id = random_id().unwrap_or_else(|_| id.map(|byte| byte.wrapping_add(1)));
+        }
+        let path = self.path.clone();
+        // The disk may be failing: not on a thread that serves clients.
+        let spawned = std::thread::Builder::new()
+            .name("forget-boot-id".to_owned())
+            .spawn(move || match fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    tracing::error!(
+                        path = %path.display(), %error,
+                        "cannot remove: before a node uses the directory again, remove this file \
+                         or boot the machine, or hosts will not learn that writes may be lost"
+                    );
+                }
+                _ => {}
+            });
+        if let Err(error) = spawned {
+            tracing::error!(%error, "cannot start a thread");
+        }
     }
 }
 
@@ -98,10 +141,14 @@ mod tests {
         fs::write(&path, b"damaged").unwrap();
         let third = boot_id(dir.path()).unwrap();
         assert_ne!(third, second);
-        forget(dir.path());
+        let held = BootId::load(dir.path()).unwrap();
+        assert_eq!(held.get(), third);
+        held.forget();
+        let fourth = held.get();
+        assert_ne!(fourth, third, "at once, for this process too");
         while path.exists() {
             std::thread::yield_now();
         }
-        assert_ne!(boot_id(dir.path()).unwrap(), third);
+        assert!(![third, fourth].contains(&boot_id(dir.path()).unwrap()));
     }
 }

@@ -31,7 +31,8 @@ impl Range {
     }
 }
 
-/// Where a queue is told that locks it waited for are its own now.
+/// Where a queue is told that its requests may go on: locks they waited for are
+/// their own now, or nobody else can have taken the error of their flush.
 #[derive(Debug)]
 pub(super) struct Mailbox {
     /// Slots of the queue whose requests may go on.
@@ -64,7 +65,8 @@ impl Mailbox {
         self.signal.as_fd()
     }
 
-    fn post(&self, slot: u32) {
+    /// The request in this slot may go on.
+    pub(super) fn post(&self, slot: u32) {
         self.granted
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

@@ -123,13 +123,26 @@ impl Meta {
 
     /// Writes the description into `dir`, durably, in one step.
     pub(super) fn store(&self, dir: &Path) -> Result<()> {
-        let path = dir.join("meta");
         let temporary = dir.join("meta.new");
-        let context = |e| Error::os(e, format!("cannot write {}", path.display()));
-        let mut file = File::create(&temporary).map_err(context)?;
-        file.write_all(&self.encode()).map_err(context)?;
-        file.sync_all().map_err(context)?;
-        fs::rename(&temporary, &path).map_err(context)?;
+        self.write(&temporary)?;
+        Self::put(&temporary, dir)
+    }
+
+    /// Writes the description to a file of this path, durably.
+    pub(super) fn write(&self, path: &Path) -> Result<()> {
+        let write = || {
+            let mut file = File::create(path)?;
+            file.write_all(&self.encode())?;
+            file.sync_all()
+        };
+        write().map_err(|e| Error::os(e, format!("cannot write {}", path.display())))
+    }
+
+    /// Makes a file that was written the description in `dir`, in one step.
+    pub(super) fn put(from: &Path, dir: &Path) -> Result<()> {
+        let path = dir.join("meta");
+        fs::rename(from, &path)
+            .map_err(|e| Error::os(e, format!("cannot write {}", path.display())))?;
         sync_dir(dir)
     }
 

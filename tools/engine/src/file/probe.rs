@@ -119,6 +119,13 @@ impl Storage {
                 | StatxFlags::from_bits_retain(STATX_WRITE_ATOMIC),
         )
         .map_err(|e| Error::os(e, format!("cannot stat {}", trial.path.display())))?;
+        // Not what `statx` says: with XFS that is a page at least, whatever its
+        // blocks are. Larger blocks than the file system's can lie across two of
+        // the disk's.
+        let block_bytes = rustix::fs::fstatvfs(&file)
+            .map_err(|e| Error::os(e, format!("cannot stat {}", root.display())))?
+            .f_bsize;
+        let file_block_bytes = u32::try_from(block_bytes).unwrap_or(u32::MAX);
         drop(file);
 
         let disk = Disk::below(&stat);
@@ -151,7 +158,7 @@ impl Storage {
         // tear; directly they arrive as they are. Without a disk (tmpfs) there
         // is nothing which survives to be torn.
         let untorn_bytes = match &disk {
-            Some(disk) => disk.untorn_bytes.min(fs_block_bytes),
+            Some(disk) => disk.untorn_bytes.min(file_block_bytes),
             None => 512,
         };
         let atomic_bytes = if direct.is_some() && stat.stx_mask & STATX_WRITE_ATOMIC != 0 {

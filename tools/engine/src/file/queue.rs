@@ -1,20 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 //! A queue of the file engine: one io_uring and the requests in it.
 //!
-//! A request is done in steps, one entry of the ring at a time:
-//!
-//! ```text
-//!            ┌────────────┐ granted
-//!  submit ──▶│  WaitLock  │────┐        (changing requests on volumes with
-//!    │       └────────────┘    │         smaller blocks than the storage's)
-//!    └─────────────────────────▼
-//!  Read, Write:        ┌▶ Direct ────────────────┐
-//!                      ├▶ BlockRead ─▶ BlockWrite┤ next piece, or done
-//!                      └◀────────────────────────┘
-//!  Discard, zeroes:    Punch ─▶ ZeroRange ─▶ written out like a Write
-//!                      (to the next where the file system cannot)
-//!  Flush, and zeroes with FUA at their end:  Sync
-//! ```
+//! What the steps of a request are is said in [`super::work`].
 
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -24,11 +11,12 @@ use std::sync::Arc;
 use io_uring::types::{Fd, FsyncFlags};
 use io_uring::{opcode, squeue, IoUring};
 
-use super::boot;
+use super::durability::tells_of_loss;
 use super::freeze::Writers;
 use super::locks::{Mailbox, Range};
 use super::volume::{FileVolume, ZERO_PIECE_BYTES};
-use crate::{Buffer, BufferPool, Completion, Error, ErrorKind, Limits, Op, Queue, Request, Result};
+use super::work::{Step, Work};
+use crate::{BufferPool, Completion, Error, ErrorKind, Limits, Op, Queue, Request, Result};
 
 /// Entries of the largest ring; what is beyond waits in the queue.
 const MAX_DEPTH: u32 = 1024;
@@ -41,42 +29,6 @@ const MAILBOX_MARK: u64 = u64::MAX;
 
 /// `RWF_ATOMIC` of `linux/fs.h` (Linux 6.11), which the libc crate lacks.
 const RWF_ATOMIC: i32 = 0x40;
-
-/// The step in which a request is; see the diagram above.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
-    /// Waits for its range.
-    WaitLock,
-    /// The ring moves this many bytes from or to the request's own memory.
-    Direct(u32),
-    /// The ring reads the storage's block with the next bytes into `block`.
-    BlockRead,
-    /// The ring writes `block` back, with this many new bytes.
-    BlockWrite(u32),
-    /// The file system punches a hole.
-    Punch,
-    /// The file system zeroes the range.
-    ZeroRange,
-    /// The file system puts everything on stable storage.
-    Sync,
-}
-
-/// A request between `submit` and its completion.
-#[derive(Debug)]
-struct Work {
-    token: u64,
-    op: Op,
-    step: Step,
-    /// Next byte to do, and the end: absolute.
-    at: u64,
-    end: u64,
-    /// Held until the end.
-    lock: Option<Range>,
-    /// Counted by `writers`: it may change the volume.
-    entered: bool,
-    /// One block of the storage, if a part of it is needed.
-    block: Option<Buffer>,
-}
 
 /// What to do after a step.
 enum Next {
@@ -112,10 +64,14 @@ pub(super) struct FileQueue {
     writers: Arc<Writers>,
     /// Changing requests that wait until the volume is not frozen any more.
     held: VecDeque<Request>,
+    /// Requests in the step [`Step::Settle`].
+    settling: usize,
+    /// It is being dropped: nobody gets an answer any more.
+    closing: bool,
 }
 
 /// Where a queue is told that it may go on: with requests that waited for
-/// locks, or for the end of a freeze.
+/// locks, for the results of others, or for the end of a freeze.
 struct Mail {
     mailbox: Arc<Mailbox>,
     /// The ring has the poll of its eventfd.
@@ -149,6 +105,8 @@ impl FileQueue {
             granted: Vec::new(),
             writers,
             held: VecDeque::new(),
+            settling: 0,
+            closing: false,
         })
     }
 
@@ -191,6 +149,7 @@ impl FileQueue {
             lock: None,
             entered: changes,
             block: None,
+            asking: None,
         };
         if let Some(locks) = &self.volume.locks {
             if changes {
@@ -231,11 +190,12 @@ impl FileQueue {
     /// Chooses how the next bytes of a read or write are moved.
     fn next_piece(&mut self, work: &mut Work) -> Next {
         if work.at >= work.end {
-            return match work.op {
-                // The pieces were written with `RWF_DSYNC` if FUA was asked.
-                Op::Read { .. } | Op::Write { .. } | Op::WriteZeroes { .. } => Next::Done(Ok(())),
-                Op::Flush | Op::Discard { .. } => Next::Done(Ok(())),
-            };
+            // The pieces were written with `RWF_DSYNC` if FUA was asked. Through
+            // the page cache another request may have been told of their error.
+            if work.is_fua() && !self.volume.storage.direct {
+                return Next::Go(Step::Settle);
+            }
+            return Next::Done(Ok(()));
         }
         let storage = &self.volume.storage;
         let block = u64::from(storage.block_bytes);
@@ -265,8 +225,21 @@ impl FileQueue {
     /// Sends the step to the ring, or completes the request.
     fn take(&mut self, slot: u32, mut work: Work, next: Next) {
         match next {
+            Next::Go(Step::Settle) => {
+                work.step = Step::Settle;
+                // Whoever drops the queue may have others, for which it would
+                // wait here.
+                if self.closing || self.volume.durability.settle(slot, &self.mail.mailbox) {
+                    return self.settled(slot, work);
+                }
+                self.settling += 1;
+                self.slots[slot as usize] = Some(work);
+            }
             Next::Go(step) => {
                 work.step = step;
+                if step == Step::Sync || work.is_dsync() {
+                    work.asking = Some(self.volume.durability.ask());
+                }
                 let entry = self.entry(&mut work).user_data(u64::from(slot));
                 self.slots[slot as usize] = Some(work);
                 self.in_ring += 1;
@@ -290,6 +263,13 @@ impl FileQueue {
                 });
             }
         }
+    }
+
+    /// Completes a request of which nobody can have heard that it failed.
+    fn settled(&mut self, slot: u32, work: Work) {
+        let mut result = Ok(());
+        self.refuse_durability(&work.op, &mut result);
+        self.take(slot, work, Next::Done(result));
     }
 
     /// The ring's entry for the step of `work`, whose buffers it points to.
@@ -325,10 +305,10 @@ impl FileQueue {
                         .build()
                 }
             },
-            Step::BlockRead => opcode::Read::new(fd, block_address(work), block_bytes as u32)
+            Step::BlockRead => opcode::Read::new(fd, work.block_address(), block_bytes as u32)
                 .offset(block_start)
                 .build(),
-            Step::BlockWrite(_) => opcode::Write::new(fd, block_address(work), block_bytes as u32)
+            Step::BlockWrite(_) => opcode::Write::new(fd, work.block_address(), block_bytes as u32)
                 .offset(block_start)
                 .rw_flags(flags)
                 .build(),
@@ -340,7 +320,7 @@ impl FileQueue {
                 .offset(work.at)
                 .mode(libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE)
                 .build(),
-            Step::Sync | Step::WaitLock => {
+            Step::Sync | Step::Settle | Step::WaitLock => {
                 opcode::Fsync::new(fd).flags(FsyncFlags::DATASYNC).build()
             }
         }
@@ -348,8 +328,14 @@ impl FileQueue {
 
     /// Decides what follows the end of a step; `result` is the ring's.
     fn after(&mut self, work: &mut Work, result: i32) -> Next {
+        let again = matches!(-result, libc::EINTR | libc::EAGAIN);
+        if let Some(asking) = work.asking.take() {
+            let failed = result < 0 && !again;
+            let loss = failed && (work.step == Step::Sync || tells_of_loss(-result));
+            self.volume.durability.told(asking, loss);
+        }
         // An interrupted or postponed entry is simply sent again.
-        if matches!(-result, libc::EINTR | libc::EAGAIN) {
+        if again {
             return Next::Go(work.step);
         }
         match work.step {
@@ -389,17 +375,12 @@ impl FileQueue {
                 Op::WriteZeroes { fua: true, .. } => Next::Go(Step::Sync),
                 _ => Next::Done(Ok(())),
             },
-            Step::Sync if result < 0 => {
-                if !self.volume.broken.swap(true, Ordering::AcqRel) {
-                    boot::forget(&self.volume.storage.root);
-                }
-                self.failed(work, result)
-            }
-            Step::Sync => Next::Done(Ok(())),
+            Step::Sync if result < 0 => self.failed(work, result),
+            Step::Sync => Next::Go(Step::Settle),
             // Not in the ring; see `granted`.
-            Step::WaitLock => Next::Done(Err(Error::new(
+            Step::WaitLock | Step::Settle => Next::Done(Err(Error::new(
                 ErrorKind::Io,
-                "a request without its lock was completed",
+                "a request that waits was completed",
             ))),
         }
     }
@@ -456,14 +437,14 @@ impl FileQueue {
         )))
     }
 
-    /// Whether a durable answer must be refused; see [`FileVolume::broken`].
+    /// Whether a durable answer must be refused; see [`super::durability`].
     fn refuse_durability(&self, op: &Op, result: &mut Result<()>) {
         let durable = match op {
             Op::Flush => true,
             Op::Write { fua, .. } | Op::WriteZeroes { fua, .. } => *fua,
             Op::Read { .. } | Op::Discard { .. } => false,
         };
-        if durable && result.is_ok() && self.volume.broken.load(Ordering::Acquire) {
+        if durable && result.is_ok() && self.volume.durability.is_broken() {
             *result = Err(Error::new(
                 ErrorKind::Io,
                 format!(
@@ -476,7 +457,7 @@ impl FileQueue {
 
     /// Moves entries into the ring as far as it has room.
     fn fill_ring(&mut self) {
-        let may_wait = self.volume.locks.is_some() || !self.held.is_empty();
+        let may_wait = self.volume.locks.is_some() || !self.held.is_empty() || self.settling > 0;
         if may_wait && !self.mail.armed {
             self.mail.armed = true;
             let fd = Fd(self.mail.mailbox.signal().as_raw_fd());
@@ -507,7 +488,13 @@ impl FileQueue {
                 self.mail.armed = false;
                 self.mail.mailbox.take(&mut self.granted);
                 while let Some(slot) = self.granted.pop() {
-                    if let Some(work) = self.slots[slot as usize].take() {
+                    let Some(work) = self.slots[slot as usize].take() else {
+                        continue;
+                    };
+                    if work.step == Step::Settle {
+                        self.settling -= 1;
+                        self.settled(slot, work);
+                    } else {
                         self.proceed(slot, work);
                     }
                 }
@@ -538,13 +525,6 @@ impl FileQueue {
             }
         }
     }
-}
-
-/// The address of the block of `work`, which `next_piece` has provided.
-fn block_address(work: &Work) -> *mut u8 {
-    work.block
-        .as_ref()
-        .map_or(std::ptr::null_mut(), Buffer::address)
 }
 
 impl Queue for FileQueue {
@@ -597,16 +577,28 @@ impl Queue for FileQueue {
 
 impl Drop for FileQueue {
     fn drop(&mut self) {
-        // The invariants: the kernel must have let go of the memory.
+        self.closing = true;
         self.backlog.clear();
         self.held.clear();
+        self.volume.durability.leave(&self.mail.mailbox);
+        for slot in 0..self.slots.len() {
+            if let Some(work) = self.slots[slot].take_if(|w| w.step == Step::Settle) {
+                self.settling -= 1;
+                // As many as there are slots, which a `u32` counts.
+                self.settled(slot as u32, work);
+            }
+        }
+        // The invariants: the kernel must have let go of the memory.
         while self.free.len() < self.slots.len() {
             self.kick();
             if let Err(error) = self.ring.submit_and_wait(1) {
                 if error.raw_os_error() != Some(libc::EINTR) {
                     // Leaking is safe, freeing is not.
                     tracing::error!(volume = %self.volume.name, %error, "cannot wait for requests");
-                    for work in self.slots.drain(..).flatten() {
+                    for mut work in self.slots.drain(..).flatten() {
+                        if let Some(asking) = work.asking.take() {
+                            self.volume.durability.told(asking, true);
+                        }
                         std::mem::forget(work);
                     }
                     std::mem::forget(Arc::clone(&self.volume));

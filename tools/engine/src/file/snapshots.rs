@@ -7,13 +7,17 @@
 //! <volume>/snapshots/<name>/data   its bytes; locked, shared, while open
 //! <volume>/rollback                the name of the snapshot to which the volume
 //!                                  is being rolled back
-//! <volume>/data.new                its data, until it takes the place of `data`
+//! <volume>/data.ready              its data, until it takes the place of `data`;
+//! <volume>/meta.ready              its description, if that changes; both count
+//!                                  for nothing without the note
 //! ```
 //!
 //! A snapshot appears by one `rename`, when all of it is on stable storage, and
-//! goes away by one. Rolling back changes two files: the note `rollback` is
-//! there from before the first step until after the last, all steps can be
-//! taken again, and a volume with the note is finished before it is opened.
+//! goes away by one. Rolling back changes two files. Both are made first, so that
+//! a full disk is found out about while nothing has happened; then the note
+//! `rollback` is there from before the first step until after the last, all steps
+//! can be taken again, and a volume with the note is finished before it is opened.
+//! The snapshot is held, as if it were read, until all of that is done.
 //!
 //! A write which a killed process left behind cannot reach a volume that was
 //! rolled back since: it goes to the old data file, which nobody reads.
@@ -28,7 +32,7 @@ use rustix::fs::{ioctl_ficlone, renameat_with, RenameFlags, CWD};
 use rustix::io::Errno;
 
 use super::meta::Meta;
-use super::{remove_failed, sync_dir, temporary, FileEngine};
+use super::{record, remove_failed, sync_dir, temporary, FileEngine};
 use crate::identity::{random_id, unix_seconds};
 use crate::interface::{no_such_snapshot, snapshot_exists};
 use crate::{Error, ErrorKind, Result, SnapshotStat};
@@ -198,45 +202,118 @@ pub(super) fn pending(dir: &Path, volume: &VolumeName) -> Result<Option<Snapshot
     }
 }
 
-/// Begins to roll back: from here on it will be done, whatever happens.
-pub(super) fn begin_rollback(dir: &Path, name: &SnapshotName) -> Result<()> {
-    let path = note_path(dir);
-    let new = dir.join("rollback.new");
-    let write = || {
-        fs::write(&new, name.snapshot())?;
-        File::open(&new)?.sync_all()?;
-        fs::rename(&new, &path)
-    };
-    write().map_err(|e| Error::os(e, format!("cannot write {}", path.display())))?;
-    sync_dir(dir)
+fn ready_data(dir: &Path) -> PathBuf {
+    dir.join("data.ready")
 }
 
-/// Takes the steps of rolling back, or takes them again. The caller has the
-/// lock of the volume's data.
-pub(super) fn finish_rollback(dir: &Path, name: &SnapshotName) -> Result<()> {
-    let source_dir = snapshot_dir(dir, name);
-    let snapshot = Meta::load(&source_dir)?;
+fn ready_meta(dir: &Path) -> PathBuf {
+    dir.join("meta.ready")
+}
+
+fn remove_if_there(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != IoKind::NotFound => {
+            Err(Error::os(e, format!("cannot remove {}", path.display())))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes what was prepared for rolling back.
+fn remove_prepared(dir: &Path) -> Result<()> {
+    for path in [ready_data(dir), ready_meta(dir), dir.join("rollback.new")] {
+        remove_if_there(&path)?;
+    }
+    Ok(())
+}
+
+/// The same, if a crash left it before rolling back had begun.
+pub(super) fn remove_unused(dir: &Path) -> Result<()> {
+    match note_path(dir).exists() {
+        true => Ok(()),
+        false => remove_prepared(dir),
+    }
+}
+
+/// What the volume in `dir` is now, and what it is when it was rolled back.
+fn before_and_after(dir: &Path, name: &SnapshotName) -> Result<(Meta, Meta)> {
+    let snapshot = Meta::load(&snapshot_dir(dir, name))?;
     let volume = Meta::load(dir)?;
     let rolled_back = Meta {
         size_bytes: snapshot.size_bytes,
         ..volume
     };
-    // The data is never shorter than the description says.
-    if rolled_back.size_bytes < volume.size_bytes {
-        rolled_back.store(dir)?;
-    }
+    Ok((volume, rolled_back))
+}
+
+/// Makes the data of a snapshot the content of a new file, durably.
+fn copy_data(dir: &Path, name: &SnapshotName, path: &Path) -> Result<()> {
     let context = |e| Error::os(e, format!("cannot roll back to {name}"));
-    let new = dir.join("data.new");
-    match fs::remove_file(&new) {
-        Err(e) if e.kind() != IoKind::NotFound => return Err(context(e)),
-        _ => {}
+    remove_if_there(path)?;
+    let source = File::open(snapshot_dir(dir, name).join("data")).map_err(context)?;
+    share(&source, path)?.sync_all().map_err(context)
+}
+
+/// Makes everything that rolling back needs space for, then begins: from here on
+/// it will be done, whatever happens. The caller holds the volume and the
+/// snapshot. After an error nothing has happened, unless the note is there.
+pub(super) fn begin_rollback(dir: &Path, name: &SnapshotName, record: &[u8]) -> Result<()> {
+    let path = note_path(dir);
+    let new = dir.join("rollback.new");
+    let begin = || {
+        remove_prepared(dir)?;
+        copy_data(dir, name, &ready_data(dir))?;
+        let (before, after) = before_and_after(dir, name)?;
+        if before != after {
+            after.write(&ready_meta(dir))?;
+        }
+        let context = |e| Error::os(e, format!("cannot write {}", path.display()));
+        fs::write(&new, name.snapshot()).map_err(context)?;
+        File::open(&new)
+            .and_then(|file| file.sync_all())
+            .map_err(context)?;
+        sync_dir(dir)?;
+        record::store(dir, record)?;
+        fs::rename(&new, &path).map_err(context)
+    };
+    begin().inspect_err(|_| {
+        if let Err(error) = remove_prepared(dir) {
+            tracing::warn!(%error, "cannot clear away");
+        }
+    })?;
+    sync_dir(dir)
+}
+
+/// Takes the steps of rolling back, or takes them again. The caller holds the
+/// volume.
+pub(super) fn finish_rollback(dir: &Path, name: &SnapshotName) -> Result<()> {
+    let (before, after) = before_and_after(dir, name)?;
+    let describe = || {
+        if before == after {
+            return Ok(());
+        }
+        let ready = ready_meta(dir);
+        match ready.exists() {
+            true => Meta::put(&ready, dir),
+            false => after.store(dir),
+        }
+    };
+    let context = |e| Error::os(e, format!("cannot roll back to {name}"));
+    let mut new = ready_data(dir);
+    if !new.exists() {
+        // It is in its place, or there never was one: an older version began.
+        new = dir.join("data.new");
+        copy_data(dir, name, &new)?;
     }
-    let source = File::open(source_dir.join("data")).map_err(context)?;
-    share(&source, &new)?.sync_all().map_err(context)?;
+    // The data is never shorter than the description says.
+    let shrinks = after.size_bytes < before.size_bytes;
+    if shrinks {
+        describe()?;
+    }
     fs::rename(&new, dir.join("data")).map_err(context)?;
     sync_dir(dir)?;
-    if rolled_back.size_bytes >= volume.size_bytes {
-        rolled_back.store(dir)?;
+    if !shrinks {
+        describe()?;
     }
     fs::remove_file(note_path(dir)).map_err(context)?;
     sync_dir(dir)

@@ -4,13 +4,15 @@
 use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use neonsan_api::SnapshotName;
 use rustix::fs::{fallocate, FallocateFlags};
 
+use super::boot::BootId;
+use super::durability::Durability;
 use super::freeze::Freeze;
 use super::locks::RangeLocks;
 use super::meta::Meta;
@@ -66,10 +68,8 @@ pub(super) struct FileVolume {
     pub(super) locks: Option<RangeLocks>,
     /// Zeroes for those file systems which cannot make them.
     pub(super) zeroes: Buffer,
-    /// A flush has failed. The kernel tells of lost data once; who asks again
-    /// would hear that all is well. So nothing is durable from then on until
-    /// the volume has been closed, and the next process has another boot id.
-    pub(super) broken: AtomicBool,
+    /// Whether it may be said that what was written is durable.
+    pub(super) durability: Durability,
 }
 
 /// Refuses a data file which is shorter than its volume.
@@ -96,8 +96,9 @@ impl FileVolume {
         data: File,
         meta: Meta,
         storage: Arc<Storage>,
+        boot_id: Arc<BootId>,
     ) -> Result<Self> {
-        let volume = Self::new(name, None, dir, data, meta, storage)?;
+        let volume = Self::new(name, None, dir, data, meta, storage, boot_id)?;
         let context = |e| Error::os(e, format!("cannot prepare the data of {name}"));
         let expected = data_len(meta.size_bytes);
         if volume.data.metadata().map_err(context)?.len() > expected {
@@ -117,6 +118,7 @@ impl FileVolume {
         data: File,
         meta: Meta,
         storage: Arc<Storage>,
+        boot_id: Arc<BootId>,
     ) -> Result<Self> {
         let context = |e| Error::os(e, format!("cannot prepare the data of {name}"));
         let len = data.metadata().map_err(context)?.len();
@@ -134,7 +136,7 @@ impl FileVolume {
             storage,
             zeroes: Buffer::zeroed(ZERO_PIECE_BYTES)?,
             freeze: Freeze::default(),
-            broken: AtomicBool::new(false),
+            durability: Durability::new(boot_id),
         })
     }
 
@@ -152,6 +154,15 @@ impl FileVolume {
 
     pub(super) fn size_bytes(&self) -> u64 {
         self.size_bytes.load(Ordering::Acquire)
+    }
+
+    /// Puts the data file on stable storage. The kernel may tell this call, and
+    /// nobody after it, that writes of clients are lost.
+    fn sync_data(&self) -> std::io::Result<()> {
+        let asking = self.durability.ask();
+        let synced = self.data.sync_all();
+        self.durability.told(asking, synced.is_err());
+        synced
     }
 
     /// Makes the bytes between the end of the volume and the end of its file
@@ -271,7 +282,7 @@ impl Volume for FileVolume {
         if size_bytes >= meta.size_bytes {
             // The file first: a longer file than the volume is harmless.
             self.data.set_len(data_len(size_bytes)).map_err(context)?;
-            self.data.sync_all().map_err(context)?;
+            self.sync_data().map_err(context)?;
             resized.store(&self.dir)?;
         } else {
             if self.queues.load(Ordering::Acquire) > 0 {
@@ -286,7 +297,7 @@ impl Volume for FileVolume {
             resized.store(&self.dir)?;
             self.data.set_len(data_len(size_bytes)).map_err(context)?;
             self.zero_tail(size_bytes)?;
-            self.data.sync_all().map_err(context)?;
+            self.sync_data().map_err(context)?;
         }
         *meta = resized;
         self.size_bytes.store(size_bytes, Ordering::Release);
@@ -298,7 +309,7 @@ impl Volume for FileVolume {
         self.storage.check_reflink()?;
         // Nobody resizes it meanwhile.
         let meta = self.meta.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.broken.load(Ordering::Acquire) {
+        if self.durability.is_broken() {
             return Err(Error::new(
                 ErrorKind::Io,
                 format!(

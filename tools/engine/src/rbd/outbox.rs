@@ -76,10 +76,19 @@ impl Sink for Outbox {
             // An error number is an int.
             let code = i32::try_from(result).unwrap_or(-libc::EIO);
             let error = failure(code, "the Ceph cluster failed a request");
+            let changes = !matches!(op, Op::Read { .. } | Op::Flush);
             if error.kind() == ErrorKind::NotOwner {
                 self.ownership.lose("the cluster refuses its requests");
+                Err(error)
+            } else if changes && code == -libc::ETIMEDOUT {
+                // Not that it failed: the cluster may do it later. Whoever comes
+                // back takes the volume anew and sends it again.
+                self.ownership
+                    .lose("a request was given up, and may be carried out later");
+                Err(self.ownership.error())
+            } else {
+                Err(error)
             }
-            Err(error)
         } else if expected.is_some_and(|len| len != result) {
             Err(Error::new(
                 ErrorKind::Io,
@@ -89,5 +98,42 @@ impl Sink for Outbox {
             Ok(())
         };
         self.push(token, op, result);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn ended(op: Op, result: i64) -> (bool, ErrorKind) {
+        let ownership = Ownership::of_snapshot("p/v".parse().unwrap());
+        let outbox = Outbox::new(Arc::clone(&ownership)).unwrap();
+        outbox.done(1, op, result);
+        let mut completions = Vec::new();
+        assert_eq!(outbox.take(&mut completions), 1);
+        let error = completions.remove(0).result.unwrap_err();
+        (ownership.is_lost(), error.kind())
+    }
+
+    #[test]
+    fn a_write_that_was_given_up_ends_the_term() {
+        let zeroes = || Op::WriteZeroes {
+            offset: 0,
+            len: 4096,
+            fua: false,
+            no_unmap: false,
+        };
+        let read = Op::Read {
+            offset: 0,
+            buffer: crate::Buffer::zeroed(512).unwrap(),
+        };
+        let timeout = -i64::from(libc::ETIMEDOUT);
+        assert_eq!(ended(zeroes(), timeout), (true, ErrorKind::NotOwner));
+        assert_eq!(ended(read, timeout), (false, ErrorKind::Io));
+        let fenced = -i64::from(libc::ESHUTDOWN);
+        assert_eq!(ended(zeroes(), fenced), (true, ErrorKind::NotOwner));
+        let failed = -i64::from(libc::EIO);
+        assert_eq!(ended(zeroes(), failed), (false, ErrorKind::Io));
     }
 }

@@ -179,6 +179,11 @@ impl Volume for RbdSnapshot {
         self.shape.size_bytes()
     }
 
+    /// The cluster refuses the client that all snapshots share.
+    fn is_lost(&self) -> bool {
+        self.reading.as_ref().is_none_or(|r| r.ownership.is_lost())
+    }
+
     fn limits(&self) -> Limits {
         super::volume::limits(self.object_bytes, self.attributes.logical_block_size)
     }

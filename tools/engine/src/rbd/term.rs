@@ -47,9 +47,9 @@ pub(super) struct Ownership {
     name: VolumeName,
     /// Set once.
     lost: AtomicBool,
-    pulse: Arc<Pulse>,
-    /// The pauses when the term began.
-    pauses: u64,
+    /// What ends the term after a pause, and the pauses when it began; a snapshot
+    /// has nothing of that.
+    lease: Option<(Arc<Pulse>, u64)>,
 }
 
 impl Ownership {
@@ -57,8 +57,17 @@ impl Ownership {
         Arc::new(Self {
             name,
             lost: AtomicBool::new(false),
-            pauses: pulse.pauses(),
-            pulse: Arc::clone(pulse),
+            lease: Some((Arc::clone(pulse), pulse.pauses())),
+        })
+    }
+
+    /// That of a snapshot of the volume: nobody can take it, and nobody changes
+    /// it, so that a pause does no harm.
+    pub(super) fn of_snapshot(name: VolumeName) -> Arc<Self> {
+        Arc::new(Self {
+            name,
+            lost: AtomicBool::new(false),
+            lease: None,
         })
     }
 
@@ -73,7 +82,8 @@ impl Ownership {
         if self.lost.load(Ordering::Acquire) {
             return true;
         }
-        if self.pulse.paused_since(self.pauses) {
+        let lease = self.lease.as_ref();
+        if lease.is_some_and(|(pulse, pauses)| pulse.paused_since(*pauses)) {
             self.lose("the process stood still for too long");
             return true;
         }
@@ -217,7 +227,14 @@ impl Term {
 }
 
 /// Makes this client the owner of the image, and fences every other.
+///
+/// # Errors
+///
+/// [`ErrorKind::Unsupported`] if settings in the cluster would keep that from
+/// being done, or would make it useless; [`ErrorKind::Busy`] if the volume keeps
+/// changing hands.
 pub(super) fn own(cluster: &Cluster, image: &Image, name: &VolumeName) -> Result<()> {
+    image.check_settings()?;
     for _ in 0..TRIES {
         if let Some(owner) = image.lock_owner()? {
             tracing::info!(volume = %name, %owner, "taking the volume from another node");

@@ -30,7 +30,7 @@ use neonsan_session::Instant;
 
 use tokio::sync::oneshot;
 
-use super::{Introduction, OpenName};
+use super::{record, Introduction, OpenName};
 use crate::config::Config;
 use crate::shared::{hex, Budget};
 
@@ -110,6 +110,7 @@ fn gate_config(config: &Config, without_fencing: bool) -> GateConfig {
         max_connections: config.limits.max_session_connections,
         drain_timeout_ms: u64::from(config.timeouts.drain_ms),
         linger_ms: u64::from(config.timeouts.session_linger_ms),
+        max_remembered: record::MAX_SESSIONS,
         without_fencing,
     }
 }

@@ -2,7 +2,7 @@
 //! Which engine has a volume.
 
 use neonsan_api::VolumeName;
-use neonsan_engine::{Error, ErrorKind, VolumeStat};
+use neonsan_engine::{Error, ErrorKind};
 
 use crate::shared::Shared;
 
@@ -10,18 +10,19 @@ use crate::shared::Shared;
 ///
 /// An engine that cannot say whether it has the volume does not hide that another one has it.
 pub fn find_engine(shared: &Shared, name: &VolumeName) -> neonsan_engine::Result<usize> {
-    let stats = shared.engines.iter().map(|e| e.engine.stat(name));
-    find_among(stats, name)
+    let answers = shared.engines.iter().map(|e| e.engine.exists(name));
+    find_among(answers, name)
 }
 
 fn find_among(
-    stats: impl Iterator<Item = neonsan_engine::Result<VolumeStat>>,
+    answers: impl Iterator<Item = neonsan_engine::Result<bool>>,
     name: &VolumeName,
 ) -> neonsan_engine::Result<usize> {
     let mut failed = None;
-    for (index, stat) in stats.enumerate() {
-        match stat {
-            Ok(_) => return Ok(index),
+    for (index, answer) in answers.enumerate() {
+        match answer {
+            Ok(true) => return Ok(index),
+            Ok(false) => {}
             Err(error) => match error.kind() {
                 ErrorKind::Corrupt => return Ok(index),
                 ErrorKind::NotFound => {}
@@ -44,25 +45,14 @@ mod tests {
 
     #[test]
     fn an_engine_that_fails_hides_no_volume_of_another() {
-        let find = |stats: Vec<neonsan_engine::Result<VolumeStat>>| {
-            find_among(stats.into_iter(), &"p/v".parse().unwrap()).map_err(|e| e.kind())
-        };
-        let stat = || {
-            Ok(VolumeStat {
-                id: [1; 16],
-                size_bytes: 512,
-                logical_block_size: 512,
-                physical_block_size: 512,
-                allocated_bytes: 0,
-                created_unix_s: 0,
-                parent: None,
-            })
+        let find = |answers: Vec<neonsan_engine::Result<bool>>| {
+            find_among(answers.into_iter(), &"p/v".parse().unwrap()).map_err(|e| e.kind())
         };
         let fails = |kind| Err(Error::new(kind, "it fails"));
-        let absent = || fails(ErrorKind::NotFound);
-        assert_eq!(find(vec![absent(), stat()]), Ok(1));
+        let (here, absent) = (|| Ok(true), || Ok(false));
+        assert_eq!(find(vec![absent(), here()]), Ok(1));
         assert_eq!(find(vec![absent(), absent()]), Err(ErrorKind::NotFound));
-        assert_eq!(find(vec![fails(ErrorKind::Io), stat()]), Ok(1));
+        assert_eq!(find(vec![fails(ErrorKind::Io), here()]), Ok(1));
         let failing = vec![
             absent(),
             fails(ErrorKind::Io),

@@ -193,13 +193,14 @@ impl Hub {
         }
     }
 
-    /// Finds the volumes which other nodes have taken.
+    /// Finds the volumes which other nodes have taken, and the snapshots that can
+    /// be read through this node no more.
     pub(super) fn look_for_losses(&mut self) {
         let lost: Vec<OpenName> = self
             .entries
             .iter()
             .filter(|(_, entry)| match &entry.state {
-                State::Open(open) => open.is_shared && open.volume.is_lost(),
+                State::Open(open) => open.volume.is_lost(),
                 State::Closed | State::Busy { .. } | State::Lost => false,
             })
             .map(|(name, _)| name.clone())

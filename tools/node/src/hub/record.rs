@@ -8,21 +8,22 @@
 
 use neonsan_engine::{Error, ErrorKind, Result, MAX_RECORD_BYTES};
 use neonsan_proto::Mode;
-use neonsan_session::server::{Remembered, Standing};
+use neonsan_session::server::{prune, Remembered, Standing};
 
 const VERSION: u8 = 2;
 const SESSION_BYTES: usize = 35;
 const SESSION_BYTES_V1: usize = 34;
 
 /// Most sessions that a record has room for.
-const MAX_SESSIONS: usize = (MAX_RECORD_BYTES - 1) / SESSION_BYTES;
+pub(super) const MAX_SESSIONS: usize = (MAX_RECORD_BYTES - 1) / SESSION_BYTES;
 
-/// The record of these sessions. If there are too many, those that come first
-/// are left out: they departed longest ago.
+/// The record of these sessions. A gate remembers no more than there is room
+/// for; of an older record's, those go that may be forgotten.
 pub(super) fn encode(sessions: &[Remembered]) -> Vec<u8> {
-    let skip = sessions.len().saturating_sub(MAX_SESSIONS);
+    let mut sessions = sessions.to_vec();
+    prune(&mut sessions, MAX_SESSIONS);
     let mut record = vec![VERSION];
-    for session in sessions.iter().skip(skip) {
+    for session in &sessions {
         record.extend_from_slice(&session.session_id);
         record.extend_from_slice(&session.host_id);
         record.push(session.mode.to_wire());
@@ -123,12 +124,22 @@ mod tests {
     }
 
     #[test]
-    fn too_many_sessions_lose_the_oldest() {
-        let mut sessions = vec![session(1, Standing::Departed); MAX_SESSIONS];
-        sessions.push(session(9, Standing::Holds));
+    fn of_too_many_sessions_those_go_that_may_be_forgotten() {
+        let reader = Remembered {
+            mode: Mode::ReadOnly,
+            ..session(7, Standing::Departed)
+        };
+        let mut sessions = vec![session(1, Standing::Fenced); MAX_SESSIONS];
+        sessions[0] = session(2, Standing::Fenced);
+        sessions.push(session(3, Standing::Holds));
+        sessions.push(reader);
         let record = encode(&sessions);
         assert!(record.len() <= MAX_RECORD_BYTES);
-        assert_eq!(decode(Some(&record)).unwrap(), sessions[1..]);
+        assert_eq!(
+            decode(Some(&record)).unwrap(),
+            sessions[1..=MAX_SESSIONS],
+            "the reader, then the oldest that was fenced"
+        );
     }
 
     #[test]

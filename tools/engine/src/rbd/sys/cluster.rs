@@ -37,6 +37,29 @@ pub(crate) struct ClusterOptions {
 pub(crate) struct Cluster {
     handle: Handle,
     pub(super) functions: &'static Functions,
+    /// See [`ClusterOptions::blocklist`].
+    blocklist: bool,
+}
+
+/// What the engine relies on. Metadata of the pool and of the image is stronger
+/// than what a client says: see [`Image::check_settings`](super::Image::check_settings).
+pub(super) fn relied_on(blocklist: bool) -> [(&'static str, &'static str); 5] {
+    [
+        // An acknowledged write is stored on the replicas.
+        ("rbd_cache", "false"),
+        ("rbd_persistent_cache_mode", "disabled"),
+        (
+            "rbd_blocklist_on_break_lock",
+            if blocklist { "true" } else { "false" },
+        ),
+        // Any other value makes breaking a lock fail; the monitors' own
+        // default holds then.
+        ("rbd_blocklist_expire_seconds", "0"),
+        // With "false" librbd writes from our buffers, and a write that a
+        // fenced client has sent never completes: its queue would never be
+        // drained.
+        ("rbd_disable_zero_copy_writes", "true"),
+    ]
 }
 
 // SAFETY: librados says that a `rados_t` may be used by several threads.
@@ -65,7 +88,11 @@ impl Cluster {
         check(code, || "cannot make a client of a Ceph cluster".to_owned())?;
         // INVARIANT: Made just now. A client which is not connected may be
         // shut down too, and nothing else is done with it until it is.
-        let cluster = Self { handle, functions };
+        let cluster = Self {
+            handle,
+            functions,
+            blocklist: options.blocklist,
+        };
         cluster.configure(options)?;
         // SAFETY: By the invariants.
         let code = unsafe { (functions.rados_connect)(cluster.handle) };
@@ -86,24 +113,17 @@ impl Cluster {
             format!("cannot read {} (engine.NAME.conf)", options.conf.display())
         })?;
         let timeout = options.connect_timeout_s.to_string();
-        let blocklist = options.blocklist.to_string();
         let settings = [
             ("client_mount_timeout", timeout.as_str()),
+            // A request that is given up may be carried out all the same: none
+            // is. Whoever waits has timeouts of his own.
+            ("rados_osd_op_timeout", "0"),
+            ("rados_mon_op_timeout", "0"),
             // One for each client would be many, in a directory which the
             // node's user need not be able to write.
             ("admin_socket", ""),
-            // An acknowledged write is stored on the replicas.
-            ("rbd_cache", "false"),
-            ("rbd_blocklist_on_break_lock", blocklist.as_str()),
-            // Any other value makes breaking a lock fail; the monitors' own
-            // default holds then.
-            ("rbd_blocklist_expire_seconds", "0"),
-            // With "false" librbd writes from our buffers, and a write that a
-            // fenced client has sent never completes: its queue would never be
-            // drained.
-            ("rbd_disable_zero_copy_writes", "true"),
         ];
-        for (option, value) in settings {
+        for (option, value) in settings.into_iter().chain(relied_on(options.blocklist)) {
             self.set(option, value)?;
         }
         match &options.keyring {
@@ -119,6 +139,11 @@ impl Cluster {
             (self.functions.rados_conf_set)(self.handle, c_option.as_ptr(), c_value.as_ptr())
         };
         check(code, || format!("Ceph does not take {option} = {value}")).map(drop)
+    }
+
+    /// What the engine relies on with this client.
+    pub(super) fn relied_on(&self) -> [(&'static str, &'static str); 5] {
+        relied_on(self.blocklist)
     }
 
     /// The cluster's identity.

@@ -12,6 +12,7 @@ mod aio;
 mod cluster;
 mod image;
 mod notes;
+mod settings;
 mod snapshot;
 
 use std::ffi::{c_char, c_int, c_void, CString};
@@ -22,6 +23,7 @@ use std::sync::OnceLock;
 use libloading::Library;
 
 use crate::{Error, ErrorKind, Result};
+use settings::ConfigOption;
 
 pub(super) use aio::{Job, Sink};
 pub(super) use cluster::{Cluster, ClusterOptions, Pool};
@@ -236,6 +238,8 @@ functions! {
         rbd_snap_spec_cleanup(*mut SnapSpec);
         rbd_diff_iterate2(
             Handle, *const c_char, u64, u64, u8, u8, DiffCallback, *mut c_void) -> c_int;
+        rbd_config_image_list(Handle, *mut ConfigOption, *mut c_int) -> c_int;
+        rbd_config_image_list_cleanup(*mut ConfigOption, c_int);
         rbd_watchers_list(Handle, *mut ImageWatcher, *mut usize) -> c_int;
         rbd_watchers_list_cleanup(*mut ImageWatcher, usize);
         rbd_lock_get_owners(Handle, *mut c_int, *mut *mut c_char, *mut usize) -> c_int;
