@@ -36,7 +36,10 @@ impl Lab {
             directory.path().join("volumes")
         );
         let config = neonsan_node::config::Config::parse(&text).unwrap();
-        std::thread::spawn(move || neonsan_node::run(config));
+        std::thread::spawn(move || {
+            let (log, _guard) = tracing_appender::non_blocking(std::io::sink());
+            neonsan_node::run(config, log.error_counter())
+        });
         let end = Instant::now() + Duration::from_secs(60);
         while TcpStream::connect(control).is_err() {
             assert!(Instant::now() < end, "the node does not start");
