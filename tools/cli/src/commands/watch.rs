@@ -40,7 +40,8 @@ pub fn run(common: &Common, args: &Watch) -> Result<()> {
     let only = match args.device.as_deref().map(parse_device_name) {
         None => None,
         Some(DeviceName::Index(index)) => Some(index),
-        Some(DeviceName::Volume(name)) => {
+        Some(DeviceName::Volume(_) | DeviceName::Unknown(_)) => {
+            let name = args.device.as_deref().unwrap_or_default();
             let message = format!("'{name}' is no device");
             return Err(Error::new(Kind::Usage, message)
                 .with_hint("write neonsan0, /dev/neonsan0 or 0; it need not be attached yet"));
