@@ -9,7 +9,9 @@ use crate::cli::{Common, Transfer, VolumeExport, VolumeImport};
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::host;
+use crate::image::{file_error, Image};
 use crate::output::print_json;
+use crate::signals::Signals;
 use crate::sparse::{runs, Piece, Source};
 use crate::target::Target;
 use crate::units::show_size;
@@ -19,11 +21,10 @@ use neonsan_client::Client;
 use neonsan_proto::{Capabilities, Mode, Status};
 use neonsan_session::{CloseCause, Timeouts};
 use serde::Serialize;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::future::Future;
 use std::io::IsTerminal as _;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
-use std::os::unix::fs::{FileExt as _, FileTypeExt as _};
 use std::path::Path;
 use tokio::task::JoinSet;
 
@@ -63,16 +64,29 @@ pub fn import(
     }
     let file = File::open(&args.file).map_err(|error| file_error(&args.file, &error))?;
     let source = Source::new(file).map_err(|error| file_error(&args.file, &error))?;
-    if args.create {
-        let size = source.size().next_multiple_of(args.block_size.max(512));
-        create_for_import(config, api, &target, size, args.block_size)?;
-    }
     let client_config = client_config(config, &target, &args.transfer, Mode::Exclusive)?;
+    let created = if args.create {
+        let size = source.size().next_multiple_of(args.block_size.max(512));
+        Some(create_for_import(
+            config,
+            api,
+            &target,
+            size,
+            args.block_size,
+        )?)
+    } else {
+        None
+    };
     let bar = progress_bar(common, source.size());
     let path = &args.file;
     let (data_bytes, zero_bytes) = run(async {
-        let client = Client::attach(client_config).await.map_err(explain)?;
-        let result = until_interrupted(send(&client, &source, path, args.create, &bar)).await;
+        let mut signals = Signals::new()?;
+        let client = signals.or(attach(client_config)).await?;
+        let result = async {
+            let sending = send(&client, &source, path, created.is_some(), &bar);
+            signals.or(sending).await
+        };
+        let result = result.await;
         client.detach().await;
         result
     })?;
@@ -90,17 +104,23 @@ pub fn import(
 /// Writes a volume into a file.
 pub fn export(common: &Common, config: &Config, args: &VolumeExport) -> Result<()> {
     let target: Target = args.target.parse()?;
-    let client_config = client_config(config, &target, &args.transfer, Mode::ReadOnly)?;
     let path = &args.file;
+    if path.as_os_str() == "-" {
+        let message = "a volume cannot be exported to standard output";
+        return Err(Error::new(Kind::Usage, message)
+            .with_hint("name a file; one whose name is '-' is written ./-"));
+    }
+    let client_config = client_config(config, &target, &args.transfer, Mode::ReadOnly)?;
     let (size, data_bytes, zero_bytes) = run(async {
-        let client = Client::attach(client_config).await.map_err(explain)?;
+        let mut signals = Signals::new()?;
+        let client = signals.or(attach(client_config)).await?;
         let size = client.geometry().size_bytes.get();
         let result = async {
-            let output = Output::create(path, size, args.force)?;
+            let image = Image::create(path, size, args.force)?;
             let bar = progress_bar(common, size);
-            let sums = until_interrupted(receive(&client, size, &output, path, &bar)).await?;
+            let sums = signals.or(receive(&client, size, &image, &bar)).await?;
             bar.finish_and_clear();
-            output.keep(path)?;
+            image.finish()?;
             Ok((size, sums.0, sums.1))
         };
         let result = result.await;
@@ -114,12 +134,8 @@ fn run<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     runtime()?.block_on(work)
 }
 
-/// The work, or an error when a signal comes first: the session is then closed in good order.
-async fn until_interrupted<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::select! {
-        result = work => result,
-        _ = tokio::signal::ctrl_c() => Err(Error::new(Kind::Interrupted, "interrupted")),
-    }
+async fn attach(config: neonsan_client::Config) -> Result<Client> {
+    Client::attach(config).await.map_err(explain)
 }
 
 fn client_config(
@@ -237,12 +253,11 @@ async fn send(
     Ok((data_bytes, zero_bytes))
 }
 
-/// Reads the whole volume into the output. Returns the bytes written, and those that were zeroes.
+/// Reads the whole volume into the image. Returns the bytes written, and those that were zeroes.
 async fn receive(
     client: &Client,
     size: u64,
-    output: &Output,
-    path: &Path,
+    image: &Image,
     bar: &ProgressBar,
 ) -> Result<(u64, u64)> {
     let (mut data_bytes, mut zero_bytes) = (0, 0);
@@ -265,11 +280,8 @@ async fn receive(
             } else {
                 data_bytes += run.len() as u64;
             }
-            if !zero || !output.reads_as_zeroes {
-                output
-                    .file
-                    .write_all_at(run, start + offset as u64)
-                    .map_err(|error| file_error(path, &error))?;
+            if !zero || !image.reads_as_zeroes() {
+                image.write_at(run, start + offset as u64)?;
             }
         }
         bar.inc(data.len() as u64);
@@ -292,71 +304,6 @@ fn joined<T>(
             format!("a transfer ended: {error}"),
         )),
     }
-}
-
-/// The file that an export writes. Unless kept it is removed again, if it was made here.
-struct Output {
-    file: File,
-    /// What is not written reads as zeroes.
-    reads_as_zeroes: bool,
-    made: Option<std::path::PathBuf>,
-}
-
-impl Output {
-    fn create(path: &Path, size: u64, force: bool) -> Result<Self> {
-        let failed = |error: &std::io::Error| file_error(path, error);
-        let exists = std::fs::metadata(path);
-        let block_device = exists
-            .as_ref()
-            .is_ok_and(|metadata| metadata.file_type().is_block_device());
-        if exists.is_ok() && !force {
-            let message = format!("{} exists already", path.display());
-            return Err(Error::new(Kind::Busy, message).with_hint("--force overwrites it"));
-        }
-        let mut options = OpenOptions::new();
-        options.write(true);
-        if !block_device {
-            options.create(true).truncate(true);
-        }
-        let file = options.open(path).map_err(|error| failed(&error))?;
-        let output = Output {
-            file,
-            reads_as_zeroes: !block_device,
-            made: (!block_device).then(|| path.to_owned()),
-        };
-        if !block_device {
-            output.file.set_len(size).map_err(|error| failed(&error))?;
-        }
-        Ok(output)
-    }
-
-    /// Makes what was written durable.
-    fn keep(mut self, path: &Path) -> Result<()> {
-        self.file
-            .sync_all()
-            .map_err(|error| file_error(path, &error))?;
-        self.made = None;
-        Ok(())
-    }
-}
-
-impl Drop for Output {
-    fn drop(&mut self) {
-        if let Some(path) = &self.made {
-            // Half an image is worse than none.
-            let _ = std::fs::remove_file(path);
-        }
-    }
-}
-
-fn file_error(path: &Path, error: &std::io::Error) -> Error {
-    let kind = match error.kind() {
-        std::io::ErrorKind::NotFound => Kind::NotFound,
-        std::io::ErrorKind::PermissionDenied => Kind::Permission,
-        std::io::ErrorKind::StorageFull => Kind::NoSpace,
-        _ => Kind::Other,
-    };
-    Error::new(kind, format!("{}: {error}", path.display()))
 }
 
 fn progress_bar(common: &Common, size: u64) -> ProgressBar {

@@ -131,14 +131,14 @@ fn explain_refusal(error: ApiError) -> Error {
     }
 }
 
-/// Creates the volume that an import fills.
+/// Creates the volume that an import fills. Returns its identity.
 pub fn create_for_import(
     config: &Config,
     api: Option<&str>,
     target: &Target,
     size_bytes: u64,
     block_size: u64,
-) -> Result<()> {
+) -> Result<String> {
     let create = neonsan_api::VolumeCreate {
         name: target
             .volume
@@ -150,8 +150,9 @@ pub fn create_for_import(
         engine: None,
     };
     let client = client(api, config, Some(target))?;
-    warn(&block_on(client.create_volume(&create))?);
-    Ok(())
+    let volume = block_on(client.create_volume(&create))?;
+    warn(&volume);
+    Ok(volume.id)
 }
 
 fn parse_block_size(bytes: u64) -> Result<u32> {
