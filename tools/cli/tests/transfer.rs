@@ -6,7 +6,8 @@
 
 mod lab;
 
-use lab::Lab;
+use lab::{image, same, Lab};
+use predicates::prelude::PredicateBooleanExt as _;
 use predicates::str::contains;
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -191,4 +192,23 @@ fn only_files_and_block_devices_are_exported_into() {
             .stderr(contains(said));
     }
     assert!(null.exists());
+}
+
+#[test]
+fn an_import_into_another_volume_than_the_one_created_is_refused() {
+    let (one, other) = (Lab::new(), Lab::new());
+    let (old, new, copy) = (other.path("old"), one.path("new"), other.path("copy"));
+    image(&old, 4 << 20);
+    std::fs::write(&new, vec![0x5a; 4 << 20]).unwrap();
+    let target = other.target("pool/v");
+    let import = ["import", &target, old.to_str().unwrap(), "--create"];
+    other.volume(&import).assert().success();
+    // The control API of one node, the data port of the other.
+    one.volume(&["import", &target, new.to_str().unwrap(), "--create"])
+        .assert()
+        .code(10)
+        .stderr(contains("nothing was written").and(contains("--api and --node")));
+    let export = ["export", &target, copy.to_str().unwrap()];
+    other.volume(&export).assert().success();
+    assert!(same(&old, &copy));
 }

@@ -83,6 +83,9 @@ pub fn import(
         let mut signals = Signals::new()?;
         let client = signals.or(attach(client_config)).await?;
         let result = async {
+            if let Some(id) = &created {
+                check_created(&client, &target, id)?;
+            }
             let sending = send(&client, &source, path, created.is_some(), &bar);
             signals.or(sending).await
         };
@@ -136,6 +139,28 @@ fn run<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
 
 async fn attach(config: neonsan_client::Config) -> Result<Client> {
     Client::attach(config).await.map_err(explain)
+}
+
+/// Refuses to write into a volume that is not the one which was created: the control API and the
+/// data protocol may have been asked of two nodes, each with a volume of this name.
+fn check_created(client: &Client, target: &Target, id: &str) -> Result<()> {
+    let opened: String = client
+        .opened()
+        .volume_id
+        .iter()
+        .fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
+    if opened == id {
+        return Ok(());
+    }
+    let message = format!(
+        "the volume {} that was created has the identity {id}, the one that the nodes of the data \
+         protocol serve has {opened}: nothing was written",
+        target.volume
+    );
+    Err(Error::new(Kind::Refused, message).with_hint(
+        "name one node for both with --api and --node; the new volume is empty: look at both with \
+         `neonsan volume info` before deleting it",
+    ))
 }
 
 fn client_config(
