@@ -15,6 +15,7 @@ use neonsan_api::{show_time, ApiError, Client, ClientError, Endpoint, ErrorCode,
 use serde_json::json;
 use std::future::Future;
 use std::io::{BufRead as _, IsTerminal as _};
+use std::time::Duration;
 
 /// Runs one of the commands.
 pub fn run(common: &Common, config: &Config, volume: &Volume) -> Result<()> {
@@ -46,6 +47,30 @@ pub(super) fn block_on<T>(
     call: impl Future<Output = std::result::Result<T, ClientError>>,
 ) -> Result<T> {
     runtime()?.block_on(call).map_err(explain)
+}
+
+/// Time for what a node may need long for: copying or deleting the data of a large volume, asking about
+/// very many. A little less than what the node gives a connection.
+pub(super) const LONG_TIMEOUT: Duration = Duration::from_secs(590);
+
+/// Runs such a call, of a client with that time, to its end. `look` says how its end is seen if it is
+/// not waited for any more: the node does not stop when nobody waits.
+pub(super) fn block_on_long<T>(
+    call: impl Future<Output = std::result::Result<T, ClientError>>,
+    look: &str,
+) -> Result<T> {
+    runtime()?
+        .block_on(call)
+        .map_err(|error| explain_long(error, look))
+}
+
+fn explain_long(error: ClientError, look: &str) -> Error {
+    let late = matches!(error, ClientError::Timeout { .. });
+    let error = explain(error);
+    match late {
+        true => error.with_hint(format!("the node goes on with it; {look}")),
+        false => error,
+    }
 }
 
 /// The control API to ask: --api, else that of the target's host, else the config file's, else the
@@ -101,7 +126,7 @@ fn explain(error: ClientError) -> Error {
                  address (port 9667 unless configured otherwise); --api names another",
             )
         }
-        ClientError::Timeout(_) => {
+        ClientError::Timeout { .. } => {
             Error::new(Kind::Unreachable, error.to_string()).with_hint("check the node's log")
         }
         ClientError::Protocol { .. } => Error::new(Kind::Protocol, error.to_string()).with_hint(
@@ -183,6 +208,7 @@ fn create(common: &Common, config: &Config, api: Option<&str>, args: &VolumeCrea
 
 fn list(common: &Common, config: &Config, api: Option<&str>, args: &VolumeList) -> Result<()> {
     let client = client(api, config, None)?;
+    let client = client.with_timeout(LONG_TIMEOUT);
     let list = block_on(client.list_volumes(args.pool.as_deref()))?;
     if common.json {
         return print_json(&list);
@@ -313,7 +339,9 @@ fn resize(common: &Common, config: &Config, api: Option<&str>, args: &VolumeResi
         size_bytes: args.size,
         allow_shrink: args.allow_shrink,
     };
-    let volume = block_on(client.resize_volume(&name, &resize))?;
+    let client = client.with_timeout(LONG_TIMEOUT);
+    let look = format!("`neonsan volume info {}` shows the size", args.target);
+    let volume = block_on_long(client.resize_volume(&name, &resize), &look)?;
     warn(&volume);
     if common.json {
         print_json(&volume)?;
@@ -332,7 +360,12 @@ fn delete(common: &Common, config: &Config, api: Option<&str>, args: &VolumeDele
             "--yes deletes without asking",
         )?;
     }
-    block_on(client.delete_volume(&name))?;
+    let client = client.with_timeout(LONG_TIMEOUT);
+    let look = format!(
+        "`neonsan volume info {}` finds no volume when it has ended",
+        args.target
+    );
+    block_on_long(client.delete_volume(&name), &look)?;
     if common.json {
         print_json(&json!({ "deleted": name }))?;
     }
@@ -357,5 +390,24 @@ pub(super) fn confirm(question: &str, name: &str, refusal: &str, hint: &str) -> 
 pub(super) fn warn(volume: &neonsan_api::VolumeInfo) {
     for warning in &volume.warnings {
         eprintln!("neonsan: warning: {warning}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_does_not_wait_any_more_learns_how_to_see_the_end() {
+        let endpoint = Endpoint::Unix("/run/x".into());
+        let timeout = LONG_TIMEOUT;
+        let error = explain_long(ClientError::Timeout { endpoint, timeout }, "look there");
+        assert_eq!(error.kind(), Kind::Unreachable);
+        let text = error.to_string();
+        assert!(text.contains("within 590 s"), "{text}");
+        assert!(text.contains("goes on with it; look there"), "{text}");
+        let refused = ApiError::new(ErrorCode::Busy, "it is held");
+        let error = explain_long(ClientError::Refused(refused), "look there");
+        assert_eq!(error.to_string(), "it is held");
     }
 }
