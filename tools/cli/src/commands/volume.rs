@@ -8,7 +8,7 @@ use crate::cli::{
 };
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
-use crate::output::{fields, print, print_json, table};
+use crate::output::{self, fields, print, print_json, table};
 use crate::target::Target;
 use crate::units::show_size;
 use neonsan_api::{show_time, ApiError, Client, ClientError, Endpoint, ErrorCode, VolumeName};
@@ -389,7 +389,7 @@ pub(super) fn confirm(question: &str, name: &str, refusal: &str, hint: &str) -> 
 
 pub(super) fn warn(volume: &neonsan_api::VolumeInfo) {
     for warning in &volume.warnings {
-        eprintln!("neonsan: warning: {warning}");
+        output::warn(warning);
     }
 }
 

@@ -6,7 +6,7 @@ use super::{parse_device_name, DeviceName};
 use crate::cli::{Common, Watch};
 use crate::error::{Error, Kind, Result};
 use crate::netlink::{Client, Event};
-use crate::output::{print, print_json_line};
+use crate::output::{plain, print, print_json_line};
 use crate::uapi::{self, attr, cmd};
 use crate::units::show_size;
 use neonsan_api::show_time;
@@ -131,7 +131,7 @@ impl Happened {
         ] {
             if let Some(part) = part {
                 line.push_str(before);
-                line.push_str(&part);
+                line.push_str(&plain(&part));
             }
         }
         line.push('\n');
