@@ -212,3 +212,28 @@ fn an_import_into_another_volume_than_the_one_created_is_refused() {
     other.volume(&export).assert().success();
     assert!(same(&old, &copy));
 }
+
+#[test]
+fn an_export_of_a_volume_that_is_written_to_warns() {
+    let lab = lab_with_volume();
+    let path = lab.path("image");
+    let words = [
+        "export",
+        &lab.target("pool/v"),
+        path.to_str().unwrap(),
+        "--force",
+    ];
+    let assert = lab.volume(&words).assert().success();
+    assert.stderr(contains("warning").not());
+    // Another host has it.
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let mut config = neonsan_client::Config::new("pool/v", vec![lab.data]);
+    config.mode = neonsan_proto::Mode::Exclusive;
+    config.host_id = [7; 16];
+    let holder = runtime
+        .block_on(neonsan_client::Client::attach(config))
+        .unwrap();
+    let assert = lab.volume(&words).assert().success();
+    assert.stderr(contains("pool/v is held for writing, by").and(contains("snapshot")));
+    runtime.block_on(holder.detach());
+}

@@ -4,19 +4,20 @@
 //! protocol. Both know holes: zeroes are neither sent nor stored where that can be helped.
 
 use super::attach::resolve;
-use super::volume::{create_for_import, runtime};
+use super::volume::{client as control_client, create_for_import, runtime};
 use crate::cli::{Common, Transfer, VolumeExport, VolumeImport};
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
-use crate::host;
+use crate::host::{self, show_uuid};
 use crate::image::{file_error, Image};
-use crate::output::print_json;
+use crate::output::{print_json, warn};
 use crate::signals::Signals;
 use crate::sparse::{runs, Piece, Source};
 use crate::target::Target;
 use crate::units::show_size;
 use bytes::Bytes;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use neonsan_api::{OpenMode, SessionInfo};
 use neonsan_client::Client;
 use neonsan_proto::{Capabilities, Mode, Status};
 use neonsan_session::{CloseCause, Timeouts};
@@ -26,6 +27,7 @@ use std::future::Future;
 use std::io::IsTerminal as _;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::path::Path;
+use std::time::Duration;
 use tokio::task::JoinSet;
 
 /// Bytes of one piece at most: long enough that its round trip does not show.
@@ -39,6 +41,9 @@ const PIECES: usize = 16;
 
 /// How long a node may be away before a transfer gives up, unless told otherwise.
 const LOSS_MS: u32 = 60_000;
+
+/// How long the control API may take to say who holds a volume that is exported.
+const ASK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The answer, as in Documentation/cli-json.rst.
 #[derive(Serialize)]
@@ -105,7 +110,12 @@ pub fn import(
 }
 
 /// Writes a volume into a file.
-pub fn export(common: &Common, config: &Config, args: &VolumeExport) -> Result<()> {
+pub fn export(
+    common: &Common,
+    config: &Config,
+    args: &VolumeExport,
+    api: Option<&str>,
+) -> Result<()> {
     let target: Target = args.target.parse()?;
     let path = &args.file;
     if path.as_os_str() == "-" {
@@ -114,11 +124,13 @@ pub fn export(common: &Common, config: &Config, args: &VolumeExport) -> Result<(
             .with_hint("name a file; one whose name is '-' is written ./-"));
     }
     let client_config = client_config(config, &target, &args.transfer, Mode::ReadOnly)?;
+    let control = control_client(api, config, Some(&target))?.with_timeout(ASK_TIMEOUT);
     let (size, data_bytes, zero_bytes) = run(async {
         let mut signals = Signals::new()?;
         let client = signals.or(attach(client_config)).await?;
         let size = client.geometry().size_bytes.get();
         let result = async {
+            warn_if_written(&client, &control, &target).await;
             let image = Image::create(path, size, args.force)?;
             let bar = progress_bar(common, size);
             let sums = signals.or(receive(&client, size, &image, &bar)).await?;
@@ -141,14 +153,41 @@ async fn attach(config: neonsan_client::Config) -> Result<Client> {
     Client::attach(config).await.map_err(explain)
 }
 
+/// The identity of the volume that is open, as the control API writes it.
+fn identity(client: &Client) -> String {
+    show_uuid(&client.opened().volume_id).replace('-', "")
+}
+
+/// Warns of an image that mixes states: a host may write to the volume meanwhile. Only the control API
+/// knows, and what it does not say is no reason not to export.
+async fn warn_if_written(client: &Client, control: &neonsan_api::Client, target: &Target) {
+    // What is no volume's name is a snapshot's, to which nobody writes.
+    let Ok(name) = target.volume.parse() else {
+        return;
+    };
+    let Ok(volume) = control.volume(&name).await else {
+        return;
+    };
+    // Another node may have a volume of this name.
+    if volume.id != identity(client) {
+        return;
+    }
+    let writes = |session: &&SessionInfo| session.mode != OpenMode::ReadOnly;
+    let writers = volume.sessions.iter().filter(writes);
+    let hosts: Vec<_> = writers.map(|session| session.host.as_str()).collect();
+    if !hosts.is_empty() {
+        warn(&format!(
+            "{name} is held for writing, by {}: the image may mix states of different moments; make a \
+             snapshot and export that",
+            hosts.join(", ")
+        ));
+    }
+}
+
 /// Refuses to write into a volume that is not the one which was created: the control API and the
 /// data protocol may have been asked of two nodes, each with a volume of this name.
 fn check_created(client: &Client, target: &Target, id: &str) -> Result<()> {
-    let opened: String = client
-        .opened()
-        .volume_id
-        .iter()
-        .fold(String::new(), |text, byte| text + &format!("{byte:02x}"));
+    let opened = identity(client);
     if opened == id {
         return Ok(());
     }

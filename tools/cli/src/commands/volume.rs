@@ -27,7 +27,7 @@ pub fn run(common: &Common, config: &Config, volume: &Volume) -> Result<()> {
         VolumeCommand::Resize(args) => resize(common, config, api, args),
         VolumeCommand::Delete(args) => delete(common, config, api, args),
         VolumeCommand::Import(args) => transfer::import(common, config, args, api),
-        VolumeCommand::Export(args) => transfer::export(common, config, args),
+        VolumeCommand::Export(args) => transfer::export(common, config, args, api),
         VolumeCommand::Snapshot(args) => snapshot::run(common, config, api, &args.command),
         VolumeCommand::Clone(args) => snapshot::clone(common, config, api, args),
         VolumeCommand::Flatten(args) => snapshot::flatten(common, config, api, args),
