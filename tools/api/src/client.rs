@@ -5,6 +5,8 @@
 //! was restarted between two calls needs no special care then.
 
 use std::fmt;
+use std::future::Future;
+use std::io;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -29,6 +31,9 @@ const MAX_ANSWER_BYTES: usize = 64 << 20;
 
 /// Time for one call when the caller sets none.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Time for connecting, however long the answer may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Where a node's control API is.
 ///
@@ -114,11 +119,16 @@ pub enum ClientError {
         /// The address that was tried.
         endpoint: Endpoint,
         /// What the system said.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The answer did not come in time.
-    #[error("the node at {0} did not answer in time")]
-    Timeout(Endpoint),
+    #[error("the node at {endpoint} did not answer within {} s", timeout.as_secs_f32())]
+    Timeout {
+        /// The address that was asked.
+        endpoint: Endpoint,
+        /// How long it was waited for.
+        timeout: Duration,
+    },
     /// There is a peer, but it does not speak the control API.
     #[error("{endpoint} does not answer as a NeonSAN control API: {reason}")]
     Protocol {
@@ -308,20 +318,23 @@ impl Client {
             };
             match &self.endpoint {
                 Endpoint::Tcp { host, port } => {
-                    let stream = TcpStream::connect((host.as_str(), *port))
-                        .await
-                        .map_err(connect_error)?;
+                    let stream = in_time(TcpStream::connect((host.as_str(), *port)));
+                    let stream = stream.await.map_err(connect_error)?;
                     self.converse(stream, method, path, body).await
                 }
                 Endpoint::Unix(socket) => {
-                    let stream = UnixStream::connect(socket).await.map_err(connect_error)?;
+                    let stream = in_time(UnixStream::connect(socket));
+                    let stream = stream.await.map_err(connect_error)?;
                     self.converse(stream, method, path, body).await
                 }
             }
         };
         tokio::time::timeout(self.timeout, call)
             .await
-            .map_err(|_| ClientError::Timeout(self.endpoint.clone()))?
+            .map_err(|_| ClientError::Timeout {
+                endpoint: self.endpoint.clone(),
+                timeout: self.timeout,
+            })?
     }
 
     /// Sends one request over `stream` and reads the whole answer.
@@ -388,6 +401,13 @@ impl Client {
     }
 }
 
+/// The connection, or the error that it takes too long.
+async fn in_time<T>(connecting: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    tokio::time::timeout(CONNECT_TIMEOUT, connecting)
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
 fn snapshot_path(name: &SnapshotName) -> String {
     format!("/volumes/{}/snapshots/{}", name.volume(), name.snapshot())
 }
@@ -424,6 +444,18 @@ mod tests {
         for text in ["", "unix:", "https://a", "a:0", "a:99999", "[::1", "a/b"] {
             assert!(text.parse::<Endpoint>().is_err(), "{text}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_node_that_does_not_answer_is_left_when_the_callers_time_is_over() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let client = Client::new(address.parse().unwrap()).with_timeout(Duration::from_millis(200));
+        let error = client.node().await.unwrap_err().to_string();
+        assert!(
+            error.contains(&address) && error.contains("within 0.2 s"),
+            "{error}"
+        );
     }
 
     #[tokio::test]

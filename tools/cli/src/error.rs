@@ -3,6 +3,7 @@
 //! What can go wrong: a small kind that programs match (exit code, JSON), and for people one
 //! message and what to do about it.
 
+use crate::output::plain;
 use serde::Serialize;
 use std::fmt;
 
@@ -92,14 +93,16 @@ impl Error {
         self.kind
     }
 
-    /// The error as the JSON object that Documentation/cli-json.rst describes.
-    pub fn to_json(&self) -> serde_json::Value {
+    /// The error as the JSON object that Documentation/cli-json.rst describes, with what the command
+    /// had to say before it.
+    pub fn to_json(&self, warnings: &[String]) -> serde_json::Value {
         serde_json::json!({
             "error": {
                 "kind": self.kind,
                 "message": self.message,
                 "hint": self.hint,
                 "exit_code": self.kind.exit_code(),
+                "warnings": warnings,
             }
         })
     }
@@ -107,9 +110,10 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)?;
+        // Both may be a node's words.
+        f.write_str(&plain(&self.message))?;
         if let Some(hint) = &self.hint {
-            write!(f, "\n  {hint}")?;
+            write!(f, "\n  {}", plain(hint))?;
         }
         Ok(())
     }

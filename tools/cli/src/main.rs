@@ -9,9 +9,11 @@ mod config;
 mod device;
 mod error;
 mod host;
+mod image;
 mod netlink;
 mod output;
 mod qemu;
+mod signals;
 mod sparse;
 mod target;
 mod units;
@@ -62,11 +64,21 @@ fn run(common: &Common, command: &Command) -> Result<()> {
 
 fn main() -> ExitCode {
     let (common, command) = parse();
-    match run(&common, &command) {
-        Ok(()) => ExitCode::SUCCESS,
+    if common.json {
+        output::keep_warnings();
+    }
+    let result = run(&common, &command);
+    let warnings = output::take_warnings();
+    match result {
+        Ok(()) => {
+            for warning in &warnings {
+                output::show_warning(warning);
+            }
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             if common.json {
-                eprintln!("{}", error.to_json());
+                eprintln!("{}", error.to_json(&warnings));
             } else {
                 eprintln!("neonsan: {error}");
             }

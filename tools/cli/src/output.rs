@@ -1,10 +1,54 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 
-//! Tables and JSON.
+//! Tables, JSON and warnings.
 
 use crate::error::{Error, Kind, Result};
 use serde::Serialize;
+use std::borrow::Cow;
 use std::io::Write;
+use std::sync::{Mutex, PoisonError};
+
+/// Warnings that wait for the command's end; `None` where they are shown at once. Of the process, since
+/// they come up far below what knows of --json.
+static KEPT: Mutex<Option<Vec<String>>> = Mutex::new(None);
+
+/// From now on warnings wait: a command with --json that fails says one line on standard error.
+pub fn keep_warnings() {
+    *KEPT.lock().unwrap_or_else(PoisonError::into_inner) = Some(Vec::new());
+}
+
+/// The warnings that waited.
+pub fn take_warnings() -> Vec<String> {
+    let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    kept.take().unwrap_or_default()
+}
+
+/// Says on standard error what is no error, or keeps it: see [`keep_warnings`].
+pub fn warn(text: &str) {
+    match &mut *KEPT.lock().unwrap_or_else(PoisonError::into_inner) {
+        Some(kept) => kept.push(text.to_owned()),
+        None => show_warning(text),
+    }
+}
+
+/// Shows a warning.
+pub fn show_warning(text: &str) {
+    eprintln!("neonsan: warning: {}", plain(text));
+}
+
+/// Text without control characters, which could steer a terminal or forge lines: what a node says, for
+/// one, goes to a person's terminal.
+pub fn plain(text: &str) -> Cow<'_, str> {
+    if !text.chars().any(char::is_control) {
+        return Cow::Borrowed(text);
+    }
+    let shown = text.chars().map(|c| match c {
+        '\n' | '\t' => ' ',
+        c if c.is_control() => char::REPLACEMENT_CHARACTER,
+        c => c,
+    });
+    Cow::Owned(shown.collect())
+}
 
 /// Writes to standard output. A reader that went away ends the program quietly, as with `| head`.
 pub fn print(text: &str) -> Result<()> {
@@ -35,15 +79,19 @@ pub fn print_json_line(value: &impl Serialize) -> Result<()> {
 
 /// Rows of text under headings, each column as wide as its widest cell.
 pub fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<_>> = rows
+        .iter()
+        .map(|row| row.iter().map(|cell| plain(cell)).collect())
+        .collect();
     let mut widths: Vec<usize> = headings.iter().map(|h| h.chars().count()).collect();
-    for row in rows {
+    for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
     }
     let mut out = String::new();
-    let headings: Vec<String> = headings.iter().map(|h| (*h).to_owned()).collect();
-    for row in std::iter::once(&headings).chain(rows) {
+    let headings: Vec<_> = headings.iter().map(|h| Cow::Borrowed(*h)).collect();
+    for row in std::iter::once(&headings).chain(&rows) {
         let mut line = String::new();
         for (cell, width) in row.iter().zip(&widths) {
             line.push_str(cell);
@@ -62,7 +110,7 @@ pub fn fields(pairs: &[(&str, String)]) -> String {
     let mut out = String::new();
     for (name, value) in pairs {
         let name = format!("{name}:");
-        out.push_str(format!("{name:width$}  {value}").trim_end());
+        out.push_str(format!("{name:width$}  {}", plain(value)).trim_end());
         out.push('\n');
     }
     out
@@ -79,6 +127,20 @@ mod tests {
             vec!["long".into(), String::new()],
         ];
         assert_eq!(table(&["X", "Y"], &rows), "X     Y\na     é\nlong\n");
+    }
+
+    #[test]
+    fn nothing_steers_the_terminal() {
+        let hostile = "a\u{1b}]0;x\u{7}\u{9b}31m\nneonsan: b\r";
+        let rows = [vec![hostile.to_owned()]];
+        for shown in [table(&["X"], &rows), fields(&[("x", hostile.into())])] {
+            assert!(
+                !shown.chars().any(|c| c.is_control() && c != '\n'),
+                "{shown:?}"
+            );
+            assert!(shown.lines().all(|line| !line.starts_with("neonsan")));
+        }
+        assert_eq!(plain("Größe 1\u{202f}GiB"), "Größe 1\u{202f}GiB");
     }
 
     #[test]

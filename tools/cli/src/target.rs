@@ -138,6 +138,19 @@ impl NodeAddress {
         }
     }
 
+    /// The host's name, if it is not written as a number.
+    pub fn name(&self) -> Option<&str> {
+        match &self.host {
+            Host::Name(name) => Some(name),
+            Host::Address(_) | Host::Scoped(..) => None,
+        }
+    }
+
+    /// The port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// The address as numbers; a name may have several. The order is the resolver's.
     pub fn resolve(&self) -> Result<Vec<ResolvedNode>> {
         let node = |address, scope_id, name| ResolvedNode {

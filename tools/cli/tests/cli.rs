@@ -275,6 +275,54 @@ fn refusals_of_a_node_keep_their_advice_and_get_their_exit_code() {
 }
 
 #[test]
+fn what_a_node_says_does_not_steer_the_terminal() {
+    let answer = b"HTTP/1.1 409 Conflict\r\nContent-Length: 95\r\n\r\n\
+        {\"code\":\"busy\",\"message\":\"held\\u001b[2J by\\nneonsan: all is well\",\"hint\":\"wait\\u0007\\u009b31m\"}  ";
+    let api = format!("127.0.0.1:{}", peer(answer));
+    let output = neonsan()
+        .args(["volume", "info", "p/v", "--api", &api])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(7), "{output:?}");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        !said.chars().any(|c| c.is_control() && c != '\n'),
+        "{said:?}"
+    );
+    assert_eq!(said.lines().count(), 2, "{said:?}");
+}
+
+#[test]
+fn a_failure_in_json_is_one_line_with_the_warnings_in_it() {
+    // One name that cannot be resolved is a warning, the other node a failure.
+    let port = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let target = format!("neonsan://no.such.name.invalid,127.0.0.1:{port}/p/v");
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("neonsan.toml");
+    std::fs::write(&config, "[timeouts]\nloss = \"1s\"\n").unwrap();
+    let export = || {
+        let mut command = neonsan();
+        command.arg("--config").arg(&config);
+        command.args(["volume", "export", &target, "/nonexistent/image"]);
+        command
+    };
+    let output = export().arg("--json").output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(said.lines().count(), 1, "{said}");
+    let error: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(error["error"]["kind"], "unreachable");
+    let warning = error["error"]["warnings"][0].as_str().unwrap();
+    assert!(warning.contains("no.such.name.invalid"), "{warning}");
+    export().assert().code(8).stderr(contains(
+        "neonsan: warning: the name 'no.such.name.invalid'",
+    ));
+}
+
+#[test]
 fn deleting_asks_and_takes_no_answer_for_no() {
     neonsan()
         .args(["volume", "delete", "p/v"])

@@ -4,94 +4,14 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod lab;
+
 use assert_cmd::Command;
+use lab::{free_address, image, same, Lab};
 use predicates::prelude::PredicateBooleanExt as _;
 use predicates::str::contains;
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
-
-/// A node with a file engine, and a directory for it and the test. The node ends with the test.
-struct Lab {
-    directory: tempfile::TempDir,
-    data: SocketAddr,
-    control: SocketAddr,
-}
-
-/// An address that was free a moment ago.
-fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap()
-}
-
-impl Lab {
-    fn new() -> Self {
-        let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let (data, control) = (free_address(), free_address());
-        let text = format!(
-            "default_engine = \"main\"\n[engine.main]\nkind = \"file\"\npath = {:?}\n\
-             [engine.mem]\nkind = \"mem\"\ncapacity_bytes = 67108864\n\
-             [data]\nlisten = [\"{data}\"]\n[control]\nlisten = [\"{control}\"]\n",
-            directory.path().join("volumes")
-        );
-        let config = neonsan_node::config::Config::parse(&text).unwrap();
-        std::thread::spawn(move || neonsan_node::run(config));
-        let end = Instant::now() + Duration::from_secs(60);
-        while TcpStream::connect(control).is_err() {
-            assert!(Instant::now() < end, "the node does not start");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Lab {
-            directory,
-            data,
-            control,
-        }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    fn target(&self, volume: &str) -> String {
-        format!("neonsan://{}/{volume}", self.data)
-    }
-
-    fn volume(&self, words: &[&str]) -> Command {
-        let mut command = Command::cargo_bin("neonsan").unwrap();
-        let config = self.path("empty.toml");
-        std::fs::write(
-            &config,
-            "host-id = \"00112233-4455-6677-8899-aabbccddeeff\"\n",
-        )
-        .unwrap();
-        command.arg("--config").arg(config);
-        command.args(["volume", "--api", &self.control.to_string()]);
-        command.args(words);
-        command.timeout(Duration::from_secs(60));
-        command
-    }
-
-    fn json(&self, words: &[&str]) -> serde_json::Value {
-        let output = self.volume(words).arg("--json").output().unwrap();
-        assert!(output.status.success(), "{output:?}");
-        serde_json::from_slice(&output.stdout).unwrap()
-    }
-}
-
-/// An image of this size with data in some places and holes elsewhere.
-fn image(path: &Path, size: u64) {
-    let file = std::fs::File::create(path).unwrap();
-    file.set_len(size).unwrap();
-    let data: Vec<u8> = (0..300_000_u32).map(|i| (i * 7 + i / 251) as u8).collect();
-    file.write_all_at(&data, 4096).unwrap();
-    file.write_all_at(&data, size / 2 + 12_345).unwrap();
-    file.write_all_at(b"the end", size - 7).unwrap();
-}
-
-fn same(a: &Path, b: &Path) -> bool {
-    std::fs::read(a).unwrap() == std::fs::read(b).unwrap()
-}
+use std::os::unix::fs::MetadataExt as _;
+use std::time::Duration;
 
 #[test]
 fn volumes_are_created_listed_resized_and_deleted() {

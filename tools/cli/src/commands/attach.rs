@@ -7,7 +7,7 @@ use crate::config::{Config, Timeouts};
 use crate::error::{Error, Kind, Result};
 use crate::host;
 use crate::netlink::{AttrsMut, Client};
-use crate::output::{print, print_json};
+use crate::output::{print, print_json, warn};
 use crate::target::{NodeAddress, ResolvedNode, Target, FORM};
 use crate::uapi::{self, attr, cmd};
 use serde::Serialize;
@@ -61,7 +61,7 @@ pub fn run(common: &Common, config: &Config, args: &Attach) -> Result<()> {
     };
     let fenced = reply.and_then(|attrs| attrs.text(attr::device::FENCED));
     if let Some(fenced) = &fenced {
-        eprintln!("neonsan: note: taken by force, and the holder fenced: {fenced}");
+        warn(&format!("taken by force, and the holder fenced: {fenced}"));
     }
     let device = format!("/dev/{name}");
     wait_for_node(Path::new(&device));
@@ -87,10 +87,10 @@ fn wait_for_node(device: &Path) {
             _ => std::thread::sleep(Duration::from_millis(10)),
         }
     }
-    eprintln!(
-        "neonsan: warning: the device is attached, but {} does not appear; is udev running?",
+    warn(&format!(
+        "the device is attached, but {} does not appear; is udev running?",
         device.display()
-    );
+    ));
 }
 
 impl Request {
@@ -208,7 +208,7 @@ pub fn resolve(target: &Target, options: &[String], config: &Config) -> Result<V
     match unresolved {
         Some(error) if nodes.is_empty() => Err(error),
         Some(error) => {
-            eprintln!("neonsan: warning: {error}");
+            warn(&error.to_string());
             Ok(nodes)
         }
         None => Ok(nodes),

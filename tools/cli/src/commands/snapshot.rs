@@ -3,7 +3,9 @@
 //! `neonsan volume snapshot`, `clone` and `flatten`: the content of a volume at one moment, and
 //! volumes made from it, by a node's control API.
 
-use super::volume::{block_on, client, confirm, show_sessions, volume_at, warn};
+use super::volume::{
+    block_on, block_on_long, client, confirm, show_sessions, volume_at, warn, LONG_TIMEOUT,
+};
 use crate::cli::{
     Common, SnapshotChange, SnapshotCommand, SnapshotList, SnapshotTarget, VolumeClone,
     VolumeFlatten,
@@ -15,10 +17,6 @@ use crate::target::Target;
 use crate::units::show_size;
 use neonsan_api::{show_time, Client, SnapshotName, VolumeName};
 use serde_json::json;
-use std::time::Duration;
-
-/// Time for what copies data. The node goes on after that.
-const COPY_TIMEOUT: Duration = Duration::from_secs(590);
 
 /// Runs one of the commands on snapshots.
 pub fn run(
@@ -53,7 +51,12 @@ fn create(
     args: &SnapshotTarget,
 ) -> Result<()> {
     let (client, name) = snapshot_at(api, config, &args.target)?;
-    let snapshot = block_on(client.create_snapshot(&name))?;
+    let client = client.with_timeout(LONG_TIMEOUT);
+    let look = format!(
+        "`neonsan volume snapshot info {}` shows it when it is made",
+        args.target
+    );
+    let snapshot = block_on_long(client.create_snapshot(&name), &look)?;
     if common.json {
         print_json(&snapshot)
     } else {
@@ -123,7 +126,12 @@ fn delete(
         let hint = "--yes deletes without asking";
         confirm(&question, &name.to_string(), "is not deleted", hint)?;
     }
-    block_on(client.delete_snapshot(&name))?;
+    let client = client.with_timeout(LONG_TIMEOUT);
+    let look = format!(
+        "`neonsan volume snapshot info {}` finds none when it has ended",
+        args.target
+    );
+    block_on_long(client.delete_snapshot(&name), &look)?;
     if common.json {
         print_json(&json!({ "deleted": name }))?;
     }
@@ -145,8 +153,9 @@ fn roll_back(
         let hint = "--yes rolls back without asking";
         confirm(&question, &name.to_string(), "is not rolled back to", hint)?;
     }
-    let client = client.with_timeout(COPY_TIMEOUT);
-    let volume = block_on(client.roll_back(&name))?;
+    let client = client.with_timeout(LONG_TIMEOUT);
+    let look = "until it has ended, the node refuses whoever attaches the volume";
+    let volume = block_on_long(client.roll_back(&name), look)?;
     if common.json {
         print_json(&volume)?;
     }
@@ -165,8 +174,9 @@ pub fn clone(
         .name
         .parse()
         .map_err(|error| Error::new(Kind::Usage, format!("'{}': {error}", args.name)))?;
-    let client = client.with_timeout(COPY_TIMEOUT);
-    let volume = block_on(client.clone_snapshot(&from, &to))?;
+    let client = client.with_timeout(LONG_TIMEOUT);
+    let look = format!("`neonsan volume info {to}` shows the volume when it is made");
+    let volume = block_on_long(client.clone_snapshot(&from, &to), &look)?;
     warn(&volume);
     if common.json {
         print_json(&volume)
@@ -183,8 +193,12 @@ pub fn flatten(
     args: &VolumeFlatten,
 ) -> Result<()> {
     let (client, name) = volume_at(api, config, &args.target)?;
-    let client = client.with_timeout(COPY_TIMEOUT);
-    let volume = block_on(client.flatten_volume(&name))?;
+    let client = client.with_timeout(LONG_TIMEOUT);
+    let look = format!(
+        "`neonsan volume info {}` shows no 'cloned from' when it has ended",
+        args.target
+    );
+    let volume = block_on_long(client.flatten_volume(&name), &look)?;
     if common.json {
         print_json(&volume)?;
     }

@@ -4,27 +4,30 @@
 //! protocol. Both know holes: zeroes are neither sent nor stored where that can be helped.
 
 use super::attach::resolve;
-use super::volume::{create_for_import, runtime};
+use super::volume::{client as control_client, create_for_import, runtime};
 use crate::cli::{Common, Transfer, VolumeExport, VolumeImport};
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
-use crate::host;
-use crate::output::print_json;
+use crate::host::{self, show_uuid};
+use crate::image::{file_error, Image};
+use crate::output::{print_json, warn};
+use crate::signals::Signals;
 use crate::sparse::{runs, Piece, Source};
 use crate::target::Target;
 use crate::units::show_size;
 use bytes::Bytes;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use neonsan_api::{OpenMode, SessionInfo};
 use neonsan_client::Client;
 use neonsan_proto::{Capabilities, Mode, Status};
 use neonsan_session::{CloseCause, Timeouts};
 use serde::Serialize;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::future::Future;
 use std::io::IsTerminal as _;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
-use std::os::unix::fs::{FileExt as _, FileTypeExt as _};
 use std::path::Path;
+use std::time::Duration;
 use tokio::task::JoinSet;
 
 /// Bytes of one piece at most: long enough that its round trip does not show.
@@ -38,6 +41,9 @@ const PIECES: usize = 16;
 
 /// How long a node may be away before a transfer gives up, unless told otherwise.
 const LOSS_MS: u32 = 60_000;
+
+/// How long the control API may take to say who holds a volume that is exported.
+const ASK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The answer, as in Documentation/cli-json.rst.
 #[derive(Serialize)]
@@ -63,16 +69,32 @@ pub fn import(
     }
     let file = File::open(&args.file).map_err(|error| file_error(&args.file, &error))?;
     let source = Source::new(file).map_err(|error| file_error(&args.file, &error))?;
-    if args.create {
-        let size = source.size().next_multiple_of(args.block_size.max(512));
-        create_for_import(config, api, &target, size, args.block_size)?;
-    }
     let client_config = client_config(config, &target, &args.transfer, Mode::Exclusive)?;
+    let created = if args.create {
+        let size = source.size().next_multiple_of(args.block_size.max(512));
+        Some(create_for_import(
+            config,
+            api,
+            &target,
+            size,
+            args.block_size,
+        )?)
+    } else {
+        None
+    };
     let bar = progress_bar(common, source.size());
     let path = &args.file;
     let (data_bytes, zero_bytes) = run(async {
-        let client = Client::attach(client_config).await.map_err(explain)?;
-        let result = until_interrupted(send(&client, &source, path, args.create, &bar)).await;
+        let mut signals = Signals::new()?;
+        let client = signals.or(attach(client_config)).await?;
+        let result = async {
+            if let Some(id) = &created {
+                check_created(&client, &target, id)?;
+            }
+            let sending = send(&client, &source, path, created.is_some(), &bar);
+            signals.or(sending).await
+        };
+        let result = result.await;
         client.detach().await;
         result
     })?;
@@ -88,19 +110,32 @@ pub fn import(
 }
 
 /// Writes a volume into a file.
-pub fn export(common: &Common, config: &Config, args: &VolumeExport) -> Result<()> {
+pub fn export(
+    common: &Common,
+    config: &Config,
+    args: &VolumeExport,
+    api: Option<&str>,
+) -> Result<()> {
     let target: Target = args.target.parse()?;
-    let client_config = client_config(config, &target, &args.transfer, Mode::ReadOnly)?;
     let path = &args.file;
+    if path.as_os_str() == "-" {
+        let message = "a volume cannot be exported to standard output";
+        return Err(Error::new(Kind::Usage, message)
+            .with_hint("name a file; one whose name is '-' is written ./-"));
+    }
+    let client_config = client_config(config, &target, &args.transfer, Mode::ReadOnly)?;
+    let control = control_client(api, config, Some(&target))?.with_timeout(ASK_TIMEOUT);
     let (size, data_bytes, zero_bytes) = run(async {
-        let client = Client::attach(client_config).await.map_err(explain)?;
+        let mut signals = Signals::new()?;
+        let client = signals.or(attach(client_config)).await?;
         let size = client.geometry().size_bytes.get();
         let result = async {
-            let output = Output::create(path, size, args.force)?;
+            warn_if_written(&client, &control, &target).await;
+            let image = Image::create(path, size, args.force)?;
             let bar = progress_bar(common, size);
-            let sums = until_interrupted(receive(&client, size, &output, path, &bar)).await?;
+            let sums = signals.or(receive(&client, size, &image, &bar)).await?;
             bar.finish_and_clear();
-            output.keep(path)?;
+            image.finish()?;
             Ok((size, sums.0, sums.1))
         };
         let result = result.await;
@@ -114,12 +149,57 @@ fn run<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     runtime()?.block_on(work)
 }
 
-/// The work, or an error when a signal comes first: the session is then closed in good order.
-async fn until_interrupted<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::select! {
-        result = work => result,
-        _ = tokio::signal::ctrl_c() => Err(Error::new(Kind::Interrupted, "interrupted")),
+async fn attach(config: neonsan_client::Config) -> Result<Client> {
+    Client::attach(config).await.map_err(explain)
+}
+
+/// The identity of the volume that is open, as the control API writes it.
+fn identity(client: &Client) -> String {
+    show_uuid(&client.opened().volume_id).replace('-', "")
+}
+
+/// Warns of an image that mixes states: a host may write to the volume meanwhile. Only the control API
+/// knows, and what it does not say is no reason not to export.
+async fn warn_if_written(client: &Client, control: &neonsan_api::Client, target: &Target) {
+    // What is no volume's name is a snapshot's, to which nobody writes.
+    let Ok(name) = target.volume.parse() else {
+        return;
+    };
+    let Ok(volume) = control.volume(&name).await else {
+        return;
+    };
+    // Another node may have a volume of this name.
+    if volume.id != identity(client) {
+        return;
     }
+    let writes = |session: &&SessionInfo| session.mode != OpenMode::ReadOnly;
+    let writers = volume.sessions.iter().filter(writes);
+    let hosts: Vec<_> = writers.map(|session| session.host.as_str()).collect();
+    if !hosts.is_empty() {
+        warn(&format!(
+            "{name} is held for writing, by {}: the image may mix states of different moments; make a \
+             snapshot and export that",
+            hosts.join(", ")
+        ));
+    }
+}
+
+/// Refuses to write into a volume that is not the one which was created: the control API and the
+/// data protocol may have been asked of two nodes, each with a volume of this name.
+fn check_created(client: &Client, target: &Target, id: &str) -> Result<()> {
+    let opened = identity(client);
+    if opened == id {
+        return Ok(());
+    }
+    let message = format!(
+        "the volume {} that was created has the identity {id}, the one that the nodes of the data \
+         protocol serve has {opened}: nothing was written",
+        target.volume
+    );
+    Err(Error::new(Kind::Refused, message).with_hint(
+        "name one node for both with --api and --node; the new volume is empty: look at both with \
+         `neonsan volume info` before deleting it",
+    ))
 }
 
 fn client_config(
@@ -237,12 +317,11 @@ async fn send(
     Ok((data_bytes, zero_bytes))
 }
 
-/// Reads the whole volume into the output. Returns the bytes written, and those that were zeroes.
+/// Reads the whole volume into the image. Returns the bytes written, and those that were zeroes.
 async fn receive(
     client: &Client,
     size: u64,
-    output: &Output,
-    path: &Path,
+    image: &Image,
     bar: &ProgressBar,
 ) -> Result<(u64, u64)> {
     let (mut data_bytes, mut zero_bytes) = (0, 0);
@@ -265,11 +344,8 @@ async fn receive(
             } else {
                 data_bytes += run.len() as u64;
             }
-            if !zero || !output.reads_as_zeroes {
-                output
-                    .file
-                    .write_all_at(run, start + offset as u64)
-                    .map_err(|error| file_error(path, &error))?;
+            if !zero || !image.reads_as_zeroes() {
+                image.write_at(run, start + offset as u64)?;
             }
         }
         bar.inc(data.len() as u64);
@@ -292,71 +368,6 @@ fn joined<T>(
             format!("a transfer ended: {error}"),
         )),
     }
-}
-
-/// The file that an export writes. Unless kept it is removed again, if it was made here.
-struct Output {
-    file: File,
-    /// What is not written reads as zeroes.
-    reads_as_zeroes: bool,
-    made: Option<std::path::PathBuf>,
-}
-
-impl Output {
-    fn create(path: &Path, size: u64, force: bool) -> Result<Self> {
-        let failed = |error: &std::io::Error| file_error(path, error);
-        let exists = std::fs::metadata(path);
-        let block_device = exists
-            .as_ref()
-            .is_ok_and(|metadata| metadata.file_type().is_block_device());
-        if exists.is_ok() && !force {
-            let message = format!("{} exists already", path.display());
-            return Err(Error::new(Kind::Busy, message).with_hint("--force overwrites it"));
-        }
-        let mut options = OpenOptions::new();
-        options.write(true);
-        if !block_device {
-            options.create(true).truncate(true);
-        }
-        let file = options.open(path).map_err(|error| failed(&error))?;
-        let output = Output {
-            file,
-            reads_as_zeroes: !block_device,
-            made: (!block_device).then(|| path.to_owned()),
-        };
-        if !block_device {
-            output.file.set_len(size).map_err(|error| failed(&error))?;
-        }
-        Ok(output)
-    }
-
-    /// Makes what was written durable.
-    fn keep(mut self, path: &Path) -> Result<()> {
-        self.file
-            .sync_all()
-            .map_err(|error| file_error(path, &error))?;
-        self.made = None;
-        Ok(())
-    }
-}
-
-impl Drop for Output {
-    fn drop(&mut self) {
-        if let Some(path) = &self.made {
-            // Half an image is worse than none.
-            let _ = std::fs::remove_file(path);
-        }
-    }
-}
-
-fn file_error(path: &Path, error: &std::io::Error) -> Error {
-    let kind = match error.kind() {
-        std::io::ErrorKind::NotFound => Kind::NotFound,
-        std::io::ErrorKind::PermissionDenied => Kind::Permission,
-        std::io::ErrorKind::StorageFull => Kind::NoSpace,
-        _ => Kind::Other,
-    };
-    Error::new(kind, format!("{}: {error}", path.display()))
 }
 
 fn progress_bar(common: &Common, size: u64) -> ProgressBar {

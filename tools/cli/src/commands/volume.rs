@@ -8,13 +8,14 @@ use crate::cli::{
 };
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
-use crate::output::{fields, print, print_json, table};
+use crate::output::{self, fields, print, print_json, table};
 use crate::target::Target;
 use crate::units::show_size;
 use neonsan_api::{show_time, ApiError, Client, ClientError, Endpoint, ErrorCode, VolumeName};
 use serde_json::json;
 use std::future::Future;
 use std::io::{BufRead as _, IsTerminal as _};
+use std::time::Duration;
 
 /// Runs one of the commands.
 pub fn run(common: &Common, config: &Config, volume: &Volume) -> Result<()> {
@@ -26,7 +27,7 @@ pub fn run(common: &Common, config: &Config, volume: &Volume) -> Result<()> {
         VolumeCommand::Resize(args) => resize(common, config, api, args),
         VolumeCommand::Delete(args) => delete(common, config, api, args),
         VolumeCommand::Import(args) => transfer::import(common, config, args, api),
-        VolumeCommand::Export(args) => transfer::export(common, config, args),
+        VolumeCommand::Export(args) => transfer::export(common, config, args, api),
         VolumeCommand::Snapshot(args) => snapshot::run(common, config, api, &args.command),
         VolumeCommand::Clone(args) => snapshot::clone(common, config, api, args),
         VolumeCommand::Flatten(args) => snapshot::flatten(common, config, api, args),
@@ -46,6 +47,30 @@ pub(super) fn block_on<T>(
     call: impl Future<Output = std::result::Result<T, ClientError>>,
 ) -> Result<T> {
     runtime()?.block_on(call).map_err(explain)
+}
+
+/// Time for what a node may need long for: copying or deleting the data of a large volume, asking about
+/// very many. A little less than what the node gives a connection.
+pub(super) const LONG_TIMEOUT: Duration = Duration::from_secs(590);
+
+/// Runs such a call, of a client with that time, to its end. `look` says how its end is seen if it is
+/// not waited for any more: the node does not stop when nobody waits.
+pub(super) fn block_on_long<T>(
+    call: impl Future<Output = std::result::Result<T, ClientError>>,
+    look: &str,
+) -> Result<T> {
+    runtime()?
+        .block_on(call)
+        .map_err(|error| explain_long(error, look))
+}
+
+fn explain_long(error: ClientError, look: &str) -> Error {
+    let late = matches!(error, ClientError::Timeout { .. });
+    let error = explain(error);
+    match late {
+        true => error.with_hint(format!("the node goes on with it; {look}")),
+        false => error,
+    }
 }
 
 /// The control API to ask: --api, else that of the target's host, else the config file's, else the
@@ -101,7 +126,7 @@ fn explain(error: ClientError) -> Error {
                  address (port 9667 unless configured otherwise); --api names another",
             )
         }
-        ClientError::Timeout(_) => {
+        ClientError::Timeout { .. } => {
             Error::new(Kind::Unreachable, error.to_string()).with_hint("check the node's log")
         }
         ClientError::Protocol { .. } => Error::new(Kind::Protocol, error.to_string()).with_hint(
@@ -131,14 +156,14 @@ fn explain_refusal(error: ApiError) -> Error {
     }
 }
 
-/// Creates the volume that an import fills.
+/// Creates the volume that an import fills. Returns its identity.
 pub fn create_for_import(
     config: &Config,
     api: Option<&str>,
     target: &Target,
     size_bytes: u64,
     block_size: u64,
-) -> Result<()> {
+) -> Result<String> {
     let create = neonsan_api::VolumeCreate {
         name: target
             .volume
@@ -150,8 +175,9 @@ pub fn create_for_import(
         engine: None,
     };
     let client = client(api, config, Some(target))?;
-    warn(&block_on(client.create_volume(&create))?);
-    Ok(())
+    let volume = block_on(client.create_volume(&create))?;
+    warn(&volume);
+    Ok(volume.id)
 }
 
 fn parse_block_size(bytes: u64) -> Result<u32> {
@@ -182,6 +208,7 @@ fn create(common: &Common, config: &Config, api: Option<&str>, args: &VolumeCrea
 
 fn list(common: &Common, config: &Config, api: Option<&str>, args: &VolumeList) -> Result<()> {
     let client = client(api, config, None)?;
+    let client = client.with_timeout(LONG_TIMEOUT);
     let list = block_on(client.list_volumes(args.pool.as_deref()))?;
     if common.json {
         return print_json(&list);
@@ -312,7 +339,9 @@ fn resize(common: &Common, config: &Config, api: Option<&str>, args: &VolumeResi
         size_bytes: args.size,
         allow_shrink: args.allow_shrink,
     };
-    let volume = block_on(client.resize_volume(&name, &resize))?;
+    let client = client.with_timeout(LONG_TIMEOUT);
+    let look = format!("`neonsan volume info {}` shows the size", args.target);
+    let volume = block_on_long(client.resize_volume(&name, &resize), &look)?;
     warn(&volume);
     if common.json {
         print_json(&volume)?;
@@ -331,7 +360,12 @@ fn delete(common: &Common, config: &Config, api: Option<&str>, args: &VolumeDele
             "--yes deletes without asking",
         )?;
     }
-    block_on(client.delete_volume(&name))?;
+    let client = client.with_timeout(LONG_TIMEOUT);
+    let look = format!(
+        "`neonsan volume info {}` finds no volume when it has ended",
+        args.target
+    );
+    block_on_long(client.delete_volume(&name), &look)?;
     if common.json {
         print_json(&json!({ "deleted": name }))?;
     }
@@ -355,6 +389,25 @@ pub(super) fn confirm(question: &str, name: &str, refusal: &str, hint: &str) -> 
 
 pub(super) fn warn(volume: &neonsan_api::VolumeInfo) {
     for warning in &volume.warnings {
-        eprintln!("neonsan: warning: {warning}");
+        output::warn(warning);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_does_not_wait_any_more_learns_how_to_see_the_end() {
+        let endpoint = Endpoint::Unix("/run/x".into());
+        let timeout = LONG_TIMEOUT;
+        let error = explain_long(ClientError::Timeout { endpoint, timeout }, "look there");
+        assert_eq!(error.kind(), Kind::Unreachable);
+        let text = error.to_string();
+        assert!(text.contains("within 590 s"), "{text}");
+        assert!(text.contains("goes on with it; look there"), "{text}");
+        let refused = ApiError::new(ErrorCode::Busy, "it is held");
+        let error = explain_long(ClientError::Refused(refused), "look there");
+        assert_eq!(error.to_string(), "it is held");
     }
 }

@@ -6,7 +6,7 @@ use super::{parse_device_name, DeviceName};
 use crate::cli::{Common, Watch};
 use crate::error::{Error, Kind, Result};
 use crate::netlink::{Client, Event};
-use crate::output::{print, print_json_line};
+use crate::output::{plain, print, print_json_line};
 use crate::uapi::{self, attr, cmd};
 use crate::units::show_size;
 use neonsan_api::show_time;
@@ -40,7 +40,8 @@ pub fn run(common: &Common, args: &Watch) -> Result<()> {
     let only = match args.device.as_deref().map(parse_device_name) {
         None => None,
         Some(DeviceName::Index(index)) => Some(index),
-        Some(DeviceName::Volume(name)) => {
+        Some(DeviceName::Volume(_) | DeviceName::Unknown(_)) => {
+            let name = args.device.as_deref().unwrap_or_default();
             let message = format!("'{name}' is no device");
             return Err(Error::new(Kind::Usage, message)
                 .with_hint("write neonsan0, /dev/neonsan0 or 0; it need not be attached yet"));
@@ -130,7 +131,7 @@ impl Happened {
         ] {
             if let Some(part) = part {
                 line.push_str(before);
-                line.push_str(&part);
+                line.push_str(&plain(&part));
             }
         }
         line.push('\n');

@@ -1,0 +1,325 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+
+//! The file that an export writes. Until the image is whole it has another name, so that what was
+//! there before survives a node that dies, a full disk and a signal.
+
+use crate::error::{Error, Kind, Result};
+use rustix::fs::{renameat_with, RenameFlags, CWD};
+use rustix::io::Errno;
+use std::fs::{File, Metadata, OpenOptions};
+use std::hash::{BuildHasher as _, RandomState};
+use std::io;
+use std::os::unix::fs::{fchown, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+/// What is under way. Dropped before [`Image::finish`] it leaves nothing, unless it is written in
+/// place.
+pub struct Image {
+    file: File,
+    /// As a person named it.
+    path: PathBuf,
+    /// `None` for a block device, which is written in place.
+    temporary: Option<Temporary>,
+}
+
+/// A file that is removed when it is dropped.
+struct Temporary {
+    path: PathBuf,
+    /// Where it goes: `path` without symbolic links.
+    to: PathBuf,
+    replace: bool,
+}
+
+impl Image {
+    /// Begins an image of `size` bytes at `path`: a block device, or a regular file, which may be
+    /// there already only with `force`.
+    pub fn create(path: &Path, size: u64, force: bool) -> Result<Self> {
+        let before = what_is_there(path)?;
+        if before.is_some() && !force {
+            return Err(exists(path));
+        }
+        if before
+            .as_ref()
+            .is_some_and(|metadata| metadata.file_type().is_block_device())
+        {
+            let file = OpenOptions::new().write(true).open(path);
+            return Ok(Image {
+                file: file.map_err(|error| file_error(path, &error))?,
+                path: path.to_owned(),
+                temporary: None,
+            });
+        }
+        let to = match before {
+            // A symbolic link stays one.
+            Some(_) => std::fs::canonicalize(path).map_err(|error| file_error(path, &error))?,
+            None => path.to_owned(),
+        };
+        let (file, temporary) = Temporary::beside(to, before.as_ref())?;
+        let image = Image {
+            file,
+            path: path.to_owned(),
+            temporary: Some(temporary),
+        };
+        image
+            .file
+            .set_len(size)
+            .map_err(|error| image.error(&error))?;
+        Ok(image)
+    }
+
+    /// Whether what is not written reads as zeroes.
+    pub fn reads_as_zeroes(&self) -> bool {
+        self.temporary.is_some()
+    }
+
+    /// Writes all of `data` at `offset`.
+    pub fn write_at(&self, data: &[u8], offset: u64) -> Result<()> {
+        let written = self.file.write_all_at(data, offset);
+        written.map_err(|error| self.error(&error))
+    }
+
+    /// Makes what was written durable, and gives it its name.
+    pub fn finish(mut self) -> Result<()> {
+        self.file.sync_all().map_err(|error| self.error(&error))?;
+        match &self.temporary {
+            None => Ok(()),
+            Some(temporary) => {
+                temporary.rename(&self.path)?;
+                let to = self
+                    .temporary
+                    .take()
+                    .map(Temporary::keep)
+                    .unwrap_or_default();
+                sync_directory_of(&to).map_err(|error| self.error(&error))
+            }
+        }
+    }
+
+    fn error(&self, error: &io::Error) -> Error {
+        file_error(&self.path, error)
+    }
+}
+
+/// The file at the path, if there is one. What is neither a file nor a block device is refused: a
+/// pipe or terminal has no place for holes, and a device such as `/dev/null` must not be replaced.
+fn what_is_there(path: &Path) -> Result<Option<Metadata>> {
+    let metadata = match std::fs::metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            if std::fs::symlink_metadata(path).is_err() {
+                return Ok(None);
+            }
+            let message = format!("{} is a symbolic link to nothing", path.display());
+            return Err(Error::new(Kind::Usage, message).with_hint("name the file itself"));
+        }
+        Err(error) => return Err(file_error(path, &error)),
+    };
+    let kind = metadata.file_type();
+    let what = if kind.is_file() || kind.is_block_device() {
+        return Ok(Some(metadata));
+    } else if kind.is_dir() {
+        "a directory"
+    } else if kind.is_char_device() {
+        "a character device"
+    } else if kind.is_fifo() {
+        "a pipe"
+    } else {
+        "not a file"
+    };
+    let message = format!("{} is {what}", path.display());
+    Err(Error::new(Kind::Usage, message)
+        .with_hint("an image is written into a regular file or a block device"))
+}
+
+fn exists(path: &Path) -> Error {
+    let message = format!("{} exists already", path.display());
+    Error::new(Kind::Busy, message).with_hint("--force overwrites it")
+}
+
+impl Temporary {
+    /// A new file in the directory of `to`, with the owner and permissions of what it replaces.
+    fn beside(to: PathBuf, before: Option<&Metadata>) -> Result<(File, Self)> {
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true);
+        if let Some(before) = before {
+            options.mode(before.mode() & 0o777);
+        }
+        loop {
+            let number = RandomState::new().hash_one(std::process::id()) as u16;
+            let mut path = to.clone().into_os_string();
+            path.push(format!(".neonsan-{number:04x}"));
+            let path = PathBuf::from(path);
+            let file = match options.open(&path) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                Err(error) => return Err(file_error(&path, &error)),
+            };
+            let replace = before.is_some();
+            let temporary = Temporary { path, to, replace };
+            if let Some(before) = before {
+                // Root can give a file away, others need not.
+                let _ = fchown(&file, Some(before.uid()), Some(before.gid()));
+                let permissions = std::fs::Permissions::from_mode(before.mode() & 0o777);
+                file.set_permissions(permissions)
+                    .map_err(|error| file_error(&temporary.path, &error))?;
+            }
+            return Ok((file, temporary));
+        }
+    }
+
+    /// Gives it its name. Without `replace`, what has come to be there meanwhile stays.
+    fn rename(&self, shown: &Path) -> Result<()> {
+        let renamed = if self.replace {
+            std::fs::rename(&self.path, &self.to)
+        } else {
+            match renameat_with(CWD, &self.path, CWD, &self.to, RenameFlags::NOREPLACE) {
+                Ok(()) => Ok(()),
+                Err(Errno::EXIST) => return Err(exists(shown)),
+                // Not every file system can do both in one step.
+                Err(Errno::INVAL | Errno::NOSYS) => {
+                    if std::fs::symlink_metadata(&self.to).is_ok() {
+                        return Err(exists(shown));
+                    }
+                    std::fs::rename(&self.path, &self.to)
+                }
+                Err(error) => Err(error.into()),
+            }
+        };
+        renamed.map_err(|error| file_error(shown, &error))
+    }
+
+    /// Nothing is to be removed any more. Returns where it is.
+    fn keep(mut self) -> PathBuf {
+        self.path = PathBuf::new();
+        std::mem::take(&mut self.to)
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if !self.path.as_os_str().is_empty() {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Makes the name of a file durable.
+fn sync_directory_of(path: &Path) -> io::Result<()> {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    match File::open(directory).and_then(|directory| directory.sync_all()) {
+        // Some file systems cannot, and may then keep it anyway.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+        // A directory that may be written but not read cannot be opened.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        result => result,
+    }
+}
+
+/// What went wrong with a file.
+pub fn file_error(path: &Path, error: &io::Error) -> Error {
+    let kind = match error.kind() {
+        io::ErrorKind::NotFound => Kind::NotFound,
+        io::ErrorKind::PermissionDenied => Kind::Permission,
+        io::ErrorKind::StorageFull => Kind::NoSpace,
+        _ => Kind::Other,
+    };
+    Error::new(kind, format!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn names(directory: &Path) -> Vec<String> {
+        let mut names: Vec<_> = std::fs::read_dir(directory)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn an_image_has_its_name_only_when_it_is_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("image");
+        let image = Image::create(&path, 8192, false).unwrap();
+        image.write_at(b"new", 4096).unwrap();
+        assert!(!path.exists());
+        image.finish().unwrap();
+        assert_eq!(std::fs::read(&path).unwrap()[4096..4099], *b"new");
+        assert_eq!(names(directory.path()), ["image"]);
+    }
+
+    #[test]
+    fn what_was_there_stays_until_the_new_one_is_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("image");
+        std::fs::write(&path, "old").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
+        assert_eq!(
+            Image::create(&path, 1, false).err().unwrap().kind(),
+            Kind::Busy
+        );
+        let image = Image::create(&path, 3, true).unwrap();
+        image.write_at(b"ne", 0).unwrap();
+        drop(image);
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        assert_eq!(names(directory.path()), ["image"]);
+        let image = Image::create(&path, 3, true).unwrap();
+        image.write_at(b"new", 0).unwrap();
+        image.finish().unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"new");
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o640);
+        assert_eq!(names(directory.path()), ["image"]);
+    }
+
+    #[test]
+    fn a_file_that_came_meanwhile_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("image");
+        let image = Image::create(&path, 3, false).unwrap();
+        std::fs::write(&path, "theirs").unwrap();
+        assert_eq!(image.finish().unwrap_err().kind(), Kind::Busy);
+        assert_eq!(std::fs::read(&path).unwrap(), b"theirs");
+        assert_eq!(names(directory.path()), ["image"]);
+    }
+
+    #[test]
+    fn a_symbolic_link_stays_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let (file, link) = (directory.path().join("file"), directory.path().join("link"));
+        std::os::unix::fs::symlink("file", &link).unwrap();
+        let error = Image::create(&link, 3, true).err().unwrap();
+        assert!(error.to_string().contains("symbolic link to nothing"));
+        std::fs::write(&file, "old").unwrap();
+        let image = Image::create(&link, 3, true).unwrap();
+        image.write_at(b"new", 0).unwrap();
+        image.finish().unwrap();
+        assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(std::fs::read(&file).unwrap(), b"new");
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused_and_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        // A device of this test would need root: the link stands for it.
+        let null = directory.path().join("null");
+        std::os::unix::fs::symlink("/dev/null", &null).unwrap();
+        for (path, what) in [
+            (directory.path(), "a directory"),
+            (null.as_path(), "a character device"),
+        ] {
+            let error = Image::create(path, 3, true).err().unwrap();
+            assert_eq!(error.kind(), Kind::Usage);
+            assert!(error.to_string().contains(what), "{error}");
+        }
+        assert!(null.exists());
+        assert_eq!(names(directory.path()), ["null"]);
+    }
+}

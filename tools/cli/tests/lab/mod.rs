@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+
+//! A real node, which runs in a thread of the test, and the command line at it.
+
+// Each test program uses a part of this.
+#![allow(dead_code, clippy::unwrap_used)]
+
+use assert_cmd::Command;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// A node with a file engine, and a directory for it and the test. The node ends with the test.
+pub struct Lab {
+    pub directory: tempfile::TempDir,
+    pub data: SocketAddr,
+    pub control: SocketAddr,
+}
+
+/// An address that was free a moment ago.
+pub fn free_address() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap()
+}
+
+impl Lab {
+    pub fn new() -> Self {
+        let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let (data, control) = (free_address(), free_address());
+        let text = format!(
+            "default_engine = \"main\"\n[engine.main]\nkind = \"file\"\npath = {:?}\n\
+             [engine.mem]\nkind = \"mem\"\ncapacity_bytes = 67108864\n\
+             [data]\nlisten = [\"{data}\"]\n[control]\nlisten = [\"{control}\"]\n",
+            directory.path().join("volumes")
+        );
+        let config = neonsan_node::config::Config::parse(&text).unwrap();
+        std::thread::spawn(move || {
+            let (log, _guard) = tracing_appender::non_blocking(std::io::sink());
+            neonsan_node::run(config, log.error_counter())
+        });
+        let end = Instant::now() + Duration::from_secs(60);
+        while TcpStream::connect(control).is_err() {
+            assert!(Instant::now() < end, "the node does not start");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Lab {
+            directory,
+            data,
+            control,
+        }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub fn target(&self, volume: &str) -> String {
+        format!("neonsan://{}/{volume}", self.data)
+    }
+
+    /// The command `volume` with these words.
+    pub fn volume(&self, words: &[&str]) -> Command {
+        let mut command = Command::from_std(self.program(words));
+        command.timeout(Duration::from_secs(60));
+        command
+    }
+
+    /// The same as a process that can be started and left alone. It gives a node up soon.
+    pub fn program(&self, words: &[&str]) -> std::process::Command {
+        let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin("neonsan"));
+        let config = self.path("empty.toml");
+        std::fs::write(
+            &config,
+            "host-id = \"00112233-4455-6677-8899-aabbccddeeff\"\n[timeouts]\nloss = \"1s\"\n",
+        )
+        .unwrap();
+        command.arg("--config").arg(config);
+        command.args(["volume", "--api", &self.control.to_string()]);
+        command.args(words);
+        command
+    }
+
+    pub fn json(&self, words: &[&str]) -> serde_json::Value {
+        let output = self.volume(words).arg("--json").output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+}
+
+/// An image of this size with data in some places and holes elsewhere.
+pub fn image(path: &Path, size: u64) {
+    let file = std::fs::File::create(path).unwrap();
+    file.set_len(size).unwrap();
+    let data: Vec<u8> = (0..300_000_u32).map(|i| (i * 7 + i / 251) as u8).collect();
+    file.write_all_at(&data, 4096).unwrap();
+    file.write_all_at(&data, size / 2 + 12_345).unwrap();
+    file.write_all_at(b"the end", size - 7).unwrap();
+}
+
+pub fn same(a: &Path, b: &Path) -> bool {
+    std::fs::read(a).unwrap() == std::fs::read(b).unwrap()
+}
