@@ -12,9 +12,9 @@
 //!  1 Opening ──── on_opened(0) ────► 2 Live ──┐
 //!      ▲                               │      │ one connection lost: it alone is stopped,
 //!      │ node lost the session,        │◄─────┘ drained and joined again
-//!      │ or has fallen silent, or no   ▼
-//!      │ connection is left and ── 3 Reopening: every connection is being stopped and drained
-//!      └── joining fails
+//!      │ or has fallen silent, or one  ▼
+//!      │ cannot be joined and ──── 3 Reopening: every connection is being stopped and drained
+//!      └── none is left, or its loss timeout is over
 //!
 //!  any ── fenced, or another volume ──► 4 Failed              any ── close() ──► 5 Closed
 //! ```
@@ -61,6 +61,8 @@ pub struct Connection {
     epoch: u64,
     heard_at: Instant,
     pinged_at: Option<Instant>,
+    /// Since when it has been lost; `None` while it is live, and before it was.
+    lost_at: Option<Instant>,
     backoff: Backoff,
     last_cause: Option<CloseCause>,
     due_connect: Option<ConnectKind>,
@@ -78,6 +80,7 @@ impl Connection {
             epoch: 0,
             heard_at: Instant(0),
             pinged_at: None,
+            lost_at: None,
             backoff: Backoff::new(seed),
             last_cause: None,
             due_connect: None,
@@ -268,6 +271,7 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
         c.enter(ConnectionState::Live, now);
         c.heard_at = now;
         c.pinged_at = None;
+        c.lost_at = None;
         c.due_resume = true;
         match state {
             SessionState::Opening => {
@@ -511,6 +515,7 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
                     c.backoff.reset();
                 }
                 c.enter(ConnectionState::Stopping, now);
+                c.lost_at = Some(now);
                 c.last_cause = Some(cause);
                 c.due_stop = Some(cause);
             }

@@ -93,6 +93,51 @@ fn a_fence_is_told_also_where_requests_fail_already() {
     assert_eq!(causes, [DOWN, CloseCause::Fenced]);
 }
 
+/// Its requests wait like those of a volume that is lost, so the loss timeout is theirs too.
+#[test]
+fn a_connection_that_cannot_be_joined_for_the_loss_timeout_costs_the_session() {
+    let draining = refused(Status::Draining);
+    for loss_ms in [0, 30_000] {
+        let mut device = live(2, 2);
+        let timeouts = *device.session.timeouts();
+        device.session.set_timeouts(Timeouts {
+            loss_ms,
+            ..timeouts
+        });
+        device.session.on_lost(1, GONE, device.now);
+        assert!(
+            !device.wait(0).is_empty(),
+            "the connection is to be stopped"
+        );
+        device.session.on_drained(1, device.now);
+        let lost_at = device.now;
+        while device.now.since_ms(lost_at) < 100_000 && device.session.state() == SessionState::Live
+        {
+            device.session.on_heard(0, device.now);
+            for action in device.wait_for_action() {
+                match action {
+                    Action::Connect { connection: 1, .. } => {
+                        device.session.on_connect_failed(1, draining, device.now)
+                    }
+                    Action::Ping { connection: 0 } | Action::Stop { .. } | Action::Notify(_) => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        if loss_ms == 0 {
+            assert_eq!(device.session.state(), SessionState::Live);
+            continue;
+        }
+        // All of it is drained, opened anew at the next node, and lost meanwhile.
+        assert_eq!(device.session.state(), SessionState::Reopening);
+        assert_eq!(device.now.since_ms(lost_at), u64::from(loss_ms));
+        assert_eq!(device.session.lost_since(), Some(device.now));
+        let (connection, node, kind) = connect_of(&device.drained(0));
+        assert_eq!((connection, node), (0, 1));
+        assert!(matches!(kind, ConnectKind::Open { promote: true, .. }));
+    }
+}
+
 #[test]
 fn requests_are_not_failed_while_they_may_still_be_touched() {
     let mut device = live(1, 1);

@@ -38,6 +38,14 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
                 ConnectionState::Idle { .. } | ConnectionState::Stopping => {}
             }
         }
+        if let Some((at, cause)) = self.join_deadline() {
+            if at <= now {
+                // The others may go on, but its requests have waited for as long as any may: the
+                // volume is to be served whole or to be lost. The next node may do better.
+                self.leave_node();
+                self.reopen(cause, now);
+            }
+        }
         if let Some(at) = self.loss_deadline() {
             if at <= now {
                 let cause = self
@@ -74,6 +82,23 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
             .all(|c| now.since_ms(c.heard_at) >= doubt)
     }
 
+    /// When the connection that has been lost the longest, while others are live, has been lost for
+    /// the loss timeout, and why it was lost; `None` without one, or without a loss timeout.
+    ///
+    /// From then on the volume counts as lost, and has the loss timeout once more before its
+    /// requests fail.
+    fn join_deadline(&self) -> Option<(Instant, CloseCause)> {
+        let loss_ms = u64::from(self.config.timeouts.loss_ms);
+        if loss_ms == 0 || self.state != SessionState::Live || self.lost_since.is_some() {
+            return None;
+        }
+        let lost = self.active().iter().filter_map(|c| {
+            let cause = c.last_cause.unwrap_or(CloseCause::PeerClosed);
+            c.lost_at.map(|at| (at.after_ms(loss_ms), cause))
+        });
+        lost.min_by_key(|(at, _)| *at)
+    }
+
     /// When requests begin to fail since nothing came back; `None` while nothing is lost, while
     /// requests may still be touched, and once they fail.
     pub fn loss_deadline(&self) -> Option<Instant> {
@@ -107,6 +132,7 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
             ConnectionState::Connecting { deadline } => c.due_connect.map(|_| deadline),
             ConnectionState::Stopping => None,
         });
-        connections.chain(self.loss_deadline()).min()
+        let join = self.join_deadline().map(|(at, _)| at);
+        connections.chain(self.loss_deadline()).chain(join).min()
     }
 }
