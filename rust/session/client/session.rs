@@ -61,7 +61,8 @@ pub struct Connection {
     epoch: u64,
     heard_at: Instant,
     pinged_at: Option<Instant>,
-    /// Since when it has been lost; `None` while it is live, and before it was.
+    /// Since when it has been lost, or could be joined again; `None` while it is live, and before it
+    /// was.
     lost_at: Option<Instant>,
     backoff: Backoff,
     last_cause: Option<CloseCause>,
@@ -282,9 +283,11 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
                     self.count = wanted.min(allowed).min(self.connections.borrow().len());
                 }
                 for other in 1..self.count {
-                    // The node is there: how often it was not does not matter any more.
+                    // The node is there: how often it was not, and for how long, does not matter
+                    // any more.
                     if let Some(c) = self.connections.borrow_mut().get_mut(other) {
                         c.backoff.reset();
+                        c.lost_at = c.lost_at.map(|_| now);
                     }
                     self.schedule(other, now);
                 }

@@ -135,6 +135,10 @@ fn a_connection_that_cannot_be_joined_for_the_loss_timeout_costs_the_session() {
         let (connection, node, kind) = connect_of(&device.drained(0));
         assert_eq!((connection, node), (0, 1));
         assert!(matches!(kind, ConnectKind::Open { promote: true, .. }));
+        // There it has as long again to be joined.
+        device.opened(0);
+        device.wait(1);
+        assert_eq!(device.session.state(), SessionState::Live);
     }
 }
 

@@ -142,6 +142,25 @@ impl Node {
         Pid::from_child(&self.child)
     }
 
+    /// Waits until a SIGSTOP has reached every thread of it.
+    pub fn wait_stopped(&self) {
+        let tasks = format!("/proc/{}/task", self.child.id());
+        let is_stopped = |stat: String| {
+            // The state follows the name, which is in brackets.
+            let after = stat.rsplit_once(") ").map(|(_, after)| after.to_owned());
+            after.is_some_and(|after| after.starts_with('T'))
+        };
+        let deadline = Instant::now() + PATIENCE;
+        while !fs::read_dir(&tasks)
+            .unwrap()
+            .map(|task| fs::read_to_string(task.unwrap().path().join("stat")).unwrap_or_default())
+            .all(is_stopped)
+        {
+            assert!(Instant::now() < deadline, "the node does not stand still");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Asks it to stop.
     pub fn terminate(&self) {
         kill_process(self.pid(), Signal::TERM).unwrap();
