@@ -14,6 +14,9 @@
 //! 7. `events`, `timeouts` (spin locks, interrupts off): likewise.
 //! 8. `at_rest` (spin lock, interrupts off): around queueing work.
 
+mod changes;
+mod work;
+
 use crate::{
     connection::Connection,
     limits,
@@ -21,7 +24,6 @@ use crate::{
     notes::Notes,
     params::{AttachParams, DeviceError, Node},
     queue::Queue,
-    recovery,
     uapi::SuspendMode,
 };
 use kernel::{
@@ -33,7 +35,7 @@ use kernel::{
         atomic::{AtomicFlag, Relaxed},
         Arc, CondVar, Mutex, SpinLockIrq,
     },
-    workqueue::{DelayedWork, Work, WorkItem},
+    workqueue::{DelayedWork, Work},
 };
 use neonsan_kernel::{
     block::mq::{GenDisk, QueueLimits},
@@ -291,23 +293,6 @@ impl Device {
         &self.suspended
     }
 
-    /// Calls `enqueue` with the work queue of everything that the device's requests depend on and that
-    /// does not wait for the network, unless the device's work is over. Any context.
-    pub(crate) fn enqueue(&self, enqueue: impl FnOnce(&OwnedQueue)) {
-        let at_rest = self.at_rest.lock();
-        if !*at_rest {
-            enqueue(&self.queue);
-        }
-    }
-
-    /// The same with the work queue of making connections.
-    pub(crate) fn enqueue_connecting(&self, enqueue: impl FnOnce(&OwnedQueue)) {
-        let at_rest = self.at_rest.lock();
-        if !*at_rest {
-            enqueue(&self.connecting);
-        }
-    }
-
     /// The control machine.
     pub(crate) fn session(&self) -> &Mutex<DeviceSession> {
         &self.session
@@ -377,7 +362,7 @@ impl Device {
         self.wake();
         // A change of limits may have the disk for as long as a lost volume is lost, which is just what
         // the new timeouts may be meant to end. So the disk gets its own by such a change too.
-        self.queue_change();
+        self.look_for_changes();
         Ok(())
     }
 
@@ -434,39 +419,6 @@ impl Device {
     }
 
     // ---- what happened ----
-
-    /// Lets the control machine look at what there is. Any context.
-    pub(crate) fn wake(self: &Arc<Self>) {
-        self.enqueue(|queue| {
-            // If it is queued already, it will see what there is.
-            let _ = queue.enqueue::<_, CONTROL_WORK>(self.clone());
-        });
-    }
-
-    /// Lets the control machine look again after this time. Any context.
-    pub(crate) fn wake_after_ms(self: &Arc<Self>, ms: u64) {
-        let delay = kernel::time::msecs_to_jiffies(u32::try_from(ms).unwrap_or(u32::MAX));
-        self.enqueue(|queue| queue.mod_delayed::<_, TIMER_WORK>(self.clone(), delay));
-    }
-
-    /// From now on no work of the device is queued, whoever wants it; waits until none runs or is
-    /// queued. Every connection must have come to rest, and the disk be gone. May sleep, but not for
-    /// the network.
-    ///
-    /// So the last owner of a device, whose work queues go with it, is never work of these queues,
-    /// which would wait for itself; and no work is left when the module goes.
-    pub(crate) fn finish_work(self: &Arc<Self>) {
-        *self.at_rest.lock() = true;
-        OwnedQueue::cancel_delayed_sync::<_, TIMER_WORK>(self);
-        for i in 0..self.session.lock().connection_count() {
-            if let Some(connection) = self.connection(i) {
-                connection.cancel_work();
-            }
-        }
-        self.changes.flush();
-        self.connecting.flush();
-        self.queue.flush();
-    }
 
     /// A node has opened the volume: is it the one that the device was made for?
     pub(crate) fn check_volume(&self, opened: &Opened) -> Result<(), CloseCause> {
@@ -525,23 +477,6 @@ impl Device {
             .contains(Capabilities::VOLATILE_CACHE)
     }
 
-    /// The volume has a new size. Any context.
-    pub(crate) fn on_resized(self: &Arc<Self>, size_bytes: u64) {
-        self.events.lock().size_bytes = Some(size_bytes);
-        self.queue_change();
-    }
-
-    /// The volume has new limits. Any context.
-    pub(crate) fn on_limits(self: &Arc<Self>, geometry: Geometry) {
-        {
-            let mut events = self.events.lock();
-            events.geometry = Some(geometry);
-            // A size that was told before is older than the one in here.
-            events.size_bytes = None;
-        }
-        self.queue_change();
-    }
-
     /// The node will stop. Any context.
     pub(crate) fn on_going_away(self: &Arc<Self>, _grace_ms: u64) {
         self.events.lock().going_away = true;
@@ -551,99 +486,5 @@ impl Device {
     /// Whether the node has said that it will stop, once.
     pub(crate) fn take_going_away(&self) -> bool {
         core::mem::take(&mut self.events.lock().going_away)
-    }
-
-    /// Lets the disk follow what the node has said meanwhile. Any context.
-    pub(crate) fn look_for_changes(self: &Arc<Self>) {
-        self.queue_change();
-    }
-
-    fn queue_change(self: &Arc<Self>) {
-        let at_rest = self.at_rest.lock();
-        if !*at_rest {
-            // If it is queued already, it will see what there is.
-            let _ = self.changes.enqueue::<_, CHANGE_WORK>(self.clone());
-        }
-    }
-
-    /// Gives every connection up.
-    fn fault_all(&self, cause: CloseCause) {
-        let count = self.session.lock().connection_count();
-        for index in 0..count {
-            if let Some(connection) = self.connection(index) {
-                connection.fault(cause);
-            }
-        }
-    }
-
-    /// Makes the disk follow the volume, and the timeouts. May wait for requests in flight.
-    fn apply_changes(self: &Arc<Self>) {
-        let disk = self.disk.lock();
-        // Attaching comes back to it when there is one.
-        let Some(disk) = disk.as_ref() else { return };
-        disk.set_request_timeout(self.timeouts().request_ms);
-        if *self.suspended.lock() == Some(SuspendMode::Normal) {
-            // The requests that it would wait for are held; resuming comes back to it.
-            return;
-        }
-        let (size, geometry) = {
-            let mut events = self.events.lock();
-            (events.size_bytes.take(), events.geometry.take())
-        };
-        let changed = {
-            let mut guard = self.volume.lock();
-            let Some(volume) = &mut *guard else { return };
-            if let Some(new) = geometry {
-                if let Some(field) = limits::broken_promise(&volume.geometry, &new) {
-                    pr_err!("{}: the node may not change the {field}\n", &*self.name);
-                    // What was made for the old limits must not be sent to it: it waits until a
-                    // node keeps the promise.
-                    drop(guard);
-                    self.fault_all(CloseCause::BadGeometry(field));
-                    return;
-                }
-                volume.geometry = new;
-            }
-            if let Some(size_bytes) = size {
-                volume.geometry.size_bytes = size_bytes.into();
-            }
-            *volume
-        };
-        if geometry.is_some() {
-            if let Err(e) = disk.set_limits(&Device::queue_limits(&changed)) {
-                pr_err!("{}: the new limits were refused: {e:?}\n", &*self.name);
-            }
-        }
-        let size_bytes = changed.geometry.size_bytes.get();
-        let sectors = limits::capacity_sectors(size_bytes);
-        if sectors != disk.capacity_sectors() {
-            disk.set_capacity_and_notify(sectors);
-            pr_info!("{}: now {size_bytes} bytes\n", &*self.name);
-            crate::control::event_resized(self, size_bytes);
-        }
-    }
-}
-
-impl WorkItem<CONTROL_WORK> for Device {
-    type Pointer = Arc<Device>;
-
-    fn run(this: Arc<Device>) {
-        recovery::run(&this);
-    }
-}
-
-impl WorkItem<TIMER_WORK> for Device {
-    type Pointer = Arc<Device>;
-
-    fn run(this: Arc<Device>) {
-        this.wake();
-    }
-}
-
-impl WorkItem<CHANGE_WORK> for Device {
-    type Pointer = Arc<Device>;
-
-    fn run(this: Arc<Device>) {
-        this.apply_changes();
     }
 }
