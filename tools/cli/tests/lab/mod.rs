@@ -66,9 +66,12 @@ impl Lab {
         command
     }
 
-    /// The same as a process that can be started and left alone. It gives a node up soon.
+    /// The same as a process that can be started and left alone. It gives a node up soon, and minds
+    /// signals even if the tests were started by somebody who does not (nohup).
     pub fn program(&self, words: &[&str]) -> std::process::Command {
-        let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin("neonsan"));
+        let mut command = std::process::Command::new("env");
+        command.arg("--default-signal=INT,TERM,HUP");
+        command.arg(assert_cmd::cargo::cargo_bin("neonsan"));
         let config = self.path("empty.toml");
         std::fs::write(
             &config,
