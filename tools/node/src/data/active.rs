@@ -36,6 +36,14 @@ const INPUT_BYTES: usize = 64 * 1024;
 /// A payload of which at least this much is missing is read to its place.
 const DIRECT_BYTES: u32 = 4096;
 
+/// Behind a payload of which at least this much is missing, only [`LITTLE_AHEAD_BYTES`] are read ahead: a
+/// long write is often followed by another, and what is read of that before its place is known must be
+/// copied there.
+const LONG_BYTES: usize = 32 * 1024;
+
+/// Room for a header, and some more in case that short requests follow.
+const LITTLE_AHEAD_BYTES: usize = 4096;
+
 /// System calls in one turn, so that one connection does not keep its worker
 /// from the others.
 const MAX_READS: usize = 16;
@@ -279,12 +287,17 @@ impl Active {
             return Ok(Read { len, was_all });
         };
         let missing = place.len();
-        let mut slices = [IoSliceMut::new(place), IoSliceMut::new(&mut self.input)];
+        let ahead = match missing {
+            LONG_BYTES.. => &mut self.input[..LITTLE_AHEAD_BYTES],
+            _ => &mut self.input[..],
+        };
+        let wanted = missing + ahead.len();
+        let mut slices = [IoSliceMut::new(place), IoSliceMut::new(ahead)];
         let len = rustix::io::readv(socket, &mut slices)?;
         let direct = len.min(missing);
         self.unread = 0..len - direct;
         self.direct_payload(direct);
-        let was_all = len < missing + self.input.len();
+        let was_all = len < wanted;
         Ok(Read { len, was_all })
     }
 
