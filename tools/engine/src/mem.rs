@@ -133,7 +133,7 @@ struct Store {
     logical_block_size: u32,
     physical_block_size: u32,
     size_bytes: AtomicU64,
-    shards: Vec<RwLock<HashMap<u64, Chunk>>>,
+    shards: Vec<RwLock<BTreeMap<u64, Chunk>>>,
     chunks: AtomicU64,
     budget: Arc<Budget>,
 }
@@ -168,7 +168,7 @@ fn for_each_part(
 }
 
 impl Store {
-    fn shard(&self, index: u64) -> &RwLock<HashMap<u64, Chunk>> {
+    fn shard(&self, index: u64) -> &RwLock<BTreeMap<u64, Chunk>> {
         &self.shards[(index % SHARDS) as usize]
     }
 
@@ -194,8 +194,8 @@ impl Store {
                 .write()
                 .unwrap_or_else(PoisonError::into_inner);
             let chunk = match shard.entry(index) {
-                std::collections::hash_map::Entry::Occupied(entry) => entry.into_mut(),
-                std::collections::hash_map::Entry::Vacant(entry) => {
+                std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
+                std::collections::btree_map::Entry::Vacant(entry) => {
                     self.budget.take_chunk()?;
                     self.chunks.fetch_add(1, Ordering::Relaxed);
                     entry.insert(vec![0; CHUNK_BYTES as usize].into_boxed_slice())

@@ -9,6 +9,8 @@ neonsan-hostile-node --list >list
 tested=0 wrong=0
 while IFS=$'\t' read -r name moment outcome causes _ about; do
 	case $moment in hello|open) continue ;; esac
+	# Pages of direct I/O may change while they are sent, so this closes nothing: see test_io_07.
+	[ "$name" != status-checksum-mismatch ] || outcome=allowed
 	hostile_start --misbehave "$name" --after 40
 	echo "misbehaviour $name" >/dev/kmsg
 	DEVICE=$(neonsan-attach neonsan://127.0.0.1:9710/test/volume "${impatient[@]}" --header-crc --payload-crc --loss-timeout 20s)

@@ -17,7 +17,7 @@ const MAX_SLICES: usize = 128;
 
 /// Pieces of one system call where few messages wait: to fill in the long list takes longer than a
 /// short message does.
-const FEW_SLICES: usize = 8;
+const FEW_SLICES: usize = 4;
 
 /// A message, or a part of the handshake.
 enum Item {
