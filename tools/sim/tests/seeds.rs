@@ -56,3 +56,13 @@ fn a_seed_is_always_the_same_run() {
     assert_eq!(first.what, second.what);
     assert_eq!(first.events, second.events);
 }
+
+/// A loss timeout below what joining takes: the session was opened anew for ever.
+#[test]
+fn a_seed_that_failed_once_does_not_again() {
+    for seed in [91_545] {
+        if let Err(failure) = run(seed, Planted::Nothing) {
+            panic!("{failure}");
+        }
+    }
+}

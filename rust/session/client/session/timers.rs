@@ -86,13 +86,16 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
     /// the loss timeout, and why it was lost; `None` without one, or without a loss timeout.
     ///
     /// From then on the volume counts as lost, and has the loss timeout once more before its
-    /// requests fail.
+    /// requests fail. A try to join is never cut short: it has a deadline of its own, and with a loss
+    /// timeout below what joining takes no session would ever be whole.
     fn join_deadline(&self) -> Option<(Instant, CloseCause)> {
         let loss_ms = u64::from(self.config.timeouts.loss_ms);
-        if loss_ms == 0 || self.state != SessionState::Live || self.lost_since.is_some() {
+        let is_served = self.state == SessionState::Live && self.lost_since.is_none();
+        if loss_ms == 0 || !is_served || !self.was_usable {
             return None;
         }
-        let lost = self.active().iter().filter_map(|c| {
+        let idle = |c: &&Connection| matches!(c.state, ConnectionState::Idle { .. });
+        let lost = self.active().iter().filter(idle).filter_map(|c| {
             let cause = c.last_cause.unwrap_or(CloseCause::PeerClosed);
             c.lost_at.map(|at| (at.after_ms(loss_ms), cause))
         });
