@@ -70,8 +70,7 @@ pub fn main(adjust: fn(&mut Config)) -> ExitCode {
         println!("{}: the configuration is good", args.config.display());
         return ExitCode::SUCCESS;
     }
-    // What is waiting is written when the guard goes.
-    let (_guard, lost_log_lines) = match start_logs(&config.log) {
+    let (guard, lost_log_lines) = match start_logs(&config.log) {
         Ok(log) => log,
         Err(error) => {
             eprintln!("neonsan-node: {error}");
@@ -82,6 +81,8 @@ pub fn main(adjust: fn(&mut Config)) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error}");
+            // What is waiting is written when the guard goes: the reason stands behind it.
+            drop(guard);
             eprintln!("neonsan-node: {error}");
             ExitCode::FAILURE
         }
