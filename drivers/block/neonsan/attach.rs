@@ -133,20 +133,17 @@ impl Device {
     /// Shows the disk, which reads the partition table. Should the volume be lost meanwhile, that does
     /// not wait for longer than attaching may take, whatever the loss timeout will be.
     fn add_in_time(self: &Arc<Self>, disk: &mut GenDisk<Queue>) -> Result<(), DeviceError> {
+        let timeouts = self.timeouts();
         let patience_ms = u32::try_from(self.patience_ms()).unwrap_or(u32::MAX);
-        let with_loss = |loss_ms| {
-            let timeouts = self.timeouts();
-            let loss_ms = match timeouts.loss_ms {
-                0 => loss_ms,
-                own => own.min(loss_ms),
-            };
-            self.session().lock().set_timeouts(Timeouts {
-                loss_ms,
-                ..timeouts
-            });
-            self.wake();
+        let loss_ms = match timeouts.loss_ms {
+            0 => patience_ms,
+            own => own.min(patience_ms),
         };
-        with_loss(patience_ms.max(1));
+        self.session().lock().set_timeouts(Timeouts {
+            loss_ms,
+            ..timeouts
+        });
+        self.wake();
         let added = disk.add();
         let is_failing = self.session().lock().is_failing();
         self.session().lock().set_timeouts(self.timeouts());

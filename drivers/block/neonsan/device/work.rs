@@ -48,7 +48,9 @@ impl Device {
     pub(crate) fn finish_work(self: &Arc<Self>) {
         *self.at_rest.lock() = true;
         OwnedQueue::cancel_delayed_sync::<_, TIMER_WORK>(self);
-        for i in 0..self.session.lock().connection_count() {
+        // Not in the loop's head, which would hold the lock while the loop waits.
+        let count = self.session.lock().connection_count();
+        for i in 0..count {
             if let Some(connection) = self.connection(i) {
                 connection.cancel_work();
             }
