@@ -351,10 +351,15 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
                 .iter()
                 .all(|c| !matches!(c.state, ConnectionState::Live)),
         };
-        if !session_is_gone {
+        let is_overdue = self.is_join_overdue(connection, now);
+        if !session_is_gone && !is_overdue {
             return self.schedule(connection, now);
         }
-        if let CloseCause::ConnectFailed(_) | CloseCause::ConnectTimeout = cause {
+        let is_nobody = matches!(
+            cause,
+            CloseCause::ConnectFailed(_) | CloseCause::ConnectTimeout
+        );
+        if is_nobody || is_overdue {
             // Nobody is there, or nobody who can serve: to open there would take as long again.
             self.leave_node();
         }

@@ -38,14 +38,6 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
                 ConnectionState::Idle { .. } | ConnectionState::Stopping => {}
             }
         }
-        if let Some((at, cause)) = self.join_deadline() {
-            if at <= now {
-                // The others may go on, but its requests have waited for as long as any may: the
-                // volume is to be served whole or to be lost. The next node may do better.
-                self.leave_node();
-                self.reopen(cause, now);
-            }
-        }
         if let Some(at) = self.loss_deadline() {
             if at <= now {
                 let cause = self
@@ -82,24 +74,16 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
             .all(|c| now.since_ms(c.heard_at) >= doubt)
     }
 
-    /// When the connection that has been lost the longest, while others are live, has been lost for
-    /// the loss timeout, and why it was lost; `None` without one, or without a loss timeout.
+    /// Whether a connection that could not be joined has been lost for the loss timeout, while others
+    /// are live. Its requests have waited for as long as any may: the volume is to be served whole or
+    /// to be lost, and has the loss timeout once more before its requests fail.
     ///
-    /// From then on the volume counts as lost, and has the loss timeout once more before its
-    /// requests fail. A try to join is never cut short: it has a deadline of its own, and with a loss
-    /// timeout below what joining takes no session would ever be whole.
-    fn join_deadline(&self) -> Option<(Instant, CloseCause)> {
+    /// Asked when a try has failed: none is cut short, or with a loss timeout below what joining takes
+    /// no session would ever be whole.
+    pub(super) fn is_join_overdue(&self, connection: usize, now: Instant) -> bool {
         let loss_ms = u64::from(self.config.timeouts.loss_ms);
-        let is_served = self.state == SessionState::Live && self.lost_since.is_none();
-        if loss_ms == 0 || !is_served || !self.was_usable {
-            return None;
-        }
-        let idle = |c: &&Connection| matches!(c.state, ConnectionState::Idle { .. });
-        let lost = self.active().iter().filter(idle).filter_map(|c| {
-            let cause = c.last_cause.unwrap_or(CloseCause::PeerClosed);
-            c.lost_at.map(|at| (at.after_ms(loss_ms), cause))
-        });
-        lost.min_by_key(|(at, _)| *at)
+        let lost_at = self.active().get(connection).and_then(|c| c.lost_at);
+        loss_ms != 0 && self.was_usable && lost_at.is_some_and(|at| now.since_ms(at) >= loss_ms)
     }
 
     /// When requests begin to fail since nothing came back; `None` while nothing is lost, while
@@ -135,7 +119,6 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
             ConnectionState::Connecting { deadline } => c.due_connect.map(|_| deadline),
             ConnectionState::Stopping => None,
         });
-        let join = self.join_deadline().map(|(at, _)| at);
-        connections.chain(self.loss_deadline()).chain(join).min()
+        connections.chain(self.loss_deadline()).min()
     }
 }
