@@ -100,6 +100,10 @@ pub struct SnapshotList {
 pub struct VolumeList {
     /// The volumes of all engines, or of the pool asked for.
     pub volumes: Vec<VolumeInfo>,
+    /// Engines whose volumes are missing above, each with the reason, for people. Empty if the list
+    /// is complete.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<String>,
 }
 
 /// A volume, its limits and who holds it.

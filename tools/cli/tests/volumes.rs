@@ -53,6 +53,26 @@ fn volumes_are_created_listed_resized_and_deleted() {
 }
 
 #[test]
+fn a_list_without_the_volumes_of_an_engine_does_not_pass_for_a_whole_one() {
+    let lab = Lab::new();
+    let words = ["--size", "1M", "--engine", "mem"];
+    lab.volume(&[&["create", &lab.target("p/v")], &words[..]].concat())
+        .assert()
+        .success();
+    std::fs::rename(lab.path("volumes"), lab.path("gone")).unwrap();
+    lab.volume(&["list"])
+        .assert()
+        .code(12)
+        .stdout(contains("p/v"))
+        .stderr(contains("not complete: the engine main"));
+    let output = lab.volume(&["list", "--json"]).output().unwrap();
+    let list: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(list["volumes"][0]["name"], "p/v", "{output:?}");
+    let error: serde_json::Value = serde_json::from_slice(&output.stderr).unwrap();
+    assert_eq!(error["error"]["exit_code"], 12, "{output:?}");
+}
+
+#[test]
 fn an_image_comes_back_as_it_went_and_stays_sparse() {
     let lab = Lab::new();
     let (original, copy) = (lab.path("original"), lab.path("copy"));

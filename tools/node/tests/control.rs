@@ -287,6 +287,13 @@ fn an_engine_that_fails_does_not_hide_the_volumes_of_others() {
         other.engine = Some("mem".to_owned());
         // Nobody knows whether it has that name.
         assert_eq!(code(api.create_volume(&other).await), ErrorCode::Io);
+        assert_eq!(api.list_volumes(None).await.unwrap().missing, [""; 0]);
+        fs::remove_file(dir.path().join("volumes/p")).unwrap();
+        fs::rename(dir.path().join("volumes"), dir.path().join("gone")).unwrap();
+        let list = api.list_volumes(None).await.unwrap();
+        assert_eq!(list.volumes.len(), 1, "{list:?}");
+        assert_eq!(list.volumes[0].name.as_str(), "p/v");
+        assert!(list.missing[0].starts_with("the engine main: "), "{list:?}");
     });
     let mut wire = Wire::open(node.data, &Open::new("p/v", 1)).unwrap();
     assert_eq!(wire.read(0, 512), [0; 512]);

@@ -210,8 +210,15 @@ fn list(common: &Common, config: &Config, api: Option<&str>, args: &VolumeList) 
     let client = client(api, config, None)?;
     let client = client.with_timeout(LONG_TIMEOUT);
     let list = block_on(client.list_volumes(args.pool.as_deref()))?;
+    // Only of those whose row says nothing: that space may run short is told of one at a time.
+    for damaged in list.volumes.iter().filter(|volume| volume.size_bytes == 0) {
+        for warning in &damaged.warnings {
+            output::warn(&format!("{}: {warning}", damaged.name));
+        }
+    }
     if common.json {
-        return print_json(&list);
+        print_json(&list)?;
+        return complete(&list);
     }
     let rows: Vec<_> = list
         .volumes
@@ -234,6 +241,19 @@ fn list(common: &Common, config: &Config, api: Option<&str>, args: &VolumeList) 
     print(&table(
         &["VOLUME", "SIZE", "ALLOCATED", "BLOCKS", "ENGINE", "HELD BY"],
         &rows,
+    ))?;
+    complete(&list)
+}
+
+/// A list without the volumes of an engine has been shown, and must not pass for a whole one.
+fn complete(list: &neonsan_api::VolumeList) -> Result<()> {
+    if list.missing.is_empty() {
+        return Ok(());
+    }
+    let missing = list.missing.join("; ");
+    Err(Error::new(
+        Kind::Data,
+        format!("the list is not complete: {missing}"),
     ))
 }
 

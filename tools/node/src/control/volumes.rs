@@ -153,13 +153,22 @@ pub(super) async fn sessions(
 }
 
 /// All volumes, or those of a pool, ordered by name. A damaged one is listed
-/// with what is known, which is its name, and a warning.
+/// with what is known, which is its name, and a warning. An engine that fails
+/// does not hide the volumes of others: the list says that it is missing.
 pub(super) async fn list(shared: Arc<Shared>, pool: Option<String>) -> Result<VolumeList> {
     let sessions = sessions(&shared, None).await?;
     blocking(move || {
-        let mut volumes = Vec::new();
+        let (mut volumes, mut missing) = (Vec::new(), Vec::new());
         for (index, named) in shared.engines.iter().enumerate() {
-            let names = named.engine.list().map_err(|e| from_engine(&e))?;
+            let names = match named.engine.list() {
+                Ok(names) => names,
+                // With one engine only, nothing is left to be listed.
+                Err(error) if shared.engines.len() == 1 => return Err(from_engine(&error)),
+                Err(error) => {
+                    missing.push(format!("the engine {}: {error}", named.name));
+                    continue;
+                }
+            };
             for name in names {
                 if pool.as_ref().is_some_and(|pool| pool != name.pool()) {
                     continue;
@@ -180,7 +189,7 @@ pub(super) async fn list(shared: Arc<Shared>, pool: Option<String>) -> Result<Vo
             }
         }
         volumes.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(VolumeList { volumes })
+        Ok(VolumeList { volumes, missing })
     })
     .await
 }
