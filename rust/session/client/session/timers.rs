@@ -74,16 +74,26 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
             .all(|c| now.since_ms(c.heard_at) >= doubt)
     }
 
-    /// Whether a connection that could not be joined has been lost for the loss timeout, while others
-    /// are live. Its requests have waited for as long as any may: the volume is to be served whole or
-    /// to be lost, and has the loss timeout once more before its requests fail.
+    /// Whether a connection that could not be joined has been lost for too long, while others are
+    /// live. A node that lets one connection wait has a reason that this one alone meets: an engine
+    /// that does not answer its requests, say. They would wait as long as the reason lasts.
     ///
-    /// Asked when a try has failed: none is cut short, or with a loss timeout below what joining takes
-    /// no session would ever be whole.
+    /// Where there is another node, too long is the heartbeat timeout: what does not answer for so
+    /// long is given up, here as elsewhere. Where there is none, opening anew would only make the
+    /// others wait too, so it is the loss timeout: the volume is to be served whole or to be lost,
+    /// and has that time once more before its requests fail.
+    ///
+    /// Asked when a try has failed: none is cut short, or with a timeout below what joining takes no
+    /// session would ever be whole.
     pub(super) fn is_join_overdue(&self, connection: usize, now: Instant) -> bool {
-        let loss_ms = u64::from(self.config.timeouts.loss_ms);
+        let timeouts = self.config.timeouts;
+        let silence_ms = (self.config.nodes > 1).then_some(timeouts.heartbeat_timeout_ms);
+        let loss_ms = (timeouts.loss_ms != 0).then_some(timeouts.loss_ms);
+        let Some(patience_ms) = silence_ms.into_iter().chain(loss_ms).min() else {
+            return false;
+        };
         let lost_at = self.active().get(connection).and_then(|c| c.lost_at);
-        loss_ms != 0 && self.was_usable && lost_at.is_some_and(|at| now.since_ms(at) >= loss_ms)
+        self.was_usable && lost_at.is_some_and(|at| now.since_ms(at) >= patience_ms.into())
     }
 
     /// When requests begin to fail since nothing came back; `None` while nothing is lost, while
