@@ -87,7 +87,7 @@ host_storm() {
 		fault_over
 		node_run
 	done
-	all_at_once succeed attach_nth --connections 1
+	all_at_once succeed attach_nth --connections 1 --connect-timeout 60s
 	neonsan-detach --all || fail "detach after the storm"
 	node_stop
 }
