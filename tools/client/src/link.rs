@@ -14,7 +14,7 @@ use neonsan_session::{CloseCause, Instant};
 use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader, BufWriter};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc::UnboundedSender;
@@ -232,10 +232,18 @@ async fn read_loop(
     }
 }
 
-/// Sends until something goes wrong.
-async fn write_loop(lane: &Lane, mut write: OwnedWriteHalf, features: Features) -> CloseCause {
+/// Sends until something goes wrong: what waits by one call, as far as it is small.
+async fn write_loop(lane: &Lane, write: OwnedWriteHalf, features: Features) -> CloseCause {
+    let mut write = BufWriter::with_capacity(64 * 1024, write);
     loop {
         let Some(outgoing) = lane.next_outgoing() else {
+            if !write.buffer().is_empty() {
+                if let Err(error) = write.flush().await {
+                    return cause_of(&error);
+                }
+                // More may have come meanwhile.
+                continue;
+            }
             lane.wake.notified().await;
             continue;
         };
@@ -259,7 +267,7 @@ async fn write_loop(lane: &Lane, mut write: OwnedWriteHalf, features: Features) 
 }
 
 async fn write_message(
-    write: &mut OwnedWriteHalf,
+    write: &mut BufWriter<OwnedWriteHalf>,
     header: &Header,
     payload: &[u8],
 ) -> std::io::Result<()> {
