@@ -31,8 +31,9 @@ engine_fault() {
 	PROGRAM=neonsan-node-faulty
 	shift 2
 	begin "$@"
-	fault total
 	engine "$what"
+	# Not before: on a slow kernel the command takes seconds itself, and there is service meanwhile.
+	fault total
 	sleep "$seconds"
 	engine '{}'
 	fault_over
@@ -71,8 +72,8 @@ engine_hang_attach() {
 	PROGRAM=neonsan-node-faulty
 	begin
 	in_node neonsan volume create "neonsan://$NODE_IP/test/second" --size 16M --api "$NODE_API" >/dev/null
-	fault total
 	engine '{"hang":true}'
+	fault total
 	# Loss timeout and all else by default: only attach itself bounds it.
 	expect_error 'partition table|timeout' timeout 90 neonsan-attach "neonsan://$NODE_IP/test/second" --index 5 \
 		--request-timeout 2s --connect-timeout 2s --heartbeat-interval 500ms --heartbeat-timeout 2s
