@@ -394,14 +394,15 @@ fn what_keeps_a_node_from_starting_is_named() {
 #[test]
 fn a_limit_of_open_files_that_is_too_low_is_warned_of() {
     let dir = directory();
-    let script = dir.path().join("node");
     let program = env!("CARGO_BIN_EXE_neonsan-node");
-    let text = format!("#!/bin/sh\nulimit -n 512 && exec {program} \"$@\"\n");
-    fs::write(&script, text).unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut limited = Command::new("sh");
+    limited
+        .arg("-c")
+        .arg(format!("ulimit -n 512 && exec {program} \"$@\""))
+        .arg("node");
     let path = dir.path().join("node.toml");
     fs::write(&path, config(dir.path(), "")).unwrap();
-    let mut node = Node::start_program(script.to_str().unwrap(), &path);
+    let mut node = Node::start_command(limited, &path);
     let line = node.wait_for("raise LimitNOFILE");
     assert!(line.contains("WARN"), "{line}");
 }

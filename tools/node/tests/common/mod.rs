@@ -78,10 +78,15 @@ impl Node {
     }
 
     /// Starts another program that is a node, and waits until it is ready.
+    pub fn start_program(program: &str, config: &Path) -> Self {
+        Self::start_command(Command::new(program), config)
+    }
+
+    /// The same with arguments before the node's own.
     // `Drop` waits for the child; clippy 1.85 looks at the panics before `Self` exists.
     #[allow(clippy::zombie_processes)]
-    pub fn start_program(program: &str, config: &Path) -> Self {
-        let mut child = Command::new(program)
+    pub fn start_command(mut command: Command, config: &Path) -> Self {
+        let mut child = command
             .arg("--config")
             .arg(config)
             .stderr(Stdio::piped())
