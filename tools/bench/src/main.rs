@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 
-//! What `make bench` runs inside the virtual machine, and the report made of it afterwards.
+//! What `make bench` runs inside the virtual machine, and the report made of it afterwards; and
+//! the load of `tools/testing/bench/ceph`.
 //!
 //! - [`load`]: a fixed number of I/Os on a device, with marks for the counting plugin.
 //! - [`server`]: one minimal server for NBD, NeonSAN and fixed messages, so that peers differ in
@@ -8,6 +9,7 @@
 //! - [`pingpong`]: the socket alone, with messages of the sizes that I/O needs.
 //! - [`nbd`]: gives connections to the kernel's nbd driver without a negotiation.
 //! - [`amount`]: what all loads have in common.
+//! - [`through`]: I/O through a node without the driver, for the comparison with librbd.
 //! - [`idle`]: what the machine does when nothing is asked of it.
 //! - [`report`]: the table, the profile and `bench.json`.
 
@@ -20,6 +22,7 @@ mod nbd;
 mod pingpong;
 mod report;
 mod server;
+mod through;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -44,6 +47,8 @@ enum Command {
     Nbd(nbd::Options),
     /// Do nothing, and mark a window for it: its "requests" are seconds.
     Idle(idle::Options),
+    /// Do 4 KiB requests through a node, without the driver; prints requests a second.
+    Through(through::Options),
     /// Make the table, the profile and bench.json of a run.
     Report(report::Options),
 }
@@ -55,6 +60,7 @@ fn main() -> ExitCode {
         Command::Pingpong(options) => pingpong::run(&options),
         Command::Nbd(options) => nbd::run(&options),
         Command::Idle(options) => idle::run(&options),
+        Command::Through(options) => through::run(&options),
         Command::Report(options) => report::run(&options),
     };
     match result {
