@@ -88,10 +88,8 @@ impl Image {
             let in_flight = unsafe { Box::from_raw(arg) };
             return in_flight.end(i64::from(code));
         }
-        // SAFETY: `arg` is valid until librbd is told to begin. The image is
-        // open, and stays so until `in_flight` is zero again, after the
-        // callback; until then the box owns the buffer, whose memory nobody
-        // else touches.
+        // SAFETY: `arg` is valid until librbd is told to begin. Until the callback
+        // the image stays open (`in_flight`), and the box owns the buffer.
         let code = unsafe { start(functions, self.handle, arg, completion) };
         if code < 0 {
             // SAFETY: librbd has refused the request: it does not call back.
