@@ -336,7 +336,7 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
     }
 
     fn on_join_failed(&mut self, connection: usize, cause: CloseCause, now: Instant) {
-        let session_is_gone = match cause {
+        let is_unknown_there = match cause {
             CloseCause::Refused(
                 Status::UnknownSession
                 | Status::StaleGeneration
@@ -346,13 +346,15 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
             CloseCause::Refused(Status::Fenced | Status::HeldByOther) | CloseCause::Fenced => {
                 return self.fail(CloseCause::Fenced, now);
             }
-            _ => self
-                .active()
-                .iter()
-                .all(|c| !matches!(c.state, ConnectionState::Live)),
+            _ => false,
         };
-        let is_overdue = self.is_join_overdue(connection, now);
-        if !session_is_gone && !is_overdue {
+        let is_any_live = self
+            .active()
+            .iter()
+            .any(|c| matches!(c.state, ConnectionState::Live));
+        // A node that has just said that it has no such session is ready to open one.
+        let is_overdue = !is_unknown_there && self.is_join_overdue(connection, now);
+        if is_any_live && !is_unknown_there && !is_overdue {
             return self.schedule(connection, now);
         }
         let is_nobody = matches!(
