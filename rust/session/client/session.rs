@@ -336,7 +336,7 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
     }
 
     fn on_join_failed(&mut self, connection: usize, cause: CloseCause, now: Instant) {
-        let is_unknown_there = match cause {
+        let has_ended_there = match cause {
             CloseCause::Refused(
                 Status::UnknownSession
                 | Status::StaleGeneration
@@ -352,9 +352,9 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
             .active()
             .iter()
             .any(|c| matches!(c.state, ConnectionState::Live));
-        // A node that has just said that it has no such session is ready to open one.
-        let is_overdue = !is_unknown_there && self.is_join_overdue(connection, now);
-        if is_any_live && !is_unknown_there && !is_overdue {
+        // A node that says that it has ended the session answers: it opens one, or refuses at once.
+        let is_overdue = !has_ended_there && self.is_join_overdue(connection, now);
+        if is_any_live && !has_ended_there && !is_overdue {
             return self.schedule(connection, now);
         }
         let is_nobody = matches!(
