@@ -153,36 +153,51 @@ fn a_connection_that_cannot_be_joined_for_long_costs_the_session() {
     }
 }
 
+/// It was not to be joined for longer than the heartbeat timeout, and there is another node. Then it
+/// says that the session has ended there: it answers, so it is asked to open one anew.
 #[test]
-fn a_node_that_has_forgotten_the_session_is_not_left_for_being_late() {
-    // It was not to be joined for longer than the heartbeat timeout, and there is another node. Then
-    // it says that it has no such session: it can serve, so the session is opened there anew.
-    let mut device = live(2, 2);
-    device.session.on_lost(1, GONE, device.now);
-    device.wait(0);
-    device.session.on_drained(1, device.now);
-    let lost_at = device.now;
-    while device.session.state() == SessionState::Live {
-        assert!(device.now.since_ms(lost_at) < 100_000, "asked in vain");
-        device.session.on_heard(0, device.now);
-        for action in device.wait_for_action() {
-            let Action::Connect { connection: 1, .. } = action else {
-                continue;
-            };
-            let answer = match device.now.since_ms(lost_at) {
-                0..9_000 => Status::Draining,
-                _ => Status::UnknownSession,
-            };
-            device
-                .session
-                .on_connect_failed(1, refused(answer), device.now);
+fn a_node_where_the_session_has_ended_is_not_left_for_being_late() {
+    let endings = [
+        Status::UnknownSession,
+        Status::StaleGeneration,
+        Status::NotOwner,
+        Status::GoingAway,
+    ];
+    for ending in endings {
+        let mut device = live(2, 2);
+        device.session.on_lost(1, GONE, device.now);
+        device.wait(0);
+        device.session.on_drained(1, device.now);
+        let lost_at = device.now;
+        while device.session.state() == SessionState::Live {
+            assert!(device.now.since_ms(lost_at) < 100_000, "asked in vain");
+            device.session.on_heard(0, device.now);
+            for action in device.wait_for_action() {
+                let Action::Connect { connection: 1, .. } = action else {
+                    continue;
+                };
+                let answer = match device.now.since_ms(lost_at) {
+                    0..9_000 => Status::Draining,
+                    _ => ending,
+                };
+                device
+                    .session
+                    .on_connect_failed(1, refused(answer), device.now);
+            }
         }
+        assert_eq!(device.session.state(), SessionState::Reopening);
+        assert!(!device.actions().is_empty(), "the other is to be stopped");
+        let (connection, node, kind) = connect_of(&device.drained(0));
+        assert_eq!((connection, node), (0, 0), "{ending:?}");
+        assert!(matches!(kind, ConnectKind::Open { promote: true, .. }));
+        // One that does not open a session either is left for the next.
+        let mut actions = device.failed(0, refused(Status::GoingAway));
+        if actions.is_empty() {
+            actions = device.wait_for_action();
+        }
+        let (connection, node, _) = connect_of(&actions);
+        assert_eq!((connection, node), (0, 1), "{ending:?}");
     }
-    assert_eq!(device.session.state(), SessionState::Reopening);
-    assert!(!device.actions().is_empty(), "the other is to be stopped");
-    let (connection, node, kind) = connect_of(&device.drained(0));
-    assert_eq!((connection, node), (0, 0));
-    assert!(matches!(kind, ConnectKind::Open { promote: true, .. }));
 }
 
 #[test]
