@@ -61,9 +61,7 @@ dirty() {
 
 cell host_swap full raw 300 'a process lives in swap on another device of the node when this goes away'
 host_swap() {
-	local swap swapper before size=64 group=/sys/fs/cgroup/swapper
-	# A round of that takes many minutes there. This is still more than fits.
-	if [ "${LAB_DEBUG_KERNEL:-0}" = 1 ]; then size=24; fi
+	local swap swapper before group=/sys/fs/cgroup/swapper
 	begin
 	in_node neonsan volume create "neonsan://$NODE_IP/test/swap" --size 160M --api "$NODE_API" >/dev/null
 	swap=$(neonsan-attach "neonsan://$NODE_IP/test/swap") || fail "attach of the swap"
@@ -72,13 +70,14 @@ host_swap() {
 	at_exit swapoff "$swap"
 	# What is left in swap would hold up the one above if the node is gone.
 	at_exit detach_leftover "$swap"
-	# It may have so much in memory, and is held up, not killed, when it has more.
+	# It may have so much in memory, and is held up, not killed, when it has more. Its numbers alone
+	# take that, so it never has all of them.
 	mountpoint -q /sys/fs/cgroup || mount -t cgroup2 none /sys/fs/cgroup
 	echo +memory >/sys/fs/cgroup/cgroup.subtree_control
 	mkdir $group
 	at_exit rmdir $group
 	echo 24M >$group/memory.high
-	sh -c "echo \$\$ >$group/cgroup.procs; exec python3 /payload/faults/swapper $size" >"$TEST_DIR/swapper" 2>&1 &
+	sh -c "echo \$\$ >$group/cgroup.procs; exec python3 /payload/faults/swapper 24" >"$TEST_DIR/swapper" 2>&1 &
 	swapper=$!
 	at_exit kill_if_there $swapper
 	next_round
