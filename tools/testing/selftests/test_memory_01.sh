@@ -4,6 +4,7 @@
 # timeout: 900
 . "$TEST_LIB"
 . "${TEST_LIB%/*}/memory.lib"
+not_on_debug_kernel
 
 outside_node
 volume test/swap 800M 4096
