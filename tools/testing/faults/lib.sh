@@ -64,9 +64,9 @@ filter() {
 unfilter() { in_node nft delete table inet fault; }
 # What the rules of the cells match: requests and replies, on any connection.
 REQUESTS='tcp dport 9666' REPLIES='tcp sport 9666'
-# cut: nothing passes between host and node, and nobody is told; until unfilter. The
+# drop_all: nothing passes between host and node, and nobody is told; until unfilter. The
 # node's control API, used inside its namespace, goes on.
-cut() { filter "$REQUESTS drop;" "$REPLIES drop;"; }
+drop_all() { filter "$REQUESTS drop;" "$REPLIES drop;"; }
 
 # emulate OPTION…: netem both ways, until emulate_off, which counts in $DROPPED the
 # packets that netem has dropped.

@@ -49,7 +49,7 @@ cell host_detach_black_hole full raw 120 'detach --force under load, the network
 host_detach_black_hole() {
 	begin
 	fault
-	cut
+	drop_all
 	sleep 1
 	forced
 	unfilter

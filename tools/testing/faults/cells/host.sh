@@ -50,8 +50,9 @@ host_memory() {
 	# The reader takes the CPUs that nobody else has.
 	BOUND_MS=$((BOUND_MS * 2))
 	away dirty
-	wait "$DIRTY_PID" || fail "the writer of dirty pages"
+	service_back
 	kill "$READER_PID"
+	wait "$DIRTY_PID" || fail "the writer of dirty pages"
 	finish
 	scanned=$(($(scanned) - scanned))
 	happened "search for pages to free" $scanned
@@ -126,7 +127,7 @@ cell host_resize full both 150 'the volume grows while the node cannot be reache
 host_resize() {
 	begin
 	fault total
-	cut
+	drop_all
 	sleep 4
 	in_node neonsan volume resize "neonsan://$NODE_IP/test/v" --size 96M --api "$NODE_API" >/dev/null || fail "resize"
 	sleep 12

@@ -176,7 +176,7 @@ cell net_half_open full both 150 'the node is started anew while the network is 
 net_half_open() {
 	begin
 	fault total
-	cut
+	drop_all
 	node_crash
 	node_run
 	sleep 2
