@@ -43,6 +43,9 @@ cell host_memory full both 300 'memory is short while the node is away and comes
 host_memory() {
 	. "${TEST_LIB%/*}/memory.lib"
 	local scanned
+	if [ "${LAB_DEBUG_KERNEL:-0}" = 1 ] && [ "${ON:-raw}" = ext4 ]; then
+		skip "to fill the memory beside the load takes more than ten minutes there, and the cell has 20"
+	fi
 	begin
 	leave 100
 	NOTE="$(available_mib) MiB of memory left"
