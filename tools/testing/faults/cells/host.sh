@@ -50,8 +50,6 @@ host_memory() {
 	leave 100
 	NOTE="$(available_mib) MiB of memory left"
 	scanned=$(scanned)
-	# The reader takes the CPUs that nobody else has.
-	BOUND_MS=$((BOUND_MS * 2))
 	away dirty
 	service_back
 	kill "$READER_PID"
