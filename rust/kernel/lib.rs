@@ -7,8 +7,10 @@
 //! own is deletion.
 
 /// What `pr_*!` of this crate prints first; `module!` defines it for the driver only.
-/// Only the macros name it, so a build without messages has no use of it.
-#[allow(dead_code)]
+#[allow(
+    dead_code,
+    reason = "only the macros name it, so a build without messages has no use of it"
+)]
 const __LOG_PREFIX: &[u8] = b"neonsan\0";
 
 pub mod block;

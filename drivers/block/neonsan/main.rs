@@ -45,8 +45,11 @@ mod shutdown;
 mod suspend;
 mod trace;
 mod transmit;
-// Shared with user space, which uses what is not used here.
-#[allow(dead_code, unreachable_pub)]
+#[allow(
+    dead_code,
+    unreachable_pub,
+    reason = "shared with user space, which uses what is not used here"
+)]
 mod uapi;
 
 module! {
