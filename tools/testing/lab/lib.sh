@@ -11,6 +11,7 @@ set -euo pipefail
 
 lab_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 neonsan_top=$(cd "$lab_dir/../../.." && pwd)
+. "$neonsan_top/tools/kernel-metadata/loud.sh"
 : "${NEONSAN_CACHE:=/var/cache/neonsan}"
 export NEONSAN_CACHE
 
