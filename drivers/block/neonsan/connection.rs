@@ -5,13 +5,14 @@
 //! A request is at any time in one of these places, and whoever holds it decides on it:
 //!
 //! 1. `pending`: queued by blk-mq, or to be sent again.
-//! 2. The [`Transmitter`]: taken from there, about to be sent.
+//! 2. The [`Transmitter`](crate::transmit): taken from there, about to be sent.
 //! 3. `table`: sent, waiting for its reply; its slot says `InFlight`, or `Parked` after a loss.
 //! 4. The [`Receiver`](crate::receive::Receive): its payload is arriving.
 //!
 //! # Locks, in this order
 //!
-//! 1. `tx` (mutex): the transmitting side. Held while the socket's lock is taken.
+//! 1. `tx` (mutex): the transmitting side, private to [`crate::transmit`]. Held while the socket's lock
+//!    is taken.
 //! 2. `polling` (spin lock), see [`crate::polling`].
 //! 3. The socket's lock: the receiving side.
 //! 4. `shared` (spin lock, interrupts off): small facts passed between contexts.
@@ -23,15 +24,15 @@ use crate::{
     polling::Polling,
     queue::Queue,
     receive::Receive,
-    transmit::Transmitter,
+    transmit::Transmit,
     uapi, //
 };
 use kernel::{
-    impl_has_delayed_work, impl_has_work, new_delayed_work, new_mutex, new_spinlock_irq, new_work,
+    impl_has_delayed_work, impl_has_work, new_delayed_work, new_spinlock_irq, new_work,
     prelude::*,
     sync::{
         atomic::{Atomic, Relaxed},
-        Arc, Mutex, SpinLockIrq,
+        Arc, SpinLockIrq,
     },
     time::msecs_to_jiffies,
     workqueue::{DelayedWork, Work, WorkItem},
@@ -139,16 +140,12 @@ pub(crate) struct Connection {
     pub(crate) pending: RequestList<Queue>,
     /// The requests that the node had no room for; they wait a little.
     busy: RequestList<Queue>,
-    /// Whether transmitting makes sense, see [`crate::transmit`].
-    pub(crate) gate: Atomic<u32>,
     /// When something was received last, in milliseconds.
     pub(crate) heard_at: Atomic<u64>,
     /// Bytes of unanswered writes.
     pub(crate) write_bytes_in_flight: Atomic<u64>,
     /// New requests fail: the device is suspended so. Written by [`crate::suspend`].
     pub(crate) refuses: Atomic<u32>,
-    /// Bytes that answered requests have changed, FUA left out. Written by the receiving side.
-    pub(crate) answered_bytes: Atomic<u64>,
     /// Requests that ended with an error.
     pub(crate) errors: Atomic<u64>,
     /// Requests whose timeout ran out.
@@ -158,7 +155,7 @@ pub(crate) struct Connection {
     pub(crate) polling: Polling,
     /// The transmitting side.
     #[pin]
-    pub(crate) tx: Mutex<Transmitter>,
+    pub(crate) transmit: Transmit,
     /// Small facts.
     #[pin]
     pub(crate) shared: SpinLockIrq<Shared>,
@@ -189,7 +186,7 @@ impl Connection {
             slots.push(Slot::new(), GFP_KERNEL)?;
         }
         let table = RequestTable::new(depth)?;
-        let tx = Transmitter::new(depth)?;
+        let transmit = Transmit::new(depth)?;
         let slots = SlotTable::new(index, slots);
         Arc::pin_init(
             pin_init!(Connection {
@@ -199,15 +196,13 @@ impl Connection {
                 table,
                 pending: RequestList::new(),
                 busy: RequestList::new(),
-                gate: Atomic::new(crate::transmit::GATE_PARKED),
                 heard_at: Atomic::new(0),
                 write_bytes_in_flight: Atomic::new(0),
                 refuses: Atomic::new(0),
-                answered_bytes: Atomic::new(0),
                 errors: Atomic::new(0),
                 timeouts: Atomic::new(0),
                 polling <- Polling::new(),
-                tx <- new_mutex!(tx, "neonsan_tx"),
+                transmit <- transmit,
                 shared <- new_spinlock_irq!(
                     Shared {
                         fault: None,
@@ -322,7 +317,7 @@ impl Connection {
     /// returns, nothing but the table and the pending list holds a request, and TCP sends no page of
     /// one any more; what it has given to a network card, or over loopback to the node's socket, is
     /// out of reach (Documentation/locking.rst). May sleep, but not for the network. Called by recovery.
-    pub(crate) fn park(&self) -> u32 {
+    pub(crate) fn park(self: &Arc<Self>) -> u32 {
         self.close_gate();
         self.polling.set_link(None);
         let link = {

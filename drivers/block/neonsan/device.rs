@@ -44,7 +44,7 @@ use neonsan_kernel::{
 };
 use neonsan_proto::{Capabilities, Features, Geometry, Mode, OpenReply, VolumeName};
 use neonsan_session::{
-    client::{self, AtRisk, Config, Durability, Identity, Opened, Session},
+    client::{self, AtRisk, Config, Durability, Identity, Opened, Session, Tally},
     CloseCause, Instant, Timeouts,
 };
 
@@ -109,6 +109,11 @@ pub(crate) enum Lifecycle {
     Detaching,
 }
 
+/// Bytes that answered requests of one connection have changed, FUA left out. In a cache line of its
+/// own, since the connections' receiving sides run on different CPUs.
+#[repr(align(64))]
+struct Answered(Tally);
+
 /// A device.
 #[pin_data]
 pub(crate) struct Device {
@@ -128,6 +133,8 @@ pub(crate) struct Device {
     durability: Durability,
     /// How much that is, and was.
     at_risk: AtRisk,
+    /// What answered writes have changed, for each connection; added to by its receiving side.
+    answered: KVec<Answered>,
     /// Attach was forced, and a node has named the holder: from now on it is asked by force.
     forcing: AtomicFlag,
     #[pin]
@@ -196,6 +203,10 @@ impl Device {
         let mut states = KVec::with_capacity(wish as usize, GFP_KERNEL)?;
         states.resize(wish as usize, client::Connection::default(), GFP_KERNEL)?;
         let session = Session::with_storage(config, states, now);
+        let mut answered = KVec::with_capacity(wish as usize, GFP_KERNEL)?;
+        for _ in 0..wish {
+            answered.push(Answered(Tally::new()), GFP_KERNEL)?;
+        }
         let timeouts = params.timeouts;
         let nodes = Nodes::new(&params.nodes)?;
         let depth = crate::params::DEFAULT_QUEUE_DEPTH;
@@ -212,6 +223,7 @@ impl Device {
                 closing: AtomicFlag::new(false),
                 durability: Durability::new(),
                 at_risk: AtRisk::new(),
+                answered,
                 forcing: AtomicFlag::new(false),
                 lifecycle <- new_mutex!(Lifecycle::Attaching, "neonsan_lifecycle"),
                 disk <- new_mutex!(None, "neonsan_disk"),
@@ -457,10 +469,17 @@ impl Device {
         &self.at_risk
     }
 
-    /// The running sum of what answered writes, FUA left out, have changed.
+    /// A write of this connection, FUA left out, was answered. Called by its receiving side only.
+    pub(crate) fn add_answered(&self, connection: u16, bytes: u32) {
+        if let Some(Answered(tally)) = self.answered.get(usize::from(connection)) {
+            tally.add(bytes.into());
+        }
+    }
+
+    /// The running sum of what answered writes, FUA left out, have changed. Takes no lock: a FLUSH
+    /// asks for it.
     pub(crate) fn answered_bytes(&self) -> u64 {
-        let connections = self.connections.lock();
-        let each = connections.iter().map(|c| c.answered_bytes.load(Relaxed));
+        let each = self.answered.iter().map(|Answered(tally)| tally.get());
         each.fold(0, u64::wrapping_add)
     }
 

@@ -260,12 +260,13 @@ impl Device {
         }
     }
 
-    /// Counters of one connection since attach; zero if there is none with this index. Sleeps.
+    /// Counters of one connection since attach; zero if there is none with this index. Takes no lock
+    /// of the I/O path. Sleeps.
     pub(crate) fn connection_statistics(&self, index: u16) -> Statistics {
         let Some(connection) = self.connection(index) else {
             return Statistics::default();
         };
-        let counts = connection.tx.lock().counts;
+        let counts = connection.transmit.counts();
         Statistics {
             reads: counts.reads,
             writes: counts.writes,

@@ -4,8 +4,9 @@
 
 use crate::{
     clock::now,
-    connection::Connection,
+    connection::{Connection, TRANSMIT_WORK},
     device::Device,
+    transmit,
     uapi::Op, //
 };
 use core::convert::Infallible;
@@ -23,7 +24,7 @@ use neonsan_kernel::block::{
 };
 use neonsan_proto::{Kind, RequestFlags};
 use neonsan_session::{
-    client::{FlushMark, Request, SlotState},
+    client::{judge_late, FlushMark, Late, Request},
     CloseCause, Cookie, Tag,
 };
 
@@ -176,22 +177,29 @@ impl Operations for Queue {
             rq.end(block::Status::NOTSUPP);
         }
         if is_last {
-            connection.transmit();
+            transmit::submit(connection);
         }
     }
 
     fn commit_rqs(connection: ArcBorrow<'_, Connection>, (): ()) {
-        connection.transmit();
+        transmit::submit(connection);
     }
 
     fn timeout(connection: ArcBorrow<'_, Connection>, (): (), tag: u16) -> TimeoutAction {
-        // Only what the node has may take too long for it; what is parked waits for recovery.
+        let limit_ms = u64::from(connection.device.timeouts().request_ms);
         if let Some(info) = connection.slots.info(Tag(tag)) {
-            let waits = matches!(info.state, SlotState::InFlight | SlotState::Receiving);
-            let limit = u64::from(connection.device.timeouts().request_ms);
-            if waits && now().since_ms(info.since) >= limit {
-                connection.timeouts.add(1, Relaxed);
-                connection.fault(CloseCause::RequestTimeout);
+            let age_ms = now().since_ms(info.since);
+            let gate = connection.transmit.state();
+            match judge_late(info.state, gate, age_ms, limit_ms) {
+                Late::No => {}
+                Late::Unsent => {
+                    connection.timeouts.add(1, Relaxed);
+                    Arc::from(connection).queue_work::<TRANSMIT_WORK>();
+                }
+                Late::GivenUp => {
+                    connection.timeouts.add(1, Relaxed);
+                    connection.fault(CloseCause::RequestTimeout);
+                }
             }
         }
         TimeoutAction::ResetTimer

@@ -180,7 +180,7 @@ impl Receive {
                 RequestOp::Write | RequestOp::Discard | RequestOp::WriteZeroes
                     if self.has_write_cache && !rq.is_fua() =>
                 {
-                    connection.answered_bytes.add(length.into(), Relaxed);
+                    connection.device.add_answered(connection.index, length);
                     durability.on_answered();
                 }
                 _ => {}

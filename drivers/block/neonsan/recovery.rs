@@ -14,9 +14,7 @@ use crate::{
     error::block_status_of_loss,
     info,
     params::Message,
-    trace,
-    transmit::GATE_BLOCKED,
-    uapi,
+    trace, uapi,
 };
 use kernel::{
     prelude::*,
@@ -25,7 +23,7 @@ use kernel::{
 use neonsan_kernel::mm::NoReclaimScope;
 use neonsan_proto::Status;
 use neonsan_session::{
-    client::{Action, ConnectKind, Notice, SessionState},
+    client::{Action, ConnectKind, GateState, Notice, SessionState},
     CloseCause, Instant,
 };
 
@@ -82,7 +80,7 @@ fn collect(device: &Arc<Device>) {
             continue;
         };
         let fault = connection.shared.lock().fault.take();
-        if connection.gate.load(Relaxed) == GATE_BLOCKED {
+        if connection.transmit.state() == GateState::Blocked {
             // The socket may have been short of memory, not of room: then nobody calls.
             connection.clone().queue_work::<TRANSMIT_WORK>();
         }

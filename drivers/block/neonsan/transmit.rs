@@ -2,23 +2,11 @@
 
 //! The transmitting side of a connection.
 //!
-//! Whoever brings the last request of a batch tries to take the transmitter, and sends what there
-//! is: his own and the others' requests, many with one call. Who finds it taken goes away: the
-//! holder looks again after he has let go.
-//!
-//! # The gate
-//!
-//! ```text
-//!               resume / fail                  socket is full
-//!  1 Parked ───────────────────► 0 Open ───────────────────────► 2 Blocked
-//!     ▲                           │  ▲◄──────────────────────────────┘ room again
-//!     │           park            │  │ window of writes is full
-//!     └───────────────────────────┘  └──────────────────────────► 3 Window
-//! ```
-//!
-//! It is changed only by the holder of the transmitter. Everyone else reads it, after adding his
-//! request, to see whether trying makes sense. Who opens it looks at the list afterwards; both
-//! sides have a full barrier between, so one of them sees the other.
+//! The thread that brings the last request of a batch tries to take the transmitting side, and sends
+//! what there is: its own and other threads' requests, many with one call. If another thread has it,
+//! the submitting thread goes away, and the holder looks again after letting go. The gate that sees to
+//! that is [`SendGate`] of the session crate, tested there in every interleaving. The transmitting
+//! side is private to this file, so there is no way around the gate; statistics are read beside it.
 //!
 //! # Headers
 //!
@@ -35,11 +23,12 @@ use crate::{
     trace,
 };
 use kernel::{
+    new_mutex,
     prelude::*,
     sync::{
-        atomic::{Acquire, Full, Relaxed, Release},
+        atomic::{Full, Relaxed},
         barrier::smp_mb,
-        Arc,
+        Arc, ArcBorrow, Mutex, MutexGuard,
     },
 };
 use neonsan_kernel::{
@@ -52,16 +41,10 @@ use neonsan_kernel::{
     net::{Attached, BvecBatch},
 };
 use neonsan_proto::{Features, Header, Kind, RequestFlags, HEADER_BYTES};
-use neonsan_session::{CloseCause, Instant, Tag};
-
-/// Requests are sent.
-pub(crate) const GATE_OPEN: u32 = 0;
-/// Nothing can be sent: requests wait for recovery.
-pub(crate) const GATE_PARKED: u32 = 1;
-/// The socket is full: its callback goes on.
-pub(crate) const GATE_BLOCKED: u32 = 2;
-/// The node has as many bytes of writes as it may have: a reply goes on.
-pub(crate) const GATE_WINDOW: u32 = 3;
+use neonsan_session::{
+    client::{GateState, SendGate, Sender, Tally},
+    CloseCause, Instant, Tag,
+};
 
 /// Pieces of memory in one call.
 const BATCH_PIECES: usize = 256;
@@ -69,6 +52,9 @@ const BATCH_PIECES: usize = 256;
 const BATCH_REQUESTS: usize = 128;
 /// Room for headers of messages that are not requests: far more than can be unanswered at once.
 const CONTROL_HEADERS: usize = 16;
+/// Calls to the socket in one turn: a thread that submits requests does not send for all others for
+/// ever, the work of the connection has the rest.
+const TURN_SENDS: u32 = 32;
 
 /// What is done with requests.
 enum Mode {
@@ -80,7 +66,20 @@ enum Mode {
     Failing(block::Status),
 }
 
-/// Counted under the transmitter's lock.
+/// What the transmitting side has done so far. Its holder adds, any thread reads.
+struct Tallies {
+    reads: Tally,
+    writes: Tally,
+    flushes: Tally,
+    discards: Tally,
+    write_zeroes: Tally,
+    read_bytes: Tally,
+    written_bytes: Tally,
+    resent: Tally,
+    sends: Tally,
+}
+
+/// What the transmitting side had done when it was asked.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Counts {
     /// READ requests, a resend not counted.
@@ -103,8 +102,107 @@ pub(crate) struct Counts {
     pub(crate) sends: u64,
 }
 
-/// The transmitting side. Owned by whoever has locked it.
-pub(crate) struct Transmitter {
+/// The transmitting side of a connection, with the gate before it.
+#[pin_data]
+pub(crate) struct Transmit {
+    gate: SendGate,
+    /// Taken through the gate only: see [`Side`].
+    #[pin]
+    tx: Mutex<Transmitter>,
+    tallies: Tallies,
+}
+
+impl Transmit {
+    /// The transmitting side of a connection of `depth` tags, parked. May sleep.
+    pub(crate) fn new(depth: u32) -> Result<impl PinInit<Self>> {
+        let tx = Transmitter::new(depth)?;
+        Ok(pin_init!(Transmit {
+            gate: SendGate::new(),
+            tx <- new_mutex!(tx, "neonsan_tx"),
+            tallies: Tallies {
+                reads: Tally::new(),
+                writes: Tally::new(),
+                flushes: Tally::new(),
+                discards: Tally::new(),
+                write_zeroes: Tally::new(),
+                read_bytes: Tally::new(),
+                written_bytes: Tally::new(),
+                resent: Tally::new(),
+                sends: Tally::new(),
+            },
+        }))
+    }
+
+    /// Whether requests can be sent now. A snapshot.
+    pub(crate) fn state(&self) -> GateState {
+        self.gate.state()
+    }
+
+    /// What was done so far. Takes no lock, so nobody who sends is held up.
+    pub(crate) fn counts(&self) -> Counts {
+        let t = &self.tallies;
+        Counts {
+            reads: t.reads.get(),
+            writes: t.writes.get(),
+            flushes: t.flushes.get(),
+            discards: t.discards.get(),
+            write_zeroes: t.write_zeroes.get(),
+            read_bytes: t.read_bytes.get(),
+            written_bytes: t.written_bytes.get(),
+            resent: t.resent.get(),
+            sends: t.sends.get(),
+        }
+    }
+}
+
+/// A connection as its gate sees it: the one way to the [`Transmitter`].
+struct Side<'a>(ArcBorrow<'a, Connection>);
+
+impl Sender for Side<'_> {
+    type Tx = Transmitter;
+    type Guard<'a>
+        = MutexGuard<'a, Transmitter>
+    where
+        Self: 'a;
+
+    #[inline]
+    fn try_lock(&self) -> Option<MutexGuard<'_, Transmitter>> {
+        self.0.transmit.tx.try_lock()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Transmitter> {
+        self.0.transmit.tx.lock()
+    }
+
+    #[inline]
+    fn has_pending(&self) -> bool {
+        !self.0.pending.is_empty()
+    }
+
+    #[inline]
+    fn send(&self, tx: &mut Transmitter) -> GateState {
+        tx.run(self)
+    }
+
+    #[inline]
+    fn fits_window(&self, tx: &Transmitter) -> bool {
+        tx.next
+            .as_ref()
+            .is_none_or(|rq| tx.fits_window(&self.0, rq))
+    }
+
+    fn send_later(&self) {
+        Arc::from(self.0).queue_work::<TRANSMIT_WORK>();
+    }
+
+    #[inline]
+    fn full_barrier(&self) {
+        smp_mb(Full);
+    }
+}
+
+/// The transmitting side. Owned by the thread that came through the gate.
+struct Transmitter {
     mode: Mode,
     link: Option<Arc<Attached<Connection>>>,
     features: Features,
@@ -127,8 +225,6 @@ pub(crate) struct Transmitter {
     /// There may be messages that no request brought. Whoever has one to send queues the work to
     /// transmit, so only that needs to look.
     control_due: bool,
-    /// What was done.
-    pub(crate) counts: Counts,
 }
 
 /// The checksum of what a request writes. The page cache keeps its pages from changing until they are
@@ -156,7 +252,7 @@ enum Filled {
 
 impl Transmitter {
     /// A transmitter for `depth` tags. May sleep.
-    pub(crate) fn new(depth: u32) -> Result<Self> {
+    fn new(depth: u32) -> Result<Self> {
         let header_places = 2 * depth as usize + CONTROL_HEADERS;
         Ok(Transmitter {
             mode: Mode::Parked,
@@ -172,7 +268,6 @@ impl Transmitter {
             next: None,
             todo: Taken::empty(),
             control_due: false,
-            counts: Counts::default(),
         })
     }
 
@@ -224,7 +319,7 @@ impl Transmitter {
             header.set_payload_crc(payload_crc(&rq));
         }
         self.push_header(header)?;
-        self.count(request.kind, request.length);
+        self.count(connection, request.kind, request.length);
         trace::request_sent(
             connection.device.index(),
             connection.index.into(),
@@ -246,20 +341,21 @@ impl Transmitter {
         self.push_segments()
     }
 
-    fn count(&mut self, kind: Kind, length: u32) {
-        let counts = &mut self.counts;
+    /// Whoever has `self` is the only one that counts.
+    fn count(&mut self, connection: &Connection, kind: Kind, length: u32) {
+        let tallies = &connection.transmit.tallies;
         match kind {
             Kind::Read => {
-                counts.reads += 1;
-                counts.read_bytes += u64::from(length);
+                tallies.reads.add(1);
+                tallies.read_bytes.add(length.into());
             }
             Kind::Write => {
-                counts.writes += 1;
-                counts.written_bytes += u64::from(length);
+                tallies.writes.add(1);
+                tallies.written_bytes.add(length.into());
             }
-            Kind::Flush => counts.flushes += 1,
-            Kind::Discard => counts.discards += 1,
-            Kind::WriteZeroes => counts.write_zeroes += 1,
+            Kind::Flush => tallies.flushes.add(1),
+            Kind::Discard => tallies.discards.add(1),
+            Kind::WriteZeroes => tallies.write_zeroes.add(1),
             _ => {}
         }
     }
@@ -334,39 +430,63 @@ impl Transmitter {
         Ok(Filled::Batch)
     }
 
-    /// Sends until there is nothing more or no room. Returns the state of the gate.
-    fn send(&mut self, connection: &Connection) -> Result<u32> {
+    /// Does what is to be done with requests now, until there is nothing more or no room. Returns
+    /// where the gate goes.
+    fn run(&mut self, side: &Side<'_>) -> GateState {
+        match self.mode {
+            Mode::Parked => GateState::Parked,
+            Mode::Failing(status) => {
+                self.fail_all(&side.0, status);
+                GateState::Open
+            }
+            Mode::Sending => {
+                let _scope = NoReclaimScope::enter();
+                self.send(side).unwrap_or_else(|e| {
+                    side.0.fault(match e {
+                        e if e == EPIPE => CloseCause::PeerClosed,
+                        e => CloseCause::SocketError(-e.to_errno()),
+                    });
+                    // Recovery will park what is here.
+                    GateState::Parked
+                })
+            }
+        }
+    }
+
+    fn send(&mut self, side: &Side<'_>) -> Result<GateState> {
         // Lent for the time of the call, which nobody can interrupt.
         let Some(link) = self.link.take() else {
-            return Ok(GATE_PARKED);
+            return Ok(GateState::Parked);
         };
-        let result = self.send_over(&link, connection);
+        let result = self.send_over(&link, side);
         self.link = Some(link);
         result
     }
 
-    fn send_over(&mut self, link: &Attached<Connection>, connection: &Connection) -> Result<u32> {
-        loop {
+    fn send_over(&mut self, link: &Attached<Connection>, side: &Side<'_>) -> Result<GateState> {
+        for _ in 0..TURN_SENDS {
             let filled = if self.batch.is_empty() {
                 self.held.clear();
                 self.batch.clear();
-                self.fill(connection)?
+                self.fill(&side.0)?
             } else {
                 Filled::Batch
             };
             if self.batch.is_empty() {
-                if filled != Filled::Window {
-                    return Ok(GATE_OPEN);
-                }
-                return Ok(GATE_WINDOW);
+                return Ok(match filled {
+                    Filled::Window => GateState::Window,
+                    Filled::Everything | Filled::Batch => GateState::Open,
+                });
             }
-            self.counts.sends += 1;
+            side.0.transmit.tallies.sends.add(1);
             // Only in the midst of a request it is certain that more follows at once.
             let more = self.cursor.is_some();
             if !link.socket().send_bvecs(&mut self.batch, more)? {
-                return Ok(GATE_BLOCKED);
+                return Ok(GateState::Blocked);
             }
         }
+        side.send_later();
+        Ok(GateState::Open)
     }
 
     /// Ends everything that waits to be sent.
@@ -390,107 +510,60 @@ impl Transmitter {
     }
 }
 
+/// Sends what is pending, unless another thread does or it makes no sense. Process context.
+pub(crate) fn submit(connection: ArcBorrow<'_, Connection>) {
+    connection.transmit.gate.submit(&Side(connection));
+}
+
 impl Connection {
-    /// Sends what is pending, unless someone else does or it makes no sense. Process context.
-    pub(crate) fn transmit(&self) {
-        while self.gate.load(Acquire) == GATE_OPEN {
-            let Some(mut tx) = self.tx.try_lock() else {
-                return;
-            };
-            self.run(&mut tx);
-            drop(tx);
-            // Who added a request while we had the transmitter has gone away.
-            smp_mb(Full);
-            if self.pending.is_empty() {
-                return;
-            }
-        }
+    /// Takes the transmitting side, and goes on sending if `f` says so. Process context.
+    fn enter(self: &Arc<Self>, f: impl FnOnce(&mut Transmitter, GateState) -> Option<GateState>) {
+        let side = Side(self.as_arc_borrow());
+        self.transmit.gate.enter(&side, f);
     }
 
     /// Goes on after the gate was closed for want of room, or with messages that no request
     /// brought. Process context.
-    pub(crate) fn transmit_again(&self) {
-        {
-            let mut tx = self.tx.lock();
-            match tx.mode {
-                Mode::Parked => return,
-                Mode::Sending | Mode::Failing(_) => self.gate.store(GATE_OPEN, Release),
-            }
+    pub(crate) fn transmit_again(self: &Arc<Self>) {
+        self.enter(|tx, state| {
             tx.control_due = true;
-            smp_mb(Full);
-            self.run(&mut tx);
-        }
-        smp_mb(Full);
-        if !self.pending.is_empty() {
-            self.transmit();
-        }
-    }
-
-    fn run(&self, tx: &mut Transmitter) {
-        match tx.mode {
-            Mode::Parked => {}
-            Mode::Failing(status) => tx.fail_all(self, status),
-            Mode::Sending => {
-                let _scope = NoReclaimScope::enter();
-                loop {
-                    let gate = match tx.send(self) {
-                        Ok(gate) => gate,
-                        Err(e) => {
-                            self.fault(match e {
-                                e if e == EPIPE => CloseCause::PeerClosed,
-                                e => CloseCause::SocketError(-e.to_errno()),
-                            });
-                            // Recovery will park what is here.
-                            GATE_PARKED
-                        }
-                    };
-                    self.gate.store(gate, Release);
-                    if gate != GATE_WINDOW {
-                        return;
-                    }
-                    smp_mb(Full);
-                    // A reply may have come between looking and closing the gate.
-                    let fits = match &tx.next {
-                        Some(rq) => tx.fits_window(self, rq),
-                        None => true,
-                    };
-                    if !fits {
-                        return;
-                    }
-                }
-            }
-        }
+            (state != GateState::Parked).then_some(GateState::Open)
+        });
     }
 
     /// Requests go out over this link from now on.
     pub(crate) fn open_gate(
-        &self,
+        self: &Arc<Self>,
         link: Arc<Attached<Connection>>,
         features: Features,
         window_bytes: u64,
         resent: u64,
     ) {
-        {
-            let mut tx = self.tx.lock();
+        self.enter(|tx, _| {
             tx.mode = Mode::Sending;
             tx.link = Some(link);
             tx.features = features;
             tx.window_bytes = window_bytes;
-            tx.counts.resent += resent;
-        }
-        self.transmit_again();
+            tx.control_due = true;
+            self.transmit.tallies.resent.add(resent);
+            Some(GateState::Open)
+        });
     }
 
     /// Nothing goes out from now on, and the transmitter holds on to no request that was sent.
-    pub(crate) fn close_gate(&self) {
-        let mut tx = self.tx.lock();
-        self.gate.store(GATE_PARKED, Release);
-        tx.stop();
+    pub(crate) fn close_gate(self: &Arc<Self>) {
+        self.enter(|tx, _| {
+            tx.stop();
+            Some(GateState::Parked)
+        });
     }
 
     /// Ends what waits, and everything that comes, with an error. The connection must be parked.
-    pub(crate) fn fail(&self, status: block::Status) {
-        self.tx.lock().mode = Mode::Failing(status);
+    pub(crate) fn fail(self: &Arc<Self>, status: block::Status) {
+        self.enter(|tx, _| {
+            tx.mode = Mode::Failing(status);
+            None
+        });
         for tag in 0..self.slots.depth() {
             let tag = Tag(tag as u16);
             if let Some(rq) = self.table.take(tag.0) {
@@ -499,28 +572,32 @@ impl Connection {
                 rq.end(status);
             }
         }
-        self.transmit_again();
+        self.enter(|tx, _| matches!(tx.mode, Mode::Failing(_)).then_some(GateState::Open));
     }
 
     /// Requests wait for recovery instead of ending with an error, if they did.
-    pub(crate) fn stop_failing(&self) {
-        let mut tx = self.tx.lock();
-        if matches!(tx.mode, Mode::Failing(_)) {
-            self.gate.store(GATE_PARKED, Release);
+    pub(crate) fn stop_failing(self: &Arc<Self>) {
+        self.enter(|tx, _| {
+            if !matches!(tx.mode, Mode::Failing(_)) {
+                return None;
+            }
             tx.mode = Mode::Parked;
-        }
+            Some(GateState::Parked)
+        });
     }
 
     /// Tells the node that the session is over, if it can be told at once.
-    pub(crate) fn send_release(&self) {
-        let mut tx = self.tx.lock();
-        if matches!(tx.mode, Mode::Sending) && tx.batch.is_empty() && tx.cursor.is_none() {
-            let header = Header::request(Kind::Close, RequestFlags::RELEASE, 0, 0, 0);
-            tx.batch.clear();
-            if tx.push_header(header).is_ok() {
-                self.run(&mut tx);
+    pub(crate) fn send_release(self: &Arc<Self>) {
+        self.enter(|tx, state| {
+            let is_idle = matches!(tx.mode, Mode::Sending) && tx.batch.is_empty();
+            if state == GateState::Parked || !is_idle || tx.cursor.is_some() {
+                return None;
             }
-        }
+            let header = Header::request(Kind::Close, RequestFlags::RELEASE, 0, 0, 0);
+            tx.held.clear();
+            tx.batch.clear();
+            tx.push_header(header).is_ok().then_some(GateState::Open)
+        });
     }
 
     /// A reply has freed `bytes` of the window.
@@ -529,9 +606,9 @@ impl Connection {
             .write_bytes_in_flight
             .fetch_sub(u64::from(bytes), Relaxed);
         debug_assert!(old >= u64::from(bytes));
-        smp_mb(Full);
-        if self.gate.load(Relaxed) == GATE_WINDOW {
-            self.clone().queue_work::<TRANSMIT_WORK>();
+        let side = Side(self.as_arc_borrow());
+        if self.transmit.gate.waits_for_window(&side) {
+            side.send_later();
         }
     }
 }

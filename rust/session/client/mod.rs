@@ -5,17 +5,23 @@
 mod at_risk;
 mod durability;
 mod handshake;
+mod late;
 mod promise;
 mod receiver;
+mod send_gate;
 mod session;
 mod slots;
+mod tally;
 mod terms;
 
 pub use at_risk::AtRisk;
 pub use durability::{Durability, FlushMark, WritesLost};
 pub use handshake::{check_same_volume, Handshake, Identity, Opened, Progress, RefusedOpen};
+pub use late::{judge_late, Late};
 pub use promise::broken_promise;
 pub use receiver::{Received, Receiver, Want, MAX_DAMAGED_WRITES};
+pub use send_gate::{GateState, SendGate, Sender};
 pub use session::{Connection, Session, MAX_CONNECTIONS};
 pub use slots::{Matched, Request, Slot, SlotInfo, SlotState, SlotTable};
+pub use tally::Tally;
 pub use terms::{Action, Config, ConnectKind, ConnectionState, Notice, SessionState};

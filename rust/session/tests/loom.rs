@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 
-//! Slots shared by the submitting, the receiving and the recovering side, in every interleaving
-//! that the memory model allows:
+//! What is shared between threads without a lock, in every interleaving that the memory model allows:
+//! the slots of a connection, and the gate before its transmitting side ([`gate`]).
+//!
 //! `RUSTFLAGS="--cfg loom" cargo test -p neonsan-session --test loom --release`.
 #![cfg(loom)]
+
+#[path = "loom/gate.rs"]
+mod gate;
 
 use loom::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use loom::sync::{Arc, Mutex};
