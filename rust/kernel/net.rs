@@ -5,7 +5,7 @@
 //! - [`Net`]: a network namespace.
 //! - [`SocketAddr`]: where to connect to.
 //! - [`TcpSocket`]: one connection, blocking calls, for connecting and shaking hands.
-//! - [`BvecBatch`]: memory to be sent in place.
+//! - [`SendBatch`]: headers and the memory of requests, to be sent in place.
 //! - [`Attached`]: a connection with its callbacks installed: data is handed to the driver as it
 //!   arrives.
 //!
@@ -13,12 +13,12 @@
 
 mod addr;
 mod attached;
-mod bvec_batch;
 mod namespace;
+mod send_batch;
 mod tcp_socket;
 
 pub use addr::{IpAddr, SocketAddr};
 pub use attached::{Attached, Callbacks};
-pub use bvec_batch::{BvecBatch, SendFlags};
 pub use namespace::Net;
+pub use send_batch::{BatchSize, SendBatch};
 pub use tcp_socket::{SocketState, TcpSocket};

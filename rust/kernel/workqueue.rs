@@ -49,19 +49,23 @@ impl OwnedQueue {
         Ok(OwnedQueue(NonNull::new(queue).ok_or(ENOMEM)?))
     }
 
-    /// Queues delayed work, or changes when it is due if it is queued already. Any context.
-    pub fn mod_delayed<T, const ID: u64>(&self, item: Arc<T>, delay: Jiffies)
+    /// Queues delayed work on its queue, or changes when it is due if it is queued already. Any
+    /// context.
+    pub fn mod_delayed<T, const ID: u64>(item: Arc<T>, delay: Jiffies)
     where
-        T: WorkItem<ID, Pointer = Arc<T>> + HasDelayedWork<T, ID> + Send + Sync + 'static,
+        T: WorkItem<ID, Pointer = Arc<T>> + DelayedOn<ID> + Send + Sync + 'static,
     {
+        let queue = item.queue().0.as_ptr();
         let ptr = Arc::into_raw(item);
         // SAFETY: The value lives while work of it is queued, since that owns a reference; it is
-        // the one just turned raw, unless the work was queued already and has one.
+        // the one just turned raw, unless the work was queued already and has one. And so does the
+        // queue, which lives as long as the value (`DelayedOn`): also while only a timer knows of the
+        // work, for which destroying a queue does not wait.
         unsafe {
             let work = delayed_work_of(ptr);
             let was_queued = bindings::mod_delayed_work_on(
                 bindings::wq_misc_consts_WORK_CPU_UNBOUND as c_int,
-                self.0.as_ptr(),
+                queue,
                 work,
                 delay,
             );
@@ -71,11 +75,12 @@ impl OwnedQueue {
         }
     }
 
-    /// Takes delayed work back and waits until it does not run any more. Nobody may queue it at
-    /// the same time. May sleep; not from the work itself.
+    /// Takes delayed work back and waits until it does not run any more. Nobody should queue it at
+    /// the same time: it might not be queued then, and its reference be lost. May sleep; not from the
+    /// work itself.
     pub fn cancel_delayed_sync<T, const ID: u64>(item: &Arc<T>)
     where
-        T: WorkItem<ID, Pointer = Arc<T>> + HasDelayedWork<T, ID> + Send + Sync + 'static,
+        T: WorkItem<ID, Pointer = Arc<T>> + DelayedOn<ID> + Send + Sync + 'static,
     {
         let ptr = Arc::as_ptr(item);
         // SAFETY: `item` keeps the value alive. If the work was queued, its reference is now ours.
@@ -92,6 +97,16 @@ impl OwnedQueue {
         // SAFETY: By the type's invariants.
         unsafe { bindings::flush_workqueue(self.0.as_ptr()) };
     }
+}
+
+/// A value with delayed work, and the queue that this is always queued on.
+///
+/// The queue is borrowed from the value, so it lives at least as long: the value owns it, or an owner
+/// of it. Work that is queued owns a reference to the value. So a queue never goes away while its
+/// delayed work still waits for its time.
+pub trait DelayedOn<const ID: u64>: HasDelayedWork<Self, ID> + Sized {
+    /// The queue.
+    fn queue(&self) -> &OwnedQueue;
 }
 
 /// The C struct inside the delayed work of a value.

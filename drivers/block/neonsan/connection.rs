@@ -40,7 +40,7 @@ use kernel::{
 use neonsan_kernel::{
     block::mq::{OwnedRequest, RequestList, RequestTable},
     net::{Attached, SocketState, TcpSocket},
-    workqueue::OwnedQueue,
+    workqueue::{DelayedOn, OwnedQueue},
 };
 use neonsan_proto::Features;
 use neonsan_session::{
@@ -369,7 +369,7 @@ impl Connection {
             if self.busy.push(rq) {
                 let delay = msecs_to_jiffies(BUSY_MS);
                 self.device
-                    .enqueue(|queue| queue.mod_delayed::<_, BUSY_WORK>(self.clone(), delay));
+                    .enqueue(|_| OwnedQueue::mod_delayed::<_, BUSY_WORK>(self.clone(), delay));
             }
         }
     }
@@ -408,6 +408,12 @@ impl WorkItem<TRANSMIT_WORK> for Connection {
 
     fn run(this: Arc<Connection>) {
         this.transmit_again();
+    }
+}
+
+impl DelayedOn<BUSY_WORK> for Connection {
+    fn queue(&self) -> &OwnedQueue {
+        DelayedOn::queue(&*self.device)
     }
 }
 

@@ -128,7 +128,12 @@ impl Receive {
                     .table
                     .take(tag.0)
                     .ok_or(CloseCause::UnknownCookie)?;
-                self.writer = Some(PayloadWriter::new(rq));
+                // The machine lets payload come for reads only.
+                let writer = PayloadWriter::new(rq).map_err(|rq| {
+                    connection.put_back(rq);
+                    CloseCause::UnknownCookie
+                })?;
+                self.writer = Some(writer);
                 self.crc = !0;
             }
             Received::Ping { cookie } => {

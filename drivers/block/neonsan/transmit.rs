@@ -10,8 +10,8 @@
 //!
 //! # Headers
 //!
-//! Headers lie in a ring of pages of the connection, one behind the other, and where payloads are
-//! spliced the network takes them from there. The ring has room for twice the headers that can be
+//! Headers lie in a ring of pages of the connection's batch, one behind the other, and where payloads
+//! are spliced the network takes them from there. The ring has room for twice the headers that can be
 //! unanswered. So when a place is written again, a message behind the old one has been answered:
 //! the node has read the old one, and what TCP might still repeat of it is thrown away by the
 //! node's TCP.
@@ -35,10 +35,10 @@ use neonsan_kernel::{
     block::{
         self,
         bio::SegmentCursor,
-        mq::{OwnedRequest, RequestRef, Taken},
+        mq::{OwnedRequest, Taken},
     },
-    mm::{NoReclaimScope, PageArray},
-    net::{Attached, BvecBatch},
+    mm::NoReclaimScope,
+    net::{Attached, BatchSize, SendBatch},
 };
 use neonsan_proto::{Features, Header, Kind, RequestFlags, HEADER_BYTES};
 use neonsan_session::{
@@ -207,17 +207,7 @@ struct Transmitter {
     link: Option<Arc<Attached<Connection>>>,
     features: Features,
     window_bytes: u64,
-    /// The ring of headers.
-    headers: PageArray,
-    /// How many there is room for.
-    header_places: usize,
-    /// Where the next one goes.
-    next_header: usize,
-    batch: BvecBatch,
-    /// Keeps the requests whose pages are in the batch.
-    held: KVVec<RequestRef<Queue>>,
-    /// A request of which only a part is in the batch.
-    cursor: Option<SegmentCursor<Queue>>,
+    batch: SendBatch<Queue>,
     /// A request that did not fit in the window.
     next: Option<OwnedRequest<Queue>>,
     /// Taken from the pending list, not looked at yet.
@@ -253,18 +243,18 @@ enum Filled {
 impl Transmitter {
     /// A transmitter for `depth` tags. May sleep.
     fn new(depth: u32) -> Result<Self> {
-        let header_places = 2 * depth as usize + CONTROL_HEADERS;
+        let size = BatchSize {
+            pieces: BATCH_PIECES,
+            requests: BATCH_REQUESTS,
+            headers: 2 * depth as usize + CONTROL_HEADERS,
+            header_bytes: HEADER_BYTES,
+        };
         Ok(Transmitter {
             mode: Mode::Parked,
             link: None,
             features: Features::NONE,
             window_bytes: u64::MAX,
-            headers: PageArray::new(header_places * HEADER_BYTES)?,
-            header_places,
-            next_header: 0,
-            batch: BvecBatch::new(BATCH_PIECES)?,
-            held: KVVec::with_capacity(BATCH_REQUESTS, GFP_KERNEL)?,
-            cursor: None,
+            batch: SendBatch::new(size)?,
             next: None,
             todo: Taken::empty(),
             control_due: false,
@@ -276,31 +266,7 @@ impl Transmitter {
         if self.features.contains(Features::HEADER_CRC) {
             header.seal(crate::crc::crc32c);
         }
-        let place = self.next_header * HEADER_BYTES;
-        self.next_header += 1;
-        if self.next_header >= self.header_places {
-            self.next_header = 0;
-        }
-        self.headers.write(place, header.as_bytes())?;
-        self.batch.push_pages(&self.headers, place, HEADER_BYTES)
-    }
-
-    /// Adds the pages of the request under the cursor, as many as fit; true if that was all.
-    fn push_segments(&mut self) -> Result<bool> {
-        let Some(mut cursor) = self.cursor.take() else {
-            return Ok(true);
-        };
-        while self.batch.room() > 0 {
-            let Some(segment) = cursor.next_segment() else {
-                self.held
-                    .push_within_capacity(cursor.into_request())
-                    .map_err(|_| ENOSPC)?;
-                return Ok(true);
-            };
-            self.batch.push_segment(segment)?;
-        }
-        self.cursor = Some(cursor);
-        Ok(false)
+        self.batch.push_header(header.as_bytes())
     }
 
     /// Adds the header of a request, and its pages as many as fit.
@@ -329,16 +295,16 @@ impl Transmitter {
             request.offset,
             request.length,
         );
-        if request.kind == Kind::Write {
+        let payload = (request.kind == Kind::Write).then(|| rq.share());
+        if payload.is_some() {
             connection
                 .write_bytes_in_flight
                 .fetch_add(u64::from(request.length), Relaxed);
-            self.cursor = Some(SegmentCursor::new(rq.share()));
         }
         // From here on the reply may come.
         connection.put_back(rq);
         connection.slots.sent(Tag(tag), now);
-        self.push_segments()
+        payload.map_or(Ok(true), |rq| self.batch.push_request(rq))
     }
 
     /// Whoever has `self` is the only one that counts.
@@ -406,16 +372,16 @@ impl Transmitter {
 
     /// Fills the batch with what is to be sent.
     fn fill(&mut self, connection: &Connection) -> Result<Filled> {
-        if !self.push_segments()? {
+        if !self.batch.push_rest()? {
             return Ok(Filled::Batch);
         }
         // Two messages may be due, each a piece of its own.
-        if self.control_due && self.batch.room() >= 2 {
+        if self.control_due && self.batch.has_room() {
             self.control_due = false;
             self.push_control(connection)?;
         }
         let now = now();
-        while self.batch.room() >= 2 && self.held.len() < BATCH_REQUESTS {
+        while self.batch.has_room() {
             let Some(rq) = self.take_next(connection) else {
                 return Ok(Filled::Everything);
             };
@@ -466,8 +432,6 @@ impl Transmitter {
     fn send_over(&mut self, link: &Attached<Connection>, side: &Side<'_>) -> Result<GateState> {
         for _ in 0..TURN_SENDS {
             let filled = if self.batch.is_empty() {
-                self.held.clear();
-                self.batch.clear();
                 self.fill(&side.0)?
             } else {
                 Filled::Batch
@@ -479,9 +443,7 @@ impl Transmitter {
                 });
             }
             side.0.transmit.tallies.sends.add(1);
-            // Only in the midst of a request it is certain that more follows at once.
-            let more = self.cursor.is_some();
-            if !link.socket().send_bvecs(&mut self.batch, more)? {
+            if !link.socket().send_batch(&mut self.batch)? {
                 return Ok(GateState::Blocked);
             }
         }
@@ -503,10 +465,8 @@ impl Transmitter {
     fn stop(&mut self) {
         self.mode = Mode::Parked;
         self.link = None;
-        self.batch.clear();
-        self.cursor = None;
         // Those that were answered meanwhile end here.
-        self.held.clear();
+        self.batch.clear();
     }
 }
 
@@ -590,12 +550,10 @@ impl Connection {
     pub(crate) fn send_release(self: &Arc<Self>) {
         self.enter(|tx, state| {
             let is_idle = matches!(tx.mode, Mode::Sending) && tx.batch.is_empty();
-            if state == GateState::Parked || !is_idle || tx.cursor.is_some() {
+            if state == GateState::Parked || !is_idle || tx.batch.is_amid_request() {
                 return None;
             }
             let header = Header::request(Kind::Close, RequestFlags::RELEASE, 0, 0, 0);
-            tx.held.clear();
-            tx.batch.clear();
             tx.push_header(header).is_ok().then_some(GateState::Open)
         });
     }

@@ -4,9 +4,9 @@
 //!
 //! C headers: `include/linux/bio.h`, `include/linux/bvec.h`.
 
-use super::mq::{Operations, OwnedRequest, RequestRef};
+use super::mq::{Operations, OwnedRequest, RequestOp, RequestRef};
 use crate::mm::copy_long;
-use core::ptr;
+use core::{marker::PhantomData, ptr};
 use kernel::prelude::*;
 use neonsan_bindings as bindings;
 
@@ -57,7 +57,7 @@ impl Place {
 
     /// The memory from here on as far as it is contiguous; `None` at the end of the chain.
     #[inline]
-    fn segment(&mut self) -> Option<Segment> {
+    fn bvec(&mut self) -> Option<bindings::bio_vec> {
         while self.left == 0 {
             if self.bio.is_null() {
                 return None;
@@ -69,10 +69,10 @@ impl Place {
         let mut bvec = unsafe { *self.bvec };
         bvec.bv_offset += self.done;
         bvec.bv_len = (bvec.bv_len - self.done).min(self.left);
-        Some(Segment(bvec))
+        Some(bvec)
     }
 
-    /// Goes on by `len` bytes, at most the length of [`Place::segment`].
+    /// Goes on by `len` bytes, at most the length of [`Place::bvec`].
     #[inline]
     fn advance(&mut self, len: u32) {
         self.left -= len;
@@ -88,11 +88,15 @@ impl Place {
     }
 }
 
-/// A piece of memory of a request: contiguous, possibly several pages. It is valid while the
-/// [`SegmentCursor`] it came from, or another reference to the request, is.
-pub struct Segment(pub(crate) bindings::bio_vec);
+/// A piece of memory of a request: contiguous, possibly several pages. It borrows what keeps the
+/// request from ending.
+///
+/// # Invariants
+///
+/// The vector describes memory that is valid during `'a`.
+pub struct Segment<'a>(bindings::bio_vec, PhantomData<&'a ()>);
 
-impl Segment {
+impl Segment<'_> {
     /// Its length.
     #[inline]
     pub fn len_bytes(&self) -> usize {
@@ -101,20 +105,24 @@ impl Segment {
 
     /// Goes on with a checksum over its bytes (see [`crate::crc32c::extend`]). Any context.
     pub fn crc32c(&self, crc: u32) -> u32 {
-        // SAFETY: The piece is valid while its request is, and the kernel maps all memory where
-        // this crate is built for.
+        // SAFETY: By the type's invariants, and the kernel maps all memory where this crate is built
+        // for.
         unsafe { bindings::bvec_crc32c(crc, &self.0) }
     }
+}
 
-    /// Where it lies in the linear map, which has all memory where this crate is built for.
-    #[inline]
-    fn address(&self) -> *mut u8 {
-        // SAFETY: A piece describes pages that are contiguous in the linear map.
-        unsafe {
-            bindings::page_address(self.0.bv_page)
-                .cast::<u8>()
-                .add(self.0.bv_offset as usize)
-        }
+/// Where a piece lies in the linear map, which has all memory where this crate is built for.
+///
+/// # Safety
+///
+/// The vector must describe pages that are contiguous in the linear map.
+#[inline]
+unsafe fn address_of(bvec: &bindings::bio_vec) -> *mut u8 {
+    // SAFETY: By the caller's promise.
+    unsafe {
+        bindings::page_address(bvec.bv_page)
+            .cast::<u8>()
+            .add(bvec.bv_offset as usize)
     }
 }
 
@@ -135,19 +143,26 @@ impl<T: Operations> SegmentCursor<T> {
     /// A cursor at the start of the request's memory.
     pub fn new(rq: RequestRef<T>) -> Self {
         // SAFETY: The request keeps its bios until it ends.
-        let place = unsafe { Place::new(rq.first_bio()) };
+        let place = unsafe { Place::new(rq.payload()) };
         SegmentCursor { rq, place }
     }
 
-    /// The next piece, or `None` after the last.
-    pub fn next_segment(&mut self) -> Option<Segment> {
-        let segment = self.place.segment()?;
-        self.place.advance(segment.0.bv_len);
-        Some(segment)
+    /// The next piece, or `None` after the last; at once for a request that carries no data.
+    pub fn next_segment(&mut self) -> Option<Segment<'_>> {
+        // INVARIANT: The cursor is borrowed, so the request does not end meanwhile.
+        self.next_bvec().map(|bvec| Segment(bvec, PhantomData))
+    }
+
+    /// The same without the borrow: whoever takes it keeps the cursor or its request.
+    #[inline]
+    pub(crate) fn next_bvec(&mut self) -> Option<bindings::bio_vec> {
+        let bvec = self.place.bvec()?;
+        self.place.advance(bvec.bv_len);
+        Some(bvec)
     }
 
     /// The request, to be kept until what was sent of it has left.
-    pub fn into_request(self) -> RequestRef<T> {
+    pub(crate) fn into_request(self) -> RequestRef<T> {
         self.rq
     }
 }
@@ -166,11 +181,15 @@ pub struct PayloadWriter<T: Operations> {
 unsafe impl<T: Operations> Send for PayloadWriter<T> {}
 
 impl<T: Operations> PayloadWriter<T> {
-    /// A writer at the start of the request's memory.
-    pub fn new(rq: OwnedRequest<T>) -> Self {
+    /// A writer at the start of the request's memory. Gives the request back if it is not a read:
+    /// then its memory is not to be written to.
+    pub fn new(rq: OwnedRequest<T>) -> Result<Self, OwnedRequest<T>> {
+        if rq.op() != RequestOp::Read {
+            return Err(rq);
+        }
         // SAFETY: The request keeps its bios until it ends.
-        let place = unsafe { Place::new(rq.first_bio()) };
-        PayloadWriter { rq, place }
+        let place = unsafe { Place::new(rq.payload()) };
+        Ok(PayloadWriter { rq, place })
     }
 
     /// Copies `data` behind what was written so far. Any context.
@@ -180,11 +199,11 @@ impl<T: Operations> PayloadWriter<T> {
     /// `EINVAL` if the request has no room for that much.
     pub fn write(&mut self, mut data: &[u8]) -> Result {
         while !data.is_empty() {
-            let segment = self.place.segment().ok_or(EINVAL)?;
-            let n = segment.len_bytes().min(data.len());
+            let bvec = self.place.bvec().ok_or(EINVAL)?;
+            let n = data.len().min(bvec.bv_len as usize);
             let (now, later) = data.split_at(n);
             // SAFETY: The request owns its memory and is ours; `n` bytes of it are here.
-            unsafe { copy_long(segment.address(), now.as_ptr(), n) };
+            unsafe { copy_long(address_of(&bvec), now.as_ptr(), n) };
             // No more than the piece has, which is a `u32`.
             self.place.advance(n as u32);
             data = later;

@@ -4,7 +4,8 @@
 //!
 //! C header: `include/linux/net.h` (`struct socket`).
 
-use super::{BvecBatch, Net, SendFlags, SocketAddr};
+use super::{send_batch::SendFlags, Net, SendBatch, SocketAddr};
+use crate::block::mq::Operations;
 use core::ptr::{self, NonNull};
 use kernel::{
     error::to_result,
@@ -136,17 +137,21 @@ impl TcpSocket {
         bytes_or_error(n)
     }
 
-    /// Sends some of a batch; returns how many bytes. Does not wait for room: `EAGAIN`, and the
-    /// callback for room comes later. Takes the socket's lock, so it may sleep.
-    pub(super) fn send_batch(
+    /// Sends some of what the vectors describe; returns how many bytes. Does not wait for room:
+    /// `EAGAIN`, and the callback for room comes later. Takes the socket's lock, so it may sleep.
+    ///
+    /// # Safety
+    ///
+    /// The vectors must describe memory that is valid during the call, `len` bytes from `offset` on.
+    /// Afterwards the socket has references of its own to the pages that it has taken.
+    pub(super) unsafe fn send_pieces(
         &self,
         bvecs: &[bindings::bio_vec],
         offset: usize,
         len: usize,
         flags: SendFlags,
     ) -> Result<usize> {
-        // SAFETY: The vectors describe memory that the batch's owner keeps; spliced pages get
-        // references of their own.
+        // SAFETY: By the caller's promise.
         let n = unsafe {
             bindings::sock_send_bvecs(
                 self.as_raw(),
@@ -162,8 +167,8 @@ impl TcpSocket {
 
     /// Sends what is left of a batch as far as there is room; true when all of it was sent. Takes
     /// the socket's lock, so it may sleep.
-    pub fn send_bvecs(&self, batch: &mut BvecBatch, more: bool) -> Result<bool> {
-        batch.send_to(self, more)
+    pub fn send_batch<T: Operations>(&self, batch: &mut SendBatch<T>) -> Result<bool> {
+        batch.send_to(self)
     }
 
     /// Ends both directions; blocking calls return. May sleep.

@@ -5,7 +5,7 @@
 use super::{Device, CHANGE_WORK, CONTROL_WORK, TIMER_WORK};
 use crate::recovery;
 use kernel::{sync::Arc, workqueue::WorkItem};
-use neonsan_kernel::workqueue::OwnedQueue;
+use neonsan_kernel::workqueue::{DelayedOn, OwnedQueue};
 
 impl Device {
     /// Calls `enqueue` with the work queue of everything that the device's requests depend on and that
@@ -36,7 +36,7 @@ impl Device {
     /// Lets the control machine look again after this time. Any context.
     pub(crate) fn wake_after_ms(self: &Arc<Self>, ms: u64) {
         let delay = kernel::time::msecs_to_jiffies(u32::try_from(ms).unwrap_or(u32::MAX));
-        self.enqueue(|queue| queue.mod_delayed::<_, TIMER_WORK>(self.clone(), delay));
+        self.enqueue(|_| OwnedQueue::mod_delayed::<_, TIMER_WORK>(self.clone(), delay));
     }
 
     /// From now on no work of the device is queued, whoever wants it; waits until none runs or is
@@ -75,6 +75,12 @@ impl WorkItem<CONTROL_WORK> for Device {
 
     fn run(this: Arc<Device>) {
         recovery::run(&this);
+    }
+}
+
+impl DelayedOn<TIMER_WORK> for Device {
+    fn queue(&self) -> &OwnedQueue {
+        &self.queue
     }
 }
 

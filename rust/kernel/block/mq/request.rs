@@ -91,6 +91,12 @@ impl<T: Operations> Request<T> {
     }
 
     pub(super) fn wrapper_ptr(rq: *mut bindings::request) -> *mut RequestDataWrapper<T> {
+        const {
+            assert!(
+                align_of::<RequestDataWrapper<T>>() <= align_of::<bindings::request>(),
+                "the data beside a request is aligned as the request is, and no further"
+            );
+        }
         // As `blk_mq_rq_to_pdu`: right behind the request.
         rq.wrapping_add(1).cast()
     }
@@ -158,10 +164,14 @@ impl<T: Operations> Request<T> {
         unsafe { (*self.as_raw()).tag as u16 }
     }
 
-    /// The first bio, or null for a request without data.
-    pub(crate) fn first_bio(&self) -> *mut bindings::bio {
-        // SAFETY: The driver owns the request, so its fields are stable.
-        unsafe { (*self.as_raw()).bio }
+    /// The first bio of the data that the request carries, or null if it carries none. The bios of
+    /// other requests (DISCARD, WRITE_ZEROES) have a size and no memory.
+    pub(crate) fn payload(&self) -> *mut bindings::bio {
+        match self.op() {
+            // SAFETY: The driver owns the request, so its fields are stable.
+            RequestOp::Read | RequestOp::Write => unsafe { (*self.as_raw()).bio },
+            _ => core::ptr::null_mut(),
+        }
     }
 
     /// Gives up one reference; the last one hands the request to the block layer.
