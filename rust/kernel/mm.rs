@@ -96,6 +96,62 @@ impl PageArray {
         Ok(())
     }
 
+    /// Overwrites the bytes from `offset` on with those at `from`, which others may be writing to at
+    /// the same time: then what is here afterwards is some mixture, but does not change any more.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if the array has not so many bytes there.
+    ///
+    /// # Safety
+    ///
+    /// `from` must be valid for reads of `len` bytes, and not lie in the array.
+    pub(crate) unsafe fn copy_in(
+        &mut self,
+        mut offset: usize,
+        mut from: *const u8,
+        mut len: usize,
+    ) -> Result {
+        while len > 0 {
+            let n = len.min(bindings::PAGE_SIZE - offset % bindings::PAGE_SIZE);
+            let (page, in_page) = self.locate(offset, n)?;
+            // SAFETY: The page is ours and mapped, and has `n` bytes there; `from` by the caller's
+            // promise.
+            unsafe {
+                let to = bindings::page_address(page.as_ptr())
+                    .cast::<u8>()
+                    .add(in_page);
+                copy_long(to, from, n);
+                from = from.add(n);
+            }
+            offset += n;
+            len -= n;
+        }
+        Ok(())
+    }
+
+    /// Describes the bytes from `offset` on as far as they lie in one page and before `end`; `None`
+    /// if that is nothing.
+    pub(crate) fn bvec_until(&self, offset: usize, end: usize) -> Option<bindings::bio_vec> {
+        let in_page = bindings::PAGE_SIZE - offset % bindings::PAGE_SIZE;
+        let len = end.checked_sub(offset)?.min(in_page);
+        if len == 0 {
+            return None;
+        }
+        self.bvec(offset, len).ok()
+    }
+
+    /// The checksum of the first `len` bytes (see [`crate::crc32c::extend`]), not inverted.
+    pub(crate) fn crc32c(&self, len: usize) -> u32 {
+        let (mut crc, mut at) = (!0, 0);
+        while let Some(bvec) = self.bvec_until(at, len) {
+            at += bvec.bv_len as usize;
+            // SAFETY: The page is ours and mapped.
+            crc = unsafe { bindings::bvec_crc32c(crc, &bvec) };
+        }
+        crc
+    }
+
     /// Describes a range within one page for sending.
     #[inline]
     pub(crate) fn bvec(&self, offset: usize, len: usize) -> Result<bindings::bio_vec> {

@@ -22,7 +22,7 @@ use crate::{
     device::Device,
     params::Node,
     polling::Polling,
-    queue::Queue,
+    queue::{claim_again, Queue},
     receive::Receive,
     transmit::Transmit,
     uapi, //
@@ -44,7 +44,7 @@ use neonsan_kernel::{
 };
 use neonsan_proto::Features;
 use neonsan_session::{
-    client::{ConnectKind, Slot, SlotState, SlotTable},
+    client::{damage_of_copy, ConnectKind, Slot, SlotState, SlotTable},
     CloseCause, Instant, Tag,
 };
 
@@ -186,7 +186,7 @@ impl Connection {
             slots.push(Slot::new(), GFP_KERNEL)?;
         }
         let table = RequestTable::new(depth)?;
-        let transmit = Transmit::new(depth)?;
+        let transmit = Transmit::new(depth, crate::limits::copy_bytes(device.params().checksums))?;
         let slots = SlotTable::new(index, slots);
         Arc::pin_init(
             pin_init!(Connection {
@@ -301,7 +301,7 @@ impl Connection {
                 continue;
             };
             if let Some((cookie, _)) = self.slots.reclaim(tag, now) {
-                rq.data().set_cookie(cookie);
+                rq.data().rename(cookie);
             }
             self.pending.push(rq);
             resent += 1;
@@ -364,13 +364,39 @@ impl Connection {
     /// The node has not carried out this request, of which the slot is free: it is sent again a little
     /// later. Any context.
     pub(crate) fn send_later(self: &Arc<Self>, rq: OwnedRequest<Queue>) {
-        if crate::queue::claim(self, &rq) {
+        if claim_again(self, &rq) {
             // Only the first sets the time: more of them must not put off those that wait.
             if self.busy.push(rq) {
                 let delay = msecs_to_jiffies(BUSY_MS);
                 self.device
                     .enqueue(|_| OwnedQueue::mod_delayed::<_, BUSY_WORK>(self.clone(), delay));
             }
+        }
+    }
+
+    /// The node has refused this write, of which the slot is free, because its data was not what its
+    /// checksum says: it is sent again from a copy. Any context.
+    ///
+    /// # Errors
+    ///
+    /// The connection must be closed: it was sent from a copy already, so the path has damaged it. It
+    /// is kept for the next connection.
+    pub(crate) fn send_from_copy(
+        self: &Arc<Self>,
+        rq: OwnedRequest<Queue>,
+    ) -> Result<(), CloseCause> {
+        let was_copy = rq.data().has_changed();
+        if claim_again(self, &rq) {
+            rq.data().set_changed();
+            self.pending.push(rq);
+            if !was_copy {
+                self.clone().queue_work::<TRANSMIT_WORK>();
+            }
+        }
+        if was_copy {
+            Err(damage_of_copy())
+        } else {
+            Ok(())
         }
     }
 

@@ -35,6 +35,10 @@ pub(crate) struct Queue;
 pub(crate) struct RequestData {
     /// The request's name on the wire. Written by whoever owns the request.
     cookie: Atomic<u64>,
+    /// The name under which it is sent from a copy, since its data changed while it was sent before;
+    /// any other, such as that of an older request of this tag, means nothing. Written by whoever owns
+    /// the request.
+    changed: Atomic<u64>,
     /// For a flush: what it covers. Written by whoever owns the request.
     flush_mark: [Atomic<u64>; 2],
     /// For a flush: how many bytes were answered before it. Written by whoever owns the request.
@@ -47,9 +51,28 @@ impl RequestData {
         Cookie::from_wire(self.cookie.load(Relaxed))
     }
 
-    /// Sets it.
-    pub(crate) fn set_cookie(&self, cookie: Cookie) {
+    /// The name of a new request.
+    fn set_cookie(&self, cookie: Cookie) {
         self.cookie.store(cookie.to_wire(), Relaxed);
+    }
+
+    /// The same request has a new name, under which it is sent again.
+    pub(crate) fn rename(&self, cookie: Cookie) {
+        let has_changed = self.has_changed();
+        self.set_cookie(cookie);
+        if has_changed {
+            self.set_changed();
+        }
+    }
+
+    /// Its data changed while it was sent.
+    pub(crate) fn set_changed(&self) {
+        self.changed.store(self.cookie.load(Relaxed), Relaxed);
+    }
+
+    /// Whether its data changed while it was sent before.
+    pub(crate) fn has_changed(&self) -> bool {
+        self.changed.load(Relaxed) == self.cookie.load(Relaxed)
     }
 
     /// For a flush: what it covers.
@@ -124,15 +147,18 @@ pub(crate) fn op_of(kind: Kind) -> Op {
     }
 }
 
-/// Gives a request its place among those of the connection, and its name on the wire. If that
+/// Gives a request its place among those of the connection. Returns its name on the wire. If that
 /// fails the request must be ended; a slot belongs to a tag, so it does not.
-pub(crate) fn claim(connection: &Connection, rq: &OwnedRequest<Queue>) -> bool {
-    let Some(request) = describe(rq) else {
-        return false;
-    };
-    let cookie = connection.slots.claim(Tag(rq.tag()), request, now());
+fn claim(connection: &Connection, rq: &OwnedRequest<Queue>) -> Option<Cookie> {
+    let request = describe(rq)?;
+    connection.slots.claim(Tag(rq.tag()), request, now())
+}
+
+/// Gives a request that was answered, and is to be sent again, a place and a new name.
+pub(crate) fn claim_again(connection: &Connection, rq: &OwnedRequest<Queue>) -> bool {
+    let cookie = claim(connection, rq);
     if let Some(cookie) = cookie {
-        rq.data().set_cookie(cookie);
+        rq.data().rename(cookie);
     }
     cookie.is_some()
 }
@@ -146,6 +172,8 @@ impl Operations for Queue {
     fn new_request_data() -> impl PinInit<RequestData, Infallible> {
         init!(RequestData {
             cookie: Atomic::new(0),
+            // No request has this name: a name has the generation of a slot, which is at least 1.
+            changed: Atomic::new(u64::MAX),
             flush_mark: [Atomic::new(0), Atomic::new(0)],
             flush_bytes: Atomic::new(0),
         })
@@ -171,7 +199,8 @@ impl Operations for Queue {
         if connection.refuses.load(Relaxed) != 0 {
             connection.errors.add(1, Relaxed);
             rq.end(block::Status::IOERR);
-        } else if claim(&connection, &rq) {
+        } else if let Some(cookie) = claim(&connection, &rq) {
+            rq.data().set_cookie(cookie);
             connection.pending.push(rq);
         } else {
             rq.end(block::Status::NOTSUPP);

@@ -55,7 +55,7 @@ impl Receive {
     /// The receiving side of a new connection.
     pub(crate) fn new(features: Features, has_write_cache: bool) -> Self {
         Receive {
-            // Pages of direct I/O are their owner's, who may write to them while they are sent.
+            // Pages of direct I/O are their owner's, which may write to them while they are sent.
             receiver: Receiver::new(features, crate::crc::crc32c).with_changing_payload(),
             writer: None,
             crc: !0,
@@ -121,7 +121,7 @@ impl Receive {
                         .take(tag.0)
                         .ok_or(CloseCause::UnknownCookie)?,
                 };
-                self.complete(connection, tag, status, rq);
+                self.complete(connection, tag, status, rq)?;
             }
             Received::PayloadBegins { tag } => {
                 let rq = connection
@@ -154,7 +154,7 @@ impl Receive {
         tag: Tag,
         status: Status,
         rq: OwnedRequest<Queue>,
-    ) {
+    ) -> Result<(), CloseCause> {
         let length = rq.len_bytes();
         trace::reply_received(
             connection.device.index(),
@@ -168,8 +168,13 @@ impl Receive {
             connection.free_window(length);
         }
         // The node has done nothing: it had no room, or what it got is not what the checksum says.
-        if matches!(status, Status::Busy | Status::ChecksumMismatch) {
-            return connection.send_later(rq);
+        match status {
+            Status::Busy => {
+                connection.send_later(rq);
+                return Ok(());
+            }
+            Status::ChecksumMismatch => return connection.send_from_copy(rq),
+            _ => {}
         }
         let mut end = block_status_of(status);
         if end.is_ok() {
@@ -196,6 +201,7 @@ impl Receive {
         }
         self.ended += 1;
         rq.end_batched(end, &mut self.batch);
+        Ok(())
     }
 }
 

@@ -113,9 +113,10 @@ pub(crate) struct Transmit {
 }
 
 impl Transmit {
-    /// The transmitting side of a connection of `depth` tags, parked. May sleep.
-    pub(crate) fn new(depth: u32) -> Result<impl PinInit<Self>> {
-        let tx = Transmitter::new(depth)?;
+    /// The transmitting side of a connection of `depth` tags, parked, with room for the copy of a
+    /// request of `copy_bytes`. May sleep.
+    pub(crate) fn new(depth: u32, copy_bytes: usize) -> Result<impl PinInit<Self>> {
+        let tx = Transmitter::new(depth, copy_bytes)?;
         Ok(pin_init!(Transmit {
             gate: SendGate::new(),
             tx <- new_mutex!(tx, "neonsan_tx"),
@@ -218,8 +219,8 @@ struct Transmitter {
 }
 
 /// The checksum of what a request writes. The page cache keeps its pages from changing until they are
-/// sent (stable writes); who writes with direct I/O may change his, and then the node refuses the
-/// write, which is sent again.
+/// sent (stable writes); the owner of a direct write may change them, and then the node refuses the
+/// write, which is sent again from a copy.
 fn payload_crc(rq: &OwnedRequest<Queue>) -> u32 {
     let mut cursor = SegmentCursor::new(rq.share());
     let mut crc = !0;
@@ -241,13 +242,14 @@ enum Filled {
 }
 
 impl Transmitter {
-    /// A transmitter for `depth` tags. May sleep.
-    fn new(depth: u32) -> Result<Self> {
+    /// A transmitter for `depth` tags, with room for a copy of this length. May sleep.
+    fn new(depth: u32, copy_bytes: usize) -> Result<Self> {
         let size = BatchSize {
             pieces: BATCH_PIECES,
             requests: BATCH_REQUESTS,
             headers: 2 * depth as usize + CONTROL_HEADERS,
             header_bytes: HEADER_BYTES,
+            copy_bytes,
         };
         Ok(Transmitter {
             mode: Mode::Parked,
@@ -281,7 +283,10 @@ impl Transmitter {
         };
         let (tag, cookie) = (rq.tag(), rq.data().cookie());
         let mut header = request.header(cookie);
-        if request.kind == Kind::Write && self.features.contains(Features::PAYLOAD_CRC) {
+        let from_copy = self.wants_copy(&rq);
+        if from_copy {
+            header.set_payload_crc(!self.batch.copy(rq.share())?);
+        } else if request.kind == Kind::Write && self.features.contains(Features::PAYLOAD_CRC) {
             header.set_payload_crc(payload_crc(&rq));
         }
         self.push_header(header)?;
@@ -295,8 +300,8 @@ impl Transmitter {
             request.offset,
             request.length,
         );
-        let payload = (request.kind == Kind::Write).then(|| rq.share());
-        if payload.is_some() {
+        let payload = (request.kind == Kind::Write && !from_copy).then(|| rq.share());
+        if request.kind == Kind::Write {
             connection
                 .write_bytes_in_flight
                 .fetch_add(u64::from(request.length), Relaxed);
@@ -304,7 +309,19 @@ impl Transmitter {
         // From here on the reply may come.
         connection.put_back(rq);
         connection.slots.sent(Tag(tag), now);
-        payload.map_or(Ok(true), |rq| self.batch.push_request(rq))
+        match payload {
+            Some(rq) => self.batch.push_request(rq),
+            // A copy, or nothing.
+            None => self.batch.push_rest(),
+        }
+    }
+
+    /// Whether the request is sent from a copy: it was refused because its data had changed.
+    #[inline]
+    fn wants_copy(&self, rq: &OwnedRequest<Queue>) -> bool {
+        self.features.contains(Features::PAYLOAD_CRC)
+            && rq.data().has_changed()
+            && self.batch.has_room_for_copy(rq.len_bytes() as usize)
     }
 
     /// Whoever has `self` is the only one that counts.
@@ -388,6 +405,11 @@ impl Transmitter {
             if !self.fits_window(connection, &rq) {
                 self.next = Some(rq);
                 return Ok(Filled::Window);
+            }
+            if self.batch.has_copy() && self.wants_copy(&rq) {
+                // Its turn comes when the copy before it is with the socket.
+                self.next = Some(rq);
+                return Ok(Filled::Batch);
             }
             if !self.push_request(connection, rq, now)? {
                 return Ok(Filled::Batch);

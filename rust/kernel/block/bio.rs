@@ -5,7 +5,7 @@
 //! C headers: `include/linux/bio.h`, `include/linux/bvec.h`.
 
 use super::mq::{Operations, OwnedRequest, RequestOp, RequestRef};
-use crate::mm::copy_long;
+use crate::mm::{copy_long, PageArray};
 use core::{marker::PhantomData, ptr};
 use kernel::prelude::*;
 use neonsan_bindings as bindings;
@@ -164,6 +164,22 @@ impl<T: Operations> SegmentCursor<T> {
     /// The request, to be kept until what was sent of it has left.
     pub(crate) fn into_request(self) -> RequestRef<T> {
         self.rq
+    }
+
+    /// Copies what is left into `to`, from its start on. Returns how many bytes that is.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if it is more than `to` has room for.
+    pub(crate) fn copy_to(&mut self, to: &mut PageArray) -> Result<usize> {
+        let mut at = 0;
+        while let Some(bvec) = self.next_bvec() {
+            let len = bvec.bv_len as usize;
+            // SAFETY: The piece is valid while the request is, which the cursor keeps from ending.
+            unsafe { to.copy_in(at, address_of(&bvec), len)? };
+            at += len;
+        }
+        Ok(at)
     }
 }
 

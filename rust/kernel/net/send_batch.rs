@@ -47,6 +47,16 @@ pub struct BatchSize {
     pub headers: usize,
     /// Bytes of a header. A page holds a whole number of them.
     pub header_bytes: usize,
+    /// Bytes of the longest request that can be sent from a copy; zero: none can.
+    pub copy_bytes: usize,
+}
+
+/// A message of which only a part is in the batch.
+enum Current<T: Operations> {
+    /// The memory of a request.
+    Request(SegmentCursor<T>),
+    /// The copy of one, from the first of these bytes to the second.
+    Copy(usize, usize),
 }
 
 /// A request whose memory is in the batch.
@@ -72,8 +82,8 @@ struct Held<T: Operations> {
 ///
 /// - `sent` entries of `bvecs` have left entirely, and `offset` bytes of the next; `len` bytes are
 ///   left, and `gone` have left since the batch was empty.
-/// - Every entry of `bvecs` that has not left entirely is in `headers`, or in the memory of a request
-///   in `held` or of `current`.
+/// - Every entry of `bvecs` that has not left entirely is in `headers` or `copy`, or in the memory of a
+///   request in `held` or of `current`.
 pub struct SendBatch<T: Operations> {
     bvecs: KVVec<bindings::bio_vec>,
     sent: usize,
@@ -84,9 +94,12 @@ pub struct SendBatch<T: Operations> {
     held: KVVec<Held<T>>,
     /// So many of them have been let go.
     let_go: usize,
-    /// A request of which only a part is in the batch.
-    current: Option<SegmentCursor<T>>,
+    current: Option<Current<T>>,
     headers: PageArray,
+    /// Room for the copy of one request.
+    copy: PageArray,
+    /// The copy is in the batch, or about to be.
+    has_copy: bool,
     size: BatchSize,
     /// Where the next header goes.
     next_header: usize,
@@ -117,6 +130,8 @@ impl<T: Operations> SendBatch<T> {
             let_go: 0,
             current: None,
             headers: PageArray::new(size.headers * size.header_bytes)?,
+            copy: PageArray::new(size.copy_bytes)?,
+            has_copy: false,
             size,
             next_header: 0,
             has_segments: false,
@@ -166,6 +181,7 @@ impl<T: Operations> SendBatch<T> {
         self.let_go = 0;
         self.has_segments = false;
         self.may_splice = true;
+        self.has_copy = matches!(self.current, Some(Current::Copy(..)));
     }
 
     #[inline]
@@ -221,8 +237,37 @@ impl<T: Operations> SendBatch<T> {
         if self.held.len() >= self.size.requests {
             return Err(ENOSPC);
         }
-        self.current = Some(SegmentCursor::new(rq));
+        self.current = Some(Current::Request(SegmentCursor::new(rq)));
         self.push_rest()
+    }
+
+    /// Whether [`SendBatch::copy`] can copy a request of this length, once the batch is empty.
+    #[inline]
+    pub fn has_room_for_copy(&self, len: usize) -> bool {
+        len <= self.size.copy_bytes
+    }
+
+    /// Whether a copy is in the batch: there is no room for another before that has left.
+    #[inline]
+    pub fn has_copy(&self) -> bool {
+        self.has_copy
+    }
+
+    /// Copies the data of a request, whose owner may be changing it, and returns the checksum of the
+    /// copy (CRC-32C, not inverted at the end). [`SendBatch::push_rest`] adds it, which must come
+    /// before any other message but its header. Allocates nothing.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` if a copy is in the batch, `EINVAL` if there is no room for that much.
+    pub fn copy(&mut self, rq: RequestRef<T>) -> Result<u32> {
+        if self.has_copy || self.current.is_some() {
+            return Err(EBUSY);
+        }
+        let len = SegmentCursor::new(rq).copy_to(&mut self.copy)?;
+        self.has_copy = true;
+        self.current = Some(Current::Copy(0, len));
+        Ok(self.copy.crc32c(len))
     }
 
     /// Goes on with the request that did not fit, if there is one; true if nothing of it is left.
@@ -232,8 +277,10 @@ impl<T: Operations> SendBatch<T> {
     /// `ENOSPC` if the batch is full.
     #[inline]
     pub fn push_rest(&mut self) -> Result<bool> {
-        let Some(mut cursor) = self.current.take() else {
-            return Ok(true);
+        let mut cursor = match self.current.take() {
+            None => return Ok(true),
+            Some(Current::Copy(at, end)) => return self.push_copy(at, end),
+            Some(Current::Request(cursor)) => cursor,
         };
         while self.room() > 0 {
             // INVARIANT: The piece is the memory of a request that is put into `current` or `held`
@@ -259,12 +306,28 @@ impl<T: Operations> SendBatch<T> {
             };
             self.has_segments = true;
             if let Err(e) = self.push(bvec) {
-                self.current = Some(cursor);
+                self.current = Some(Current::Request(cursor));
                 return Err(e);
             }
         }
-        self.current = Some(cursor);
+        self.current = Some(Current::Request(cursor));
         Ok(false)
+    }
+
+    /// Adds the bytes `at..end` of the copy, as many as fit. They are never spliced: the network copies
+    /// them in its turn, so the place is free when the batch has left.
+    #[cold]
+    fn push_copy(&mut self, mut at: usize, end: usize) -> Result<bool> {
+        self.may_splice = false;
+        while let Some(bvec) = self.copy.bvec_until(at, end) {
+            if self.room() == 0 {
+                self.current = Some(Current::Copy(at, end));
+                return Ok(false);
+            }
+            at += bvec.bv_len as usize;
+            self.push(bvec)?;
+        }
+        Ok(true)
     }
 
     pub(super) fn send_to(&mut self, socket: &TcpSocket) -> Result<bool> {

@@ -19,7 +19,7 @@ pub use durability::{Durability, FlushMark, WritesLost};
 pub use handshake::{check_same_volume, Handshake, Identity, Opened, Progress, RefusedOpen};
 pub use late::{judge_late, Late};
 pub use promise::broken_promise;
-pub use receiver::{Received, Receiver, Want, MAX_DAMAGED_WRITES};
+pub use receiver::{damage_of_copy, Received, Receiver, Want};
 pub use send_gate::{GateState, SendGate, Sender};
 pub use session::{Connection, Session, MAX_CONNECTIONS};
 pub use slots::{Matched, Request, Slot, SlotInfo, SlotState, SlotTable};

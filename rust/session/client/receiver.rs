@@ -102,14 +102,13 @@ pub struct Receiver {
     features: Features,
     crc32c: Crc32c,
     payload_may_change: bool,
-    /// Writes that arrived damaged since the node did something, reads left out.
-    damaged: u32,
 }
 
-/// How many writes in a row may arrive damaged where their payload may change while it is sent,
-/// before the connection is given up: far more than a writer that hits the moment between checksum
-/// and sending each time, far fewer than a path that damages everything is worth.
-pub const MAX_DAMAGED_WRITES: u32 = 64;
+/// Why a connection is closed over which a write arrived damaged that nobody could have changed while
+/// it was sent: the path did it.
+pub const fn damage_of_copy() -> CloseCause {
+    CloseCause::Refused(Status::ChecksumMismatch)
+}
 
 impl Receiver {
     /// A receiver for a connection with the given features in force.
@@ -122,23 +121,16 @@ impl Receiver {
             features,
             crc32c,
             payload_may_change: false,
-            damaged: 0,
         }
     }
 
     /// The same where the owner of a payload may change it while it is sent, as whoever writes with
     /// direct I/O may. A write that arrived damaged is then no sign of a bad connection: the node has
-    /// done nothing with it, and it completes with `ChecksumMismatch`, to be sent again on the same
-    /// connection. [`MAX_DAMAGED_WRITES`] in a row are a sign.
+    /// done nothing with it, and it completes with `ChecksumMismatch`. The caller sends it again from
+    /// a copy, which cannot change; if that arrives damaged too, [`damage_of_copy`] says what is wrong.
     pub fn with_changing_payload(mut self) -> Self {
         self.payload_may_change = true;
         self
-    }
-
-    /// Whether a write that arrived damaged may be sent again on this connection.
-    fn forgives_damage(&mut self) -> bool {
-        self.damaged = self.damaged.saturating_add(1);
-        self.payload_may_change && self.damaged <= MAX_DAMAGED_WRITES
     }
 
     /// Whether the caller must compute the CRC-32C of payloads.
@@ -291,15 +283,10 @@ impl Receiver {
             | Status::UnknownSession
             | Status::GoingAway
             | Status::StaleGeneration) => return Err(CloseCause::Refused(status)),
-            Status::ChecksumMismatch if !self.forgives_damage() => {
-                return Err(CloseCause::Refused(Status::ChecksumMismatch))
-            }
+            Status::ChecksumMismatch if !self.payload_may_change => return Err(damage_of_copy()),
             _ => {}
         }
         let (tag, matched) = slots.on_reply(header)?;
-        if header.status() == Status::Ok && header.length() == 0 {
-            self.damaged = 0;
-        }
         Ok(match matched {
             Matched::Done => Received::Completed {
                 tag,
