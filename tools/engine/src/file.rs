@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 //! The engine `file`: volumes in sparse files, through io_uring.
 //!
-//! A directory holds a directory for each pool, which holds a directory for
-//! each volume:
+//! A directory that [`init`] has made an engine's holds a directory for each
+//! pool, which holds a directory for each volume:
 //!
 //! ```text
+//! <root>/.neonsan-engine        that it is an engine's, and which (see `marker`)
 //! <root>/.lock                  held by the node process which uses <root>
 //! <root>/.boot                  identity of what a loss of power takes (see
 //!                               `boot`)
+//! <root>/<pool>/<volume>/.neonsan-volume  that it is a volume (see `marker`)
 //! <root>/<pool>/<volume>/meta   what the volume is (see `meta`)
 //! <root>/<pool>/<volume>/record  the node's note of who holds it (see `record`)
 //! <root>/<pool>/<volume>/data   its bytes; as long as the volume, rounded up
@@ -16,6 +18,9 @@
 //! <root>/<pool>/.create-<id>/   a volume which is being made
 //! <root>/<pool>/.delete-<id>/   a volume which is being deleted
 //! ```
+//!
+//! What else is there is none of the engine's: a directory without a marker is no
+//! volume, and only files of these names are ever removed (see `layout`).
 //!
 //! Names of volumes do not begin with a dot, so nothing clashes. A volume
 //! comes into being, changes its size and goes away by one `rename`, with the
@@ -33,9 +38,13 @@
 mod boot;
 mod durability;
 mod freeze;
+mod init;
+mod layout;
 mod locks;
+mod marker;
 mod meta;
 mod opening;
+mod places;
 mod probe;
 mod queue;
 mod record;
@@ -54,11 +63,15 @@ use rustix::io::Errno;
 
 use crate::identity::{random_id, unix_seconds};
 use crate::interface::has_snapshots;
+use crate::tlv;
 use crate::{
     Engine, EngineStatus, Error, ErrorKind, Limits, Result, SnapshotStat, Volume, VolumeSpec,
     VolumeStat, BUFFER_ALIGN,
 };
 use boot::BootId;
+pub use init::{init, InitOptions, Initialized};
+use layout::{file_options, is_leftover, make_dir};
+pub use marker::EngineIdentity;
 use meta::Meta;
 use opening::lock_within;
 use probe::Storage;
@@ -71,8 +84,10 @@ const WITH_OTHERS: FlockOperation = FlockOperation::NonBlockingLockShared;
 /// How the engine behaves.
 #[derive(Clone, Debug)]
 pub struct FileOptions {
-    /// The directory; made if its parent exists.
+    /// The directory, which [`init`] has made an engine's.
     pub root: PathBuf,
+    /// The identity that the engine must have; `None`: any.
+    pub identity: Option<EngineIdentity>,
     /// Use the page cache even where direct I/O works.
     pub buffered: bool,
     /// Treat the storage as if it could do I/O only in blocks of this many
@@ -86,6 +101,7 @@ pub struct FileOptions {
 #[derive(Debug)]
 pub struct FileEngine {
     options: FileOptions,
+    identity: EngineIdentity,
     storage: Arc<Storage>,
     boot_id: Arc<BootId>,
     /// Holds the lock on `<root>/.lock`.
@@ -114,9 +130,9 @@ fn temporary(parent: &Path, what: &str) -> Result<PathBuf> {
 
 /// Removes what could not be made.
 fn remove_failed(path: &Path) {
-    if let Err(e) = fs::remove_dir_all(path) {
-        if e.kind() != std::io::ErrorKind::NotFound {
-            tracing::warn!(path = %path.display(), error = %e, "cannot remove");
+    if let Err(error) = layout::remove(path) {
+        if error.kind() != ErrorKind::NotFound {
+            tracing::warn!(path = %path.display(), %error, "cannot remove");
         }
     }
 }
@@ -132,13 +148,9 @@ impl FileEngine {
     pub fn open(options: FileOptions) -> Result<Self> {
         let root = &options.root;
         let in_root = |text: &str| format!("{text} {}", root.display());
-        match fs::create_dir(root) {
-            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
-                return Err(Error::os(e, in_root("cannot make the directory")));
-            }
-            _ => {}
-        }
-        let lock = File::options()
+        let identity = Self::identify(&options)?;
+        places::check_free(root)?;
+        let lock = file_options()
             .create(true)
             .write(true)
             .truncate(false)
@@ -161,11 +173,59 @@ impl FileEngine {
         let engine = Self {
             boot_id,
             options,
+            identity,
             storage,
             _lock: lock,
         };
         engine.clear_leftovers()?;
         Ok(engine)
+    }
+
+    /// Checks that the directory is an engine's, and the one that it should be.
+    fn identify(options: &FileOptions) -> Result<EngineIdentity> {
+        let root = &options.root;
+        let shown = root.display();
+        let refused = |text: String| Err(Error::new(ErrorKind::NotPermitted, text));
+        let is_dir = fs::metadata(root)
+            .map(|metadata| metadata.is_dir())
+            .map_err(|e| match e.kind() {
+                std::io::ErrorKind::NotFound => Error::new(
+                    ErrorKind::NotPermitted,
+                    format!(
+                        "the directory {shown} is not there: mount its disk, or run \
+                         `neonsan-node init {shown}` if it is to be a new engine's"
+                    ),
+                ),
+                _ => Error::os(e, format!("cannot reach the directory {shown}")),
+            })?;
+        if !is_dir {
+            return refused(format!("{shown} is not a directory"));
+        }
+        match (marker::read_engine(root)?, options.identity) {
+            (Some(found), Some(expected)) if found != expected => refused(format!(
+                "{shown} has the volumes of another engine ({found}) than before ({expected}): mount \
+                 the right disk there, or, if it is on purpose, run `neonsan-node forget {shown}`"
+            )),
+            (Some(found), _) => Ok(found),
+            (None, Some(expected)) => refused(format!(
+                "{shown} has none of the volumes that were there before, nor the marker of their \
+                 engine ({expected}): mount its disk; if the volumes are to be given up, run \
+                 `neonsan-node forget {shown}` and `neonsan-node init {shown}`"
+            )),
+            (None, None) if init::is_of_an_earlier_release(root) => refused(format!(
+                "{shown} was made by an earlier release: run `neonsan-node init --adopt {shown}` \
+                 (if its disk is not mounted, mount it first)"
+            )),
+            (None, None) => refused(format!(
+                "{shown} is no engine's directory: mount its disk, or, if it is to be a new \
+                 engine's, run `neonsan-node init {shown}`"
+            )),
+        }
+    }
+
+    /// Which engine it is.
+    pub fn identity(&self) -> EngineIdentity {
+        self.identity
     }
 
     /// What the storage below was found to be, one sentence each.
@@ -203,19 +263,27 @@ impl FileEngine {
         Ok(entries)
     }
 
+    /// Removes what a crash left half made or half deleted. What has anything in it
+    /// that is none of the engine's stays, which is said.
     fn clear_leftovers(&self) -> Result<()> {
         for (_, pool) in self.pools()? {
             for (name, path) in Self::entries(&pool)? {
-                let half_made = if name.starts_with(".create-") || name.starts_with(".delete-") {
+                let half_made = if is_leftover(&name) {
                     vec![path]
-                } else {
+                } else if marker::is_ours(&path)? {
                     snapshots::remove_unused(&path)?;
                     snapshots::leftovers(&path)?
+                } else {
+                    Vec::new()
                 };
                 for path in half_made {
                     tracing::info!(path = %path.display(), "removing what a crash left half made");
-                    fs::remove_dir_all(&path)
-                        .map_err(|e| Error::os(e, format!("cannot remove {}", path.display())))?;
+                    match layout::remove(&path) {
+                        Err(error) if error.kind() == ErrorKind::NotPermitted => {
+                            tracing::warn!(path = %path.display(), %error, "cannot remove");
+                        }
+                        removed => removed?,
+                    }
                 }
             }
         }
@@ -230,16 +298,17 @@ impl FileEngine {
         fill: impl FnOnce(&Path) -> Result<Meta>,
     ) -> Result<VolumeStat> {
         let pool = self.pool_dir(name);
-        match fs::create_dir(&pool) {
+        match make_dir(&pool) {
             Ok(()) => sync_dir(&self.options.root)?,
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && self.is_pool(&pool)? => {}
             Err(e) => return Err(Error::os(e, format!("cannot make {}", pool.display()))),
         }
         let target = self.volume_dir(name);
         let temporary = temporary(&pool, "create")?;
         let make = || {
-            fs::create_dir(&temporary)
+            make_dir(&temporary)
                 .map_err(|e| Error::os(e, format!("cannot make {}", temporary.display())))?;
+            marker::write_volume(&temporary)?;
             let meta = fill(&temporary)?;
             record::create(&temporary)?;
             meta.store(&temporary)?;
@@ -262,7 +331,7 @@ impl FileEngine {
     fn make_data(dir: &Path, meta: &Meta) -> Result<()> {
         let path = dir.join("data");
         let context = |e| Error::os(e, format!("cannot make {}", path.display()));
-        let data = File::options()
+        let data = file_options()
             .create_new(true)
             .write(true)
             .open(&path)
@@ -290,18 +359,32 @@ impl FileEngine {
         )
     }
 
+    /// Whether there is a pool at this path. A link to one is none.
+    ///
+    /// # Errors
+    ///
+    /// A file is in its place: then nobody can say what was there.
+    fn is_pool(&self, pool: &Path) -> Result<bool> {
+        let context = |e| Error::os(e, format!("cannot reach the pool {}", pool.display()));
+        match fs::symlink_metadata(pool) {
+            Ok(metadata) if metadata.is_dir() => Ok(true),
+            Ok(metadata) if metadata.is_symlink() => Ok(false),
+            Ok(_) => Err(context(Errno::NOTDIR.into())),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(context(e)),
+        }
+    }
+
     /// Checks that the volume is there at all, so that what is missing within
     /// it later is damage.
     fn existing_dir(&self, name: &VolumeName) -> Result<PathBuf> {
         let dir = self.volume_dir(name);
-        match fs::metadata(&dir) {
-            Ok(metadata) if metadata.is_dir() => Ok(dir),
-            Ok(_) => Err(Error::new(
-                ErrorKind::Corrupt,
-                format!("{} is not a directory", dir.display()),
-            )),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(Self::not_found(name)),
-            Err(e) => Err(Error::os(e, format!("cannot reach {}", dir.display()))),
+        let pool = self.pool_dir(name);
+        // What lies behind a link is nothing that was made here.
+        let is_there = self.is_pool(&pool)? && marker::is_ours(&dir)?;
+        match is_there {
+            true => Ok(dir),
+            false => Err(Self::not_found(name)),
         }
     }
 
@@ -346,6 +429,7 @@ impl Engine for FileEngine {
             logical_block_size: spec.logical_block_size,
             physical_block_size: spec.settle(self.storage.untorn_bytes)?,
             created_unix_s: unix_seconds(),
+            unknown: tlv::Entries::default(),
         };
         self.make(name, |dir| Self::make_data(dir, &meta).map(|()| meta))
     }
@@ -353,9 +437,12 @@ impl Engine for FileEngine {
     fn list(&self) -> Result<Vec<VolumeName>> {
         let mut names = Vec::new();
         for (pool, path) in self.pools()? {
-            for (volume, _) in Self::entries(&path)? {
-                // What has no volume's name is none of ours.
-                names.extend(VolumeName::new(&pool, &volume).ok());
+            for (volume, path) in Self::entries(&path)? {
+                // What has no volume's name, or no marker, is none of ours.
+                if let (Ok(name), true) = (VolumeName::new(&pool, &volume), marker::is_ours(&path)?)
+                {
+                    names.push(name);
+                }
             }
         }
         Ok(names)
@@ -411,6 +498,8 @@ impl Engine for FileEngine {
             let names: Vec<&str> = snapshots.iter().map(SnapshotName::snapshot).collect();
             return Err(has_snapshots(name, &names));
         }
+        // Before anything is changed.
+        layout::check_ours(&dir)?;
         let pool = self.pool_dir(name);
         let temporary = temporary(&pool, "delete")?;
         fs::rename(&dir, &temporary)
@@ -418,7 +507,7 @@ impl Engine for FileEngine {
         sync_dir(&pool)?;
         // From here on the volume is gone; the rest only frees its space, and
         // the next start tries again.
-        if let Err(error) = fs::remove_dir_all(&temporary) {
+        if let Err(error) = layout::remove(&temporary) {
             tracing::warn!(path = %temporary.display(), %error, "cannot free a deleted volume");
         }
         Ok(())

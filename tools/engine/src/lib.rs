@@ -40,6 +40,7 @@ pub mod file;
 mod layer;
 pub mod mem;
 pub mod rbd;
+mod tlv;
 #[cfg(feature = "test-faults")]
 pub mod volatile;
 

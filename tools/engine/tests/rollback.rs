@@ -82,7 +82,7 @@ fn files(root: &Path) -> Vec<String> {
     names
 }
 
-const USUAL: [&str; 4] = ["data", "meta", "record", "snapshots"];
+const USUAL: [&str; 5] = [".neonsan-volume", "data", "meta", "record", "snapshots"];
 
 #[test]
 fn a_snapshot_is_not_deleted_while_the_volume_is_rolled_back_to_it() {
@@ -199,7 +199,13 @@ fn what_was_prepared_is_used_when_rolling_back_is_finished() {
     prepare(9);
     fs::write(dir.join("rollback"), "s").unwrap();
     let other = snapshot_name("p/v@other");
+    // One of which nothing but the marker is left.
     fs::create_dir(dir.join("snapshots/other")).unwrap();
+    fs::copy(
+        dir.join(".neonsan-volume"),
+        dir.join("snapshots/other/.neonsan-volume"),
+    )
+    .unwrap();
     engine.delete_snapshot(&other).unwrap();
     assert!(dir.join("rollback").exists(), "that did not need it");
     assert_eq!(first_byte(&engine, &name), 9);

@@ -18,6 +18,7 @@ mod control;
 mod data;
 mod health;
 mod hub;
+mod init;
 mod metrics;
 mod node;
 mod own_host;

@@ -97,6 +97,7 @@ fn open_engine(
         } => {
             let engine = Arc::new(FileEngine::open(FileOptions {
                 root: path.clone(),
+                identity: None,
                 buffered: *buffered,
                 min_block_bytes: *min_block_bytes,
                 lock_wait: Duration::from_millis(u64::from(config.timeouts.lock_wait_ms)),

@@ -4,16 +4,19 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{Config, LogConfig, LogFormat};
+use crate::init::{self, InitArgs};
 
 /// The NeonSAN storage node: serves volumes to hosts.
 #[derive(Debug, Parser)]
-#[command(name = "neonsan-node", version)]
+#[command(name = "neonsan-node", version, args_conflicts_with_subcommands = true)]
 struct Args {
+    #[command(subcommand)]
+    command: Option<Task>,
     /// The configuration file.
     #[arg(
         short,
@@ -25,6 +28,13 @@ struct Args {
     /// Check the configuration, say what is wrong with it, and end.
     #[arg(long)]
     check: bool,
+}
+
+/// What the program does instead of serving.
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Make a directory an engine's: once, before a node uses it.
+    Init(InitArgs),
 }
 
 /// Exit status when the configuration is wrong (EX_CONFIG of sysexits.h).
@@ -58,6 +68,9 @@ fn start_logs(config: &LogConfig) -> Result<(WorkerGuard, ErrorCounter), String>
 /// Runs the program; `adjust` changes what the configuration says, for the lab's own nodes.
 pub fn main(adjust: fn(&mut Config)) -> ExitCode {
     let args = Args::parse();
+    if let Some(Task::Init(args)) = &args.command {
+        return init::run(args);
+    }
     let mut config = match Config::load(&args.config) {
         Ok(config) => config,
         Err(error) => {

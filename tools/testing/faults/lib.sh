@@ -94,7 +94,7 @@ tcp_counter() {
 # $NODE_LIMITS to [limits].
 node_conf() {
 	local listen="\"${NODE_LISTEN:-$NODE_IP}:9666\""
-	mkdir -p "${VOLUMES:=/run/lab/disk/volumes}"
+	root_init "${VOLUMES:=/run/lab/disk/volumes}" >&2
 	{
 		printf '[engine.main]\nkind = "file"\npath = "%s"\n' "$VOLUMES"
 		printf '%s\n' "$@"

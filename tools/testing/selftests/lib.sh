@@ -60,6 +60,12 @@ need_programs() {
 	done
 }
 
+# root_init DIR: make it the directory of a file engine, once.
+root_init() {
+	mkdir -p "$1"
+	[ -e "$1/.neonsan-engine" ] || neonsan-node init "$1" || fail "the directory $1 could not be made an engine's"
+}
+
 # node_config NAME ENGINE PORT: write its config. ENGINE is mem (with a volatile
 # cache), mem-durable (without) or file. The control port is PORT + 1.
 node_config() {
@@ -71,8 +77,8 @@ node_config() {
 		mem-durable) printf 'kind = "mem"\ncapacity_bytes = 2147483648\nvolatile_cache = false\n' ;;
 		file)
 			# Not on tmpfs: the file engine is to use direct I/O as on a real disk.
-			mkdir -p "/var/tmp/$name-volumes"
 			at_exit rm -rf "/var/tmp/$name-volumes"
+			root_init "/var/tmp/$name-volumes" >&2
 			printf 'kind = "file"\npath = "/var/tmp/%s-volumes"\n' "$name" ;;
 		*) fail "no engine $engine" ;;
 		esac

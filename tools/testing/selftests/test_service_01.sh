@@ -12,6 +12,9 @@ systemd-analyze verify --man=no /var/tmp/units/neonsan-node.service || fail "sys
 install -D -m 644 "$packaging/neonsan-node.toml" /etc/neonsan/neonsan-node.toml
 at_exit rm -rf /etc/neonsan /var/lib/neonsan
 systemd-sysusers "$packaging/neonsan-node.sysusers"
+# As the operator does, once; the directory is the node's user's then.
+/usr/local/sbin/neonsan-node init /var/lib/neonsan
+equal "the owner of the engine's directory" "$(stat -c %U /var/lib/neonsan/.neonsan-engine)" neonsan
 
 systemd_start neonsan-node.service
 # Type=notify: active means that it serves. No waiting from here on.

@@ -28,11 +28,14 @@ impl Lab {
     pub fn new() -> Self {
         let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let (data, control) = (free_address(), free_address());
+        let volumes = directory.path().join("volumes");
+        neonsan_engine::file::init(&volumes, &neonsan_engine::file::InitOptions::default())
+            .unwrap();
         let text = format!(
             "default_engine = \"main\"\n[engine.main]\nkind = \"file\"\npath = {:?}\n\
              [engine.mem]\nkind = \"mem\"\ncapacity_bytes = 67108864\n\
              [data]\nlisten = [\"{data}\"]\n[control]\nlisten = [\"{control}\"]\n",
-            directory.path().join("volumes")
+            volumes
         );
         let config = neonsan_node::config::Config::parse(&text).unwrap();
         std::thread::spawn(move || {

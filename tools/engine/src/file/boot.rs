@@ -62,8 +62,8 @@ fn boot_id(root: &Path) -> Result<[u8; 16]> {
     let id = random_id()?;
     let temporary = root.join(".boot.new");
     // Not synced: it is only good until the machine is booted again.
-    fs::write(&temporary, encode(machine, id))
-        .and_then(|()| fs::rename(&temporary, &path))
+    super::layout::write_file(&temporary, &encode(machine, id))
+        .and_then(|_| fs::rename(&temporary, &path))
         .map_err(|e| Error::os(e, format!("cannot write {}", path.display())))?;
     Ok(id)
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 //! Finds out what the storage below a directory can do, by trying.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -9,6 +9,7 @@ use io_uring::IoUring;
 use rustix::fs::{fallocate, statx, AtFlags, FallocateFlags, Mode, OFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 
+use super::layout::file_options;
 use super::snapshots;
 use crate::identity::random_id;
 use crate::{Buffer, Error, ErrorKind, Result, BUFFER_ALIGN};
@@ -79,7 +80,7 @@ impl Storage {
             path: root.join(format!(".probe-{id:032x}")),
         };
         let context = |e| Error::os(e, format!("cannot try {}", trial.path.display()));
-        let mut file = File::options()
+        let mut file = file_options()
             .create_new(true)
             .write(true)
             .read(true)

@@ -78,7 +78,7 @@ fn path(dir: &Path) -> PathBuf {
 pub(super) fn create(dir: &Path) -> Result<File> {
     let path = path(dir);
     let context = |e| Error::os(e, format!("cannot make {}", path.display()));
-    let file = File::options()
+    let file = super::layout::file_options()
         .create(true)
         .truncate(true)
         .read(true)

@@ -31,8 +31,9 @@ use neonsan_api::{SnapshotName, VolumeName};
 use rustix::fs::{ioctl_ficlone, renameat_with, RenameFlags, CWD};
 use rustix::io::Errno;
 
+use super::layout::{file_options, is_leftover, make_dir, write_file, SNAPSHOTS};
 use super::meta::Meta;
-use super::{record, remove_failed, sync_dir, temporary, FileEngine};
+use super::{layout, marker, record, remove_failed, sync_dir, temporary, FileEngine};
 use crate::identity::{random_id, unix_seconds};
 use crate::interface::{no_such_snapshot, snapshot_exists};
 use crate::{Error, ErrorKind, Result, SnapshotStat};
@@ -43,7 +44,7 @@ pub(super) const NO_REFLINK: &str =
      XFS (made with reflink=1, the default) or btrfs";
 
 fn snapshots_dir(volume_dir: &Path) -> PathBuf {
-    volume_dir.join("snapshots")
+    volume_dir.join(SNAPSHOTS)
 }
 
 pub(super) fn snapshot_dir(volume_dir: &Path, name: &SnapshotName) -> PathBuf {
@@ -58,7 +59,7 @@ pub(super) fn share(source: impl AsFd, path: &Path) -> Result<File> {
 }
 
 fn create_file(path: &Path) -> Result<File> {
-    File::options()
+    file_options()
         .create_new(true)
         .read(true)
         .write(true)
@@ -86,7 +87,7 @@ pub(super) fn create<F>(
     frozen: impl FnOnce() -> Result<F>,
 ) -> Result<SnapshotStat> {
     let parent = snapshots_dir(dir);
-    match fs::create_dir(&parent) {
+    match make_dir(&parent) {
         Ok(()) => sync_dir(dir)?,
         Err(e) if e.kind() == IoKind::AlreadyExists => {}
         Err(e) => return Err(Error::os(e, format!("cannot make {}", parent.display()))),
@@ -97,7 +98,7 @@ pub(super) fn create<F>(
     }
     let temporary = temporary(&parent, "create")?;
     let make = || {
-        fs::create_dir(&temporary)
+        make_dir(&temporary)
             .map_err(|e| Error::os(e, format!("cannot make {}", temporary.display())))?;
         let path = temporary.join("data");
         let file = create_file(&path)?;
@@ -105,12 +106,13 @@ pub(super) fn create<F>(
         let meta = Meta {
             id: random_id()?,
             created_unix_s: unix_seconds(),
-            ..*meta
+            ..meta.clone()
         };
         share_into(data, &file, &path)?;
         drop(held);
         file.sync_all()
             .map_err(|e| Error::os(e, format!("cannot write {}", path.display())))?;
+        marker::write_volume(&temporary)?;
         meta.store(&temporary)?;
         renameat_with(CWD, &temporary, CWD, &target, RenameFlags::NOREPLACE).map_err(
             |e| match e {
@@ -134,16 +136,26 @@ fn stat(name: &SnapshotName, meta: &Meta) -> SnapshotStat {
     }
 }
 
-/// The names of the snapshots of the volume in `dir`, in no order.
-pub(super) fn names(dir: &Path, volume: &VolumeName) -> Result<Vec<SnapshotName>> {
+/// The directories in that of the snapshots of the volume in `dir`.
+pub(super) fn directories(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
     let parent = snapshots_dir(dir);
-    if !parent.exists() {
-        return Ok(Vec::new());
+    match layout::is_dir(&parent) {
+        Ok(true) => FileEngine::entries(&parent),
+        Ok(false) => Ok(Vec::new()),
+        Err(e) => Err(Error::os(e, format!("cannot look at {}", parent.display()))),
     }
-    Ok(FileEngine::entries(&parent)?
-        .iter()
-        .filter_map(|(name, _)| SnapshotName::new(volume, name).ok())
-        .collect())
+}
+
+/// The names of the snapshots of the volume in `dir`, in no order. What is none of
+/// ours is none.
+pub(super) fn names(dir: &Path, volume: &VolumeName) -> Result<Vec<SnapshotName>> {
+    let mut names = Vec::new();
+    for (name, path) in directories(dir)? {
+        if let (Ok(name), true) = (SnapshotName::new(volume, &name), marker::is_ours(&path)?) {
+            names.push(name);
+        }
+    }
+    Ok(names)
 }
 
 /// The snapshots of the volume in `dir`, the oldest first.
@@ -156,28 +168,23 @@ pub(super) fn list(dir: &Path, volume: &VolumeName) -> Result<Vec<SnapshotStat>>
     Ok(all)
 }
 
-/// Removes what crashes left half made or half deleted.
+/// What crashes left half made or half deleted.
 pub(super) fn leftovers(dir: &Path) -> Result<Vec<PathBuf>> {
-    let parent = snapshots_dir(dir);
-    if !parent.exists() {
-        return Ok(Vec::new());
-    }
-    Ok(FileEngine::entries(&parent)?
-        .into_iter()
-        .filter(|(name, _)| name.starts_with('.'))
-        .map(|(_, path)| path)
-        .collect())
+    let mut directories = directories(dir)?;
+    directories.retain(|(name, _)| is_leftover(name));
+    Ok(directories.into_iter().map(|(_, path)| path).collect())
 }
 
 /// Deletes the snapshot; nobody has it open.
 pub(super) fn delete(dir: &Path, name: &SnapshotName) -> Result<()> {
+    layout::check_ours(&snapshot_dir(dir, name))?;
     let parent = snapshots_dir(dir);
     let temporary = temporary(&parent, "delete")?;
     fs::rename(snapshot_dir(dir, name), &temporary)
         .map_err(|e| Error::os(e, format!("cannot delete the snapshot {name}")))?;
     sync_dir(&parent)?;
     // Gone; the rest only frees its space, and the next start tries again.
-    if let Err(error) = fs::remove_dir_all(&temporary) {
+    if let Err(error) = layout::remove(&temporary) {
         tracing::warn!(path = %temporary.display(), %error, "cannot free a deleted snapshot");
     }
     Ok(())
@@ -241,7 +248,7 @@ fn before_and_after(dir: &Path, name: &SnapshotName) -> Result<(Meta, Meta)> {
     let volume = Meta::load(dir)?;
     let rolled_back = Meta {
         size_bytes: snapshot.size_bytes,
-        ..volume
+        ..volume.clone()
     };
     Ok((volume, rolled_back))
 }
@@ -268,8 +275,7 @@ pub(super) fn begin_rollback(dir: &Path, name: &SnapshotName, record: &[u8]) -> 
             after.write(&ready_meta(dir))?;
         }
         let context = |e| Error::os(e, format!("cannot write {}", path.display()));
-        fs::write(&new, name.snapshot()).map_err(context)?;
-        File::open(&new)
+        write_file(&new, name.snapshot().as_bytes())
             .and_then(|file| file.sync_all())
             .map_err(context)?;
         sync_dir(dir)?;
@@ -323,9 +329,8 @@ pub(super) fn finish_rollback(dir: &Path, name: &SnapshotName) -> Result<()> {
 /// damage.
 pub(super) fn existing(dir: &Path, name: &SnapshotName) -> Result<PathBuf> {
     let path = snapshot_dir(dir, name);
-    if path.is_dir() {
-        Ok(path)
-    } else {
-        Err(no_such_snapshot(name))
+    match marker::is_ours(&path)? {
+        true => Ok(path),
+        false => Err(no_such_snapshot(name)),
     }
 }

@@ -98,15 +98,16 @@ impl FileVolume {
         storage: Arc<Storage>,
         boot_id: Arc<BootId>,
     ) -> Result<Self> {
+        let size_bytes = meta.size_bytes;
         let volume = Self::new(name, None, dir, data, meta, storage, boot_id)?;
         let context = |e| Error::os(e, format!("cannot prepare the data of {name}"));
-        let expected = data_len(meta.size_bytes);
+        let expected = data_len(size_bytes);
         if volume.data.metadata().map_err(context)?.len() > expected {
             // A resize which a crash interrupted. What is too much is nothing
             // that was ever promised.
             volume.data.set_len(expected).map_err(context)?;
         }
-        volume.zero_tail(meta.size_bytes)?;
+        volume.zero_tail(size_bytes)?;
         Ok(volume)
     }
 
@@ -130,9 +131,9 @@ impl FileVolume {
             data,
             logical_block_size: meta.logical_block_size,
             size_bytes: AtomicU64::new(meta.size_bytes),
+            locks: (storage.block_bytes > meta.logical_block_size).then(RangeLocks::default),
             meta: Mutex::new(meta),
             queues: AtomicUsize::new(0),
-            locks: (storage.block_bytes > meta.logical_block_size).then(RangeLocks::default),
             storage,
             zeroes: Buffer::zeroed(ZERO_PIECE_BYTES)?,
             freeze: Freeze::default(),
@@ -243,7 +244,7 @@ pub(super) fn limits(storage: &Storage, logical: u32) -> Limits {
 
 impl Volume for FileVolume {
     fn stat(&self) -> VolumeStat {
-        let meta = *self.meta.lock().unwrap_or_else(PoisonError::into_inner);
+        let meta = self.meta.lock().unwrap_or_else(PoisonError::into_inner);
         match self.data.metadata() {
             Ok(data) => meta.stat(&data),
             Err(error) => {
@@ -277,7 +278,7 @@ impl Volume for FileVolume {
         let mut meta = self.meta.lock().unwrap_or_else(PoisonError::into_inner);
         let resized = Meta {
             size_bytes,
-            ..*meta
+            ..meta.clone()
         };
         if size_bytes >= meta.size_bytes {
             // The file first: a longer file than the volume is harmless.

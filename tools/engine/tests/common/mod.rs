@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use neonsan_api::{SnapshotName, VolumeName};
-use neonsan_engine::file::{FileEngine, FileOptions};
+use neonsan_engine::file::{init, FileEngine, FileOptions, InitOptions};
 use neonsan_engine::mem::{MemEngine, MemOptions};
 use neonsan_engine::rbd::{RbdEngine, RbdOptions};
 use neonsan_engine::{Buffer, Engine, Error, Op, Queue, Request, VolumeSpec};
@@ -47,9 +47,19 @@ pub fn spec(size_bytes: u64, logical_block_size: u32) -> VolumeSpec {
     }
 }
 
+/// Makes the directory an engine's if it is not yet.
 pub fn file_options(root: &Path) -> FileOptions {
+    if !root.join(".neonsan-engine").exists() {
+        init(root, &InitOptions::default()).unwrap();
+    }
+    options_as_it_is(root)
+}
+
+/// The same for a directory as it is.
+pub fn options_as_it_is(root: &Path) -> FileOptions {
     FileOptions {
         root: root.to_owned(),
+        identity: None,
         buffered: false,
         min_block_bytes: 512,
         lock_wait: Duration::from_millis(100),

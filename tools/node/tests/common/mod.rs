@@ -37,9 +37,18 @@ pub fn directory() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
 }
 
+/// Makes the directory a file engine's if it is not yet.
+pub fn init(root: &Path) {
+    if !root.join(".neonsan-engine").exists() {
+        neonsan_engine::file::init(root, &neonsan_engine::file::InitOptions::default()).unwrap();
+    }
+}
+
 /// Configuration of a node with a file engine `main` and a mem engine `mem`,
-/// with `more` before the sections of the engines.
+/// with `more` before the sections of the engines. The file engine's directory is
+/// made.
 pub fn config(dir: &Path, more: &str) -> String {
+    init(&dir.join("volumes"));
     let mut config = String::from("default_engine = \"main\"\n");
     config.push_str(more);
     for (section, setting) in [
@@ -75,6 +84,30 @@ impl Node {
     /// Starts a node and waits until it is ready.
     pub fn start_from(config: &Path) -> Self {
         Self::start_program(env!("CARGO_BIN_EXE_neonsan-node"), config)
+    }
+
+    /// Starts a node that may refuse to serve its file engine: what it says, until it
+    /// ends or is ready.
+    pub fn said_at_start(config: &Path) -> String {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_neonsan-node"))
+            .arg("--config")
+            .arg(config)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stderr = child.stderr.take().unwrap();
+        let mut said = String::new();
+        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+            said.push_str(&line);
+            said.push('\n');
+            if line.contains("node ready") {
+                break;
+            }
+        }
+        // A node that has ended is not there to be killed.
+        let _ = child.kill();
+        child.wait().unwrap();
+        said
     }
 
     /// Starts another program that is a node, and waits until it is ready.

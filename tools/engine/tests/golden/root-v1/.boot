@@ -1,0 +1,1 @@
+cøÄ2”iJc”(^lÛ}Íqj kõ”wDí›†kXDHÌk+ç
