@@ -38,6 +38,18 @@ open_enum! {
     }
 }
 
+impl Mode {
+    /// Whether a session in this mode keeps out a session in the other mode, and the other way
+    /// round. A mode that nobody defined keeps out all but readers.
+    pub const fn conflicts_with(self, other: Mode) -> bool {
+        match (self, other) {
+            (Mode::ReadOnly, _) | (_, Mode::ReadOnly) => false,
+            (Mode::Shared, Mode::Shared) => false,
+            (Mode::Exclusive | Mode::Shared | Mode::Unknown(_), _) => true,
+        }
+    }
+}
+
 /// The payload of OPEN and of JOIN.
 ///
 /// The fields are public and unchecked: the server machine of the session crate checks them.
@@ -65,7 +77,10 @@ pub struct OpenRequest {
     /// Length of `volume` in bytes.
     pub volume_len: U16,
     /// Zero.
-    pub reserved: [u8; 10],
+    pub reserved: [u8; 2],
+    /// Identity of the host's boot: another one after each start of its kernel, the same for all
+    /// sessions of one boot. Zero: the client does not say.
+    pub host_boot: U64,
     /// The host's name for people, zero-filled UTF-8.
     pub host_name: [u8; HOST_NAME_BYTES],
     /// `pool/volume` or `pool/volume@snapshot`, zero-filled.
@@ -87,7 +102,8 @@ impl OpenRequest {
             mode: 0,
             flags: 0,
             volume_len: U16::ZERO,
-            reserved: [0; 10],
+            reserved: [0; 2],
+            host_boot: U64::ZERO,
             host_name: [0; HOST_NAME_BYTES],
             volume: [0; 256],
         };

@@ -199,6 +199,7 @@ impl Device {
             nodes: params.nodes.len() as u16,
             timeouts: params.timeouts,
             seed: u64::from_ne_bytes(seed),
+            used: Default::default(),
         };
         let mut states = KVec::with_capacity(wish as usize, GFP_KERNEL)?;
         states.resize(wish as usize, client::Connection::default(), GFP_KERNEL)?;
@@ -418,6 +419,7 @@ impl Device {
             force: self.forcing.load(Relaxed),
             session_id: self.session_id,
             host_id: params.host_id,
+            host_boot: 0,
             host_name: params.host_name.as_str(),
             offered,
             required: offered,

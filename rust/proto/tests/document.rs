@@ -109,6 +109,7 @@ fn tables_of_public_structures_match() {
             flags,
             volume_len,
             reserved,
+            host_boot,
             host_name,
             volume,
         })

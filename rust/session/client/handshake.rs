@@ -42,6 +42,8 @@ pub struct Identity<'a> {
     pub session_id: [u8; 16],
     /// Identity of the host; not zero.
     pub host_id: [u8; 16],
+    /// Identity of the host's boot: another one after each start of its kernel; zero: not said.
+    pub host_boot: u64,
     /// The host's name for people.
     pub host_name: &'a str,
     /// The features to use if the node has them.
@@ -119,6 +121,7 @@ impl Handshake {
         let mut request = OpenRequest::new(identity.volume, identity.host_name);
         request.session_id = identity.session_id;
         request.host_id = identity.host_id;
+        request.host_boot = identity.host_boot.into();
         request.mode = identity.mode.to_wire();
         let (generation, connection, epoch) = match kind {
             ConnectKind::Open {

@@ -24,4 +24,6 @@ pub use send_gate::{GateState, SendGate, Sender};
 pub use session::{Connection, Session, MAX_CONNECTIONS};
 pub use slots::{Matched, Request, Slot, SlotInfo, SlotState, SlotTable};
 pub use tally::Tally;
-pub use terms::{Action, Config, ConnectKind, ConnectionState, Notice, SessionState};
+pub use terms::{
+    is_resumption_refused, Action, Config, ConnectKind, ConnectionState, Notice, SessionState, Used,
+};

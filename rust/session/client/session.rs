@@ -42,7 +42,7 @@
 
 mod timers;
 
-use super::terms::{Action, Config, ConnectKind, ConnectionState, Notice, SessionState};
+use super::terms::{Action, Config, ConnectKind, ConnectionState, Notice, SessionState, Used};
 use crate::{Backoff, CloseCause, Generation, Instant, Timeouts};
 use core::borrow::BorrowMut;
 use neonsan_proto::Status;
@@ -142,11 +142,12 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
         for (i, connection) in connections.borrow_mut().iter_mut().enumerate() {
             let spread = (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
             *connection = Connection::new(config.seed ^ spread);
+            connection.epoch = config.used.epoch;
         }
         let mut session = Session {
             config,
             state: SessionState::Opening,
-            generation: Generation(0),
+            generation: config.used.generation,
             node: 0,
             count: 1,
             connections,
@@ -175,6 +176,15 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
     /// Index of the node in use or to be tried next.
     pub fn node(&self) -> u16 {
         self.node
+    }
+
+    /// How far the session has counted, for the one who resumes it.
+    pub fn used(&self) -> Used {
+        let epochs = self.connections.borrow().iter().map(|c| c.epoch);
+        Used {
+            generation: self.generation,
+            epoch: epochs.max().unwrap_or(0),
+        }
     }
 
     /// How many connections the session has; right once it was live.

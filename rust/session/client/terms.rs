@@ -4,6 +4,7 @@
 //! is to be done, and the states that people see. The machine itself is in `session.rs`.
 
 use crate::{CloseCause, Generation, Instant, Timeouts};
+use neonsan_proto::Status;
 
 /// What the machine is made for.
 #[derive(Clone, Copy, Debug)]
@@ -16,6 +17,32 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// Spreads retries of many hosts; any value.
     pub seed: u64,
+    /// What the session has used before; [`Used::default`] for one that begins.
+    pub used: Used,
+}
+
+/// How far a session has counted: with its identity, all that is needed to resume it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Used {
+    /// Its highest generation.
+    pub generation: Generation,
+    /// The highest epoch of any of its connections.
+    pub epoch: u64,
+}
+
+/// Whether a node that answers an OPEN of a *resumed* session like this is to be asked again as a
+/// new session: the old one is lost, but the volume may be had, or the refusal of a new one says
+/// who has it.
+///
+/// Resuming is an offer to a node that may still hold the volume for a session which was left
+/// without telling it. Nothing waits to be sent again, so nothing is lost with the old session.
+pub const fn is_resumption_refused(cause: CloseCause) -> bool {
+    matches!(
+        cause,
+        CloseCause::Refused(
+            Status::Fenced | Status::StaleGeneration | Status::BadOpen | Status::HeldByOther
+        )
+    )
 }
 
 /// How a new connection introduces itself.

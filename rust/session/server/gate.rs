@@ -25,6 +25,13 @@
 //! have the volume again only if nobody that it conflicts with had it since: otherwise those
 //! writes are older than what is stored, and the answer is `Fenced`, for ever.
 //!
+//! # Who may take the place of a session that lost its connections
+//!
+//! Without force, at once: that session itself, by its next generation; and another boot of its
+//! host, if both boots are known: then the kernel that had the session is gone. Everybody else waits
+//! until it has lingered, and is told how long: another session of the same boot is another user of
+//! the same disk, and one that does not say its boot may be.
+//!
 //! The gate is not on the I/O path: a connection that was admitted works without asking again,
 //! until it is told to stop.
 
@@ -48,8 +55,8 @@ pub struct GateConfig {
     pub max_connections: u16,
     /// How long a new connection waits for the ones it displaces before it is told to try again.
     pub drain_timeout_ms: u64,
-    /// How long a session without any connection keeps its volume. Its host may be back by then;
-    /// another host needs force.
+    /// How long a session without any connection keeps its volume. It may be back by then, or its
+    /// host with another boot; all others need force.
     pub linger_ms: u64,
     /// How many sessions the node can save: see [`Gate::memory`].
     pub max_remembered: usize,
@@ -63,6 +70,8 @@ pub struct GateConfig {
 pub struct Holder {
     /// Identity of the host.
     pub host_id: [u8; 16],
+    /// Its boot; zero: not known.
+    pub host_boot: u64,
     /// Identity of its session.
     pub session_id: [u8; 16],
     /// Its generation.
@@ -84,7 +93,8 @@ pub struct RefuseReason {
     pub holder: Option<Holder>,
     /// `StaleGeneration`: the one in force.
     pub generation: u64,
-    /// When to try again; zero: not without a change.
+    /// When to try again; zero: not without a change. With [`Status::HeldByOther`] the holder has
+    /// no connection, and this is how long it still lingers.
     pub retry_after_ms: u32,
 }
 
@@ -141,6 +151,8 @@ struct Connection {
 struct Session {
     id: [u8; 16],
     host_id: [u8; 16],
+    /// The boot of its host; zero: not known.
+    host_boot: u64,
     mode: Mode,
     generation: u64,
     since: Instant,
@@ -192,6 +204,7 @@ impl Gate {
                 Standing::Holds => gate.sessions.push(Session {
                     id: session.session_id,
                     host_id: session.host_id,
+                    host_boot: session.host_boot,
                     mode: session.mode,
                     // Whatever it joins is from before the restart: it must open again.
                     generation: 0,
@@ -252,6 +265,7 @@ impl Gate {
     fn holder(&self, session: &Session) -> Holder {
         Holder {
             host_id: session.host_id,
+            host_boot: session.host_boot,
             session_id: session.id,
             generation: session.generation,
             mode: session.mode,
@@ -386,7 +400,7 @@ impl Gate {
                     && (other.generation < waiting.generation || other.index == waiting.index);
             }
             let over = self.sessions.iter().find(|s| s.id == other.session_id);
-            over.is_some_and(|s| s.over && conflicts(s.mode, session.mode))
+            over.is_some_and(|s| s.over && s.mode.conflicts_with(session.mode))
         })
     }
 
@@ -493,6 +507,7 @@ impl Session {
         Remembered {
             session_id: self.id,
             host_id: self.host_id,
+            host_boot: self.host_boot,
             mode: self.mode,
             max_connections: self.max_connections,
             standing,
@@ -512,15 +527,6 @@ impl Connection {
             }
             State::Revoked => {}
         }
-    }
-}
-
-/// Whether a session in one mode keeps out a session of another host in the other mode.
-fn conflicts(one: Mode, other: Mode) -> bool {
-    match (one, other) {
-        (Mode::ReadOnly, _) | (_, Mode::ReadOnly) => false,
-        (Mode::Shared, Mode::Shared) => false,
-        (Mode::Exclusive | Mode::Shared | Mode::Unknown(_), _) => true,
     }
 }
 

@@ -24,6 +24,8 @@ pub struct Remembered {
     pub session_id: [u8; 16],
     /// Identity of its host.
     pub host_id: [u8; 16],
+    /// The boot of its host; zero: not known.
+    pub host_boot: u64,
     /// Who else could have the volume open.
     pub mode: Mode,
     /// How many connections it may have, if that is more than a session that begins may.

@@ -48,6 +48,7 @@ fn open(host: u8, generation: u64) -> OpenRequest {
     let mut request = OpenRequest::new(name, "host");
     request.session_id = [host; 16];
     request.host_id = [host; 16];
+    request.host_boot = u64::from(host).into();
     request.generation = generation.into();
     request.epoch = generation.into();
     request
@@ -57,6 +58,17 @@ fn join(host: u8, generation: u64, connection: u16, epoch: u64) -> OpenRequest {
     let mut request = open(host, generation);
     request.connection = connection.into();
     request.epoch = epoch.into();
+    request
+}
+
+/// Another session of the same host.
+fn other_session(mut request: OpenRequest, session: u8) -> OpenRequest {
+    request.session_id = [session; 16];
+    request
+}
+
+fn with_boot(mut request: OpenRequest, boot: u64) -> OpenRequest {
+    request.host_boot = boot.into();
     request
 }
 
@@ -336,13 +348,127 @@ fn of_two_joins_that_wait_the_newer_one_wins() {
 fn the_same_host_is_let_in_after_a_crash_without_force() {
     let mut door = door();
     let old = door.opens(&open(1, 1));
-    let mut after_crash = open(1, 1);
-    after_crash.session_id = [8; 16];
+    let after_crash = with_boot(other_session(open(1, 1), 8), 77);
     // Not while the old session is alive: that is two users of one disk.
-    assert_eq!(door.open_refused(&after_crash).status, Status::HeldByOther);
+    let reason = door.open_refused(&after_crash);
+    assert_eq!(
+        (reason.status, reason.retry_after_ms),
+        (Status::HeldByOther, 0)
+    );
     door.drained(old);
     door.opens(&after_crash);
     assert_eq!(door.open_refused(&open(1, 2)).status, Status::Fenced);
+}
+
+#[test]
+fn a_second_session_of_the_same_boot_waits_like_any_other_host() {
+    // Of the two boots, the one that had the volume and the one that asks.
+    for (had, asks) in [(5, 5), (0, 5), (5, 0), (0, 0)] {
+        let mut door = door();
+        let old = door.opens(&with_boot(open(1, 1), had));
+        door.drained(old);
+        door.now = door.now.after_ms(200);
+        let second = with_boot(other_session(open(1, 1), 8), asks);
+        let reason = door.open_refused(&second);
+        assert_eq!(reason.status, Status::HeldByOther, "{had} {asks}");
+        assert_eq!(reason.holder.map(|h| h.host_id), Some([1; 16]));
+        assert_eq!(u64::from(reason.retry_after_ms), CONFIG.linger_ms - 200);
+        // The first comes back as if nothing had been asked.
+        door.opens(&with_boot(open(1, 2), had));
+    }
+}
+
+#[test]
+fn a_host_of_another_identity_waits_whatever_its_boot() {
+    let mut door = door();
+    let old = door.opens(&open(1, 1));
+    door.drained(old);
+    let clone = with_boot(open(2, 1), 99);
+    assert_eq!(door.open_refused(&clone).status, Status::HeldByOther);
+}
+
+#[test]
+fn when_the_refusal_says_so_the_volume_is_free() {
+    let mut door = door();
+    let old = door.opens(&open(1, 1));
+    door.drained(old);
+    let reason = door.open_refused(&open(2, 1));
+    // Even if nobody has looked at the clock of the gate since.
+    door.now = door.now.after_ms(u64::from(reason.retry_after_ms) - 1);
+    assert_eq!(door.open_refused(&open(2, 1)).retry_after_ms, 1);
+    door.now = door.now.after_ms(1);
+    door.opens(&open(2, 1));
+    assert_eq!(door.open_refused(&open(1, 2)).status, Status::Fenced);
+}
+
+#[test]
+fn a_session_that_was_left_is_resumed_at_once() {
+    let mut door = door();
+    let old = door.opens(&open(1, 3));
+    let joined = door.joins(&join(1, 3, 1, 5));
+    // Its client was detached by force: the node hears nothing but the end of the connections, and
+    // of one of them not even that.
+    door.drained(old);
+    let mut resumed = open(1, 4);
+    resumed.epoch = 6.into();
+    let (id, came, others) = door.enter(IntroducedAs::Open, &resumed);
+    assert_eq!(came, Came::Waits);
+    assert_eq!(
+        others,
+        vec![GateAction::Revoke(joined, CloseCause::Replaced)]
+    );
+    assert_eq!(door.drained(joined), vec![GateAction::Admit(id)]);
+    door.joins(&join(1, 4, 1, 7));
+    // Also to a node that restarted, and after it lingered out.
+    let mut door = restarted(door);
+    let again = door.opens(&open(1, 8));
+    door.drained(again);
+    door.now = door.now.after_ms(2 * CONFIG.linger_ms);
+    door.opens(&open(1, 9));
+}
+
+#[test]
+fn a_session_has_one_boot() {
+    let mut door = door();
+    door.opens(&with_boot(open(1, 1), 0));
+    // A client that did not say it may say it later.
+    let version = door.gate.memory_version();
+    let (new, came, others) = door.enter(IntroducedAs::Open, &with_boot(open(1, 2), 5));
+    assert_eq!((came, others.len()), (Came::Waits, 1));
+    assert_ne!(door.gate.memory_version(), version, "it must be saved");
+    assert!(door.gate.memory().all(|s| s.host_boot == 5));
+    let _ = new;
+    let other_boot = with_boot(open(1, 3), 6);
+    assert_eq!(door.open_refused(&other_boot).status, Status::BadOpen);
+    let (_, came, _) = door.enter(IntroducedAs::Open, &with_boot(open(1, 3), 0));
+    assert_eq!(came, Came::Waits);
+    assert!(door.gate.memory().all(|s| s.host_boot == 5));
+}
+
+#[test]
+fn the_boot_of_a_holder_outlives_the_node() {
+    for (asks, came) in [
+        (1, Err(Status::HeldByOther)),
+        (0, Err(Status::HeldByOther)),
+        (9, Ok(())),
+    ] {
+        let mut first = door();
+        first.opens(&open(1, 4));
+        let mut door = restarted(first);
+        let second = with_boot(other_session(open(1, 1), 8), asks);
+        match came {
+            Ok(()) => {
+                door.opens(&second);
+            }
+            Err(status) => {
+                let reason = door.open_refused(&second);
+                assert_eq!(reason.status, status);
+                assert_eq!(u64::from(reason.retry_after_ms), CONFIG.linger_ms);
+                // Restarting the node is seamless for the one that had it.
+                door.opens(&open(1, 5));
+            }
+        }
+    }
 }
 
 #[test]

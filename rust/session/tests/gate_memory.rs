@@ -213,6 +213,7 @@ fn the_oldest_of_the_least_harmful_go_first() {
     let session = |n: u8, mode, standing| Remembered {
         session_id: [n; 16],
         host_id: [n; 16],
+        host_boot: 0,
         mode,
         max_connections: 0,
         standing,

@@ -46,6 +46,7 @@ impl World {
                 ..Timeouts::DEFAULT
             },
             seed,
+            used: Default::default(),
         };
         let now = Instant(random.number() >> 20);
         World {

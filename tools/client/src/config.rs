@@ -18,10 +18,12 @@ pub struct Config {
     pub mode: Mode,
     /// Take the volume from the host that holds it.
     pub force: bool,
-    /// Identity of this host; by default a random one. Whoever comes back under the same identity
-    /// takes over what it left behind; the machine's own must not leave the machine as it is (see
-    /// machine-id(5)), so it is for the caller to make one of it.
+    /// Identity of this host; by default a random one. The machine's own must not leave the machine
+    /// as it is (see machine-id(5)), so it is for the caller to make one of it.
     pub host_id: [u8; 16],
+    /// Identity of this boot of the host; by default zero, which says nothing. A host that comes
+    /// back with another one takes over at once what an older boot has left.
+    pub host_boot: u64,
     /// The host's name for people.
     pub host_name: String,
     /// How many connections are wanted; the node may allow fewer.
@@ -44,6 +46,7 @@ impl Config {
             mode: Mode::Exclusive,
             force: false,
             host_id: random_id(),
+            host_boot: 0,
             host_name: host_name(),
             connections: 1,
             depth: 128,

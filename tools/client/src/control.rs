@@ -136,6 +136,7 @@ impl Control {
                 nodes: config.nodes.len() as u16,
                 timeouts: config.timeouts,
                 seed,
+                used: client::Used::default(),
             },
             now(),
         );

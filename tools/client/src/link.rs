@@ -58,6 +58,7 @@ pub(crate) async fn connect(
         force: config.force,
         session_id,
         host_id: config.host_id,
+        host_boot: config.host_boot,
         host_name: &config.host_name,
         offered: config.features(),
         required: Features::NONE,

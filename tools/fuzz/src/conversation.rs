@@ -91,6 +91,7 @@ pub fn identity(offered: Features) -> Identity<'static> {
         force: false,
         session_id: *b"session 00000001",
         host_id: *b"host 00000000001",
+        host_boot: 0x6e61_2074_6f6f_6221,
         host_name: "fuzz",
         offered,
         required: Features::NONE,

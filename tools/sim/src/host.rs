@@ -16,7 +16,7 @@ use link::{close, Link, News, Pumped, Wire};
 use neonsan_proto::{Capabilities, Kind, Mode, OpenReply, RequestFlags, Status, VolumeName};
 use neonsan_session::client::{
     check_same_volume, Action, Config, ConnectKind, ConnectionState, Durability, Handshake,
-    Identity, Opened, Session, SessionState,
+    Identity, Opened, Session, SessionState, Used,
 };
 use neonsan_session::{CloseCause, Instant};
 use workload::{next_io, Io};
@@ -62,6 +62,7 @@ impl Host {
             nodes: setup.addresses.len() as u16,
             timeouts: setup.timeouts,
             seed: setup.seed ^ index as u64,
+            used: Used::default(),
         };
         let links = (0..setup.connections.0)
             .map(|index| Link::new(index, setup.depth))
@@ -281,6 +282,7 @@ impl Host {
             force: self.attach.force,
             session_id: self.session_id,
             host_id: [self.attach.host_id; 16],
+            host_boot: self.attach.host_boot,
             host_name: "sim",
             offered: env.features(),
             required: env.features(),

@@ -100,6 +100,8 @@ pub(crate) struct Timed {
 pub(crate) struct Attach {
     pub(crate) at_us: u64,
     pub(crate) host_id: u8,
+    /// Which boot of the host it is; zero: it does not say.
+    pub(crate) host_boot: u64,
     pub(crate) force: bool,
     /// It only reads, beside whoever has the volume.
     pub(crate) read_only: bool,
@@ -219,6 +221,7 @@ impl Setup {
             self.attaches.push(Attach {
                 at_us: rng.below(self.calm_at_us / 2),
                 host_id: 9,
+                host_boot: 1,
                 force: rng.permille(100),
                 read_only: true,
                 requests: self.requests,
@@ -310,6 +313,7 @@ impl Setup {
         self.attaches.push(Attach {
             at_us: isolated_at_us + rng.range(0, isolated_us),
             host_id: 2,
+            host_boot: 1,
             force: rng.permille(400),
             read_only: false,
             requests: rng.range(1, 20) as u32,
@@ -388,6 +392,7 @@ fn attaches(rng: &mut Rng, calm_at_us: u64, requests: u32) -> Vec<Attach> {
     let mut attaches = vec![Attach {
         at_us: 0,
         host_id: 1,
+        host_boot: 1,
         force: rng.permille(300),
         read_only: false,
         requests,
@@ -401,6 +406,7 @@ fn attaches(rng: &mut Rng, calm_at_us: u64, requests: u32) -> Vec<Attach> {
         attaches.push(Attach {
             at_us,
             host_id: rng.range(1, 3) as u8,
+            host_boot: 1,
             force: rng.permille(700),
             read_only: false,
             requests: rng.pick(&[requests, requests / 2, 20, 8]),

@@ -3,7 +3,7 @@
 //! What happens when a client introduces itself: who may open a session or join one, and whom that
 //! displaces.
 
-use super::{conflicts, Connection, ConnectionId, Gate, Opening, RefuseReason, Session, State};
+use super::{Connection, ConnectionId, Gate, Opening, RefuseReason, Session, State};
 use crate::server::IntroducedAs;
 use crate::{CloseCause, Instant};
 use alloc::vec::Vec;
@@ -51,7 +51,10 @@ impl Gate {
     }
 
     fn open(&mut self, request: &OpenRequest, now: Instant) -> Result<(), RefuseReason> {
+        // What has lingered is over by now, whether or not anybody looked.
+        self.handle_timeout(now);
         let generation = request.generation.get();
+        let host_boot = request.host_boot.get();
         let id = request.session_id;
         if let Some(known) = self.sessions.iter().find(|s| s.id == id).copied() {
             if known.over {
@@ -63,12 +66,20 @@ impl Gate {
                 reason.generation = known.generation;
                 return Err(reason);
             }
-            if known.host_id != request.host_id || known.mode != request.mode() {
+            // A session does not outlive the kernel that has it.
+            let other_boot = is_other_boot(known.host_boot, host_boot);
+            if known.host_id != request.host_id || known.mode != request.mode() || other_boot {
                 return Err(RefuseReason::new(Status::BadOpen));
+            }
+            if known.host_boot == 0 && host_boot != 0 {
+                self.memory.touch();
             }
             self.revoke_session(&id, CloseCause::Replaced);
             if let Some(session) = self.session_mut(&id) {
                 session.generation = generation;
+                if session.host_boot == 0 {
+                    session.host_boot = host_boot;
+                }
             }
             return Ok(());
         }
@@ -78,7 +89,7 @@ impl Gate {
         let staying = || {
             self.sessions
                 .iter()
-                .filter(|s| !s.over && !conflicts(s.mode, request.mode()))
+                .filter(|s| !s.over && !s.mode.conflicts_with(request.mode()))
         };
         let writers = staying().filter(|s| s.mode != Mode::ReadOnly).count();
         // Whoever may write must be known after a restart of the node.
@@ -86,13 +97,14 @@ impl Gate {
         if staying().count() >= self.config.max_sessions || no_room {
             return Err(RefuseReason::new(Status::TooManySessions));
         }
-        self.make_way(request)?;
+        self.make_way(request, now)?;
         let had = self.memory.max_connections(&id);
         self.memory
-            .enter(&id, |mode| conflicts(mode, request.mode()));
+            .enter(&id, |mode| mode.conflicts_with(request.mode()));
         self.sessions.push(Session {
             id,
             host_id: request.host_id,
+            host_boot,
             mode: request.mode(),
             generation,
             since: now,
@@ -105,7 +117,7 @@ impl Gate {
     }
 
     fn refuse_over(&self, known: &Session) -> RefuseReason {
-        let in_the_way = |s: &&Session| !s.over && conflicts(s.mode, known.mode);
+        let in_the_way = |s: &&Session| !s.over && s.mode.conflicts_with(known.mode);
         match self.sessions.iter().find(in_the_way) {
             Some(other) => {
                 let mut reason = RefuseReason::new(Status::HeldByOther);
@@ -121,28 +133,40 @@ impl Gate {
     }
 
     /// Ends the sessions that a new one conflicts with, if it may do that.
-    fn make_way(&mut self, request: &OpenRequest) -> Result<(), RefuseReason> {
+    fn make_way(&mut self, request: &OpenRequest, now: Instant) -> Result<(), RefuseReason> {
         let force = request.flags().contains(OpenFlags::FORCE);
         let in_the_way: Vec<Session> = self
             .sessions
             .iter()
-            .filter(|s| !s.over && conflicts(s.mode, request.mode()))
+            .filter(|s| !s.over && s.mode.conflicts_with(request.mode()))
             .copied()
             .collect();
         for session in &in_the_way {
-            // A host that restarted finds its own old session without a connection.
-            let abandoned_by_same_host =
-                session.host_id == request.host_id && session.empty_since.is_some();
-            if !force && !abandoned_by_same_host {
-                let mut reason = RefuseReason::new(Status::HeldByOther);
-                reason.holder = Some(self.holder(session));
-                return Err(reason);
+            // A host that restarted finds its own old session, which has no kernel any more.
+            let is_left_by_older_boot = session.host_id == request.host_id
+                && is_other_boot(session.host_boot, request.host_boot.get());
+            if force || (is_left_by_older_boot && session.empty_since.is_some()) {
+                continue;
             }
+            let mut reason = RefuseReason::new(Status::HeldByOther);
+            reason.holder = Some(self.holder(session));
+            reason.retry_after_ms = self.lingers_for_ms(session, now);
+            return Err(reason);
         }
         for session in &in_the_way {
             self.end_session(&session.id, CloseCause::Fenced);
         }
         Ok(())
+    }
+
+    /// How long a session that lost its connections still has the volume, at least 1; zero: it has
+    /// connections.
+    fn lingers_for_ms(&self, session: &Session, now: Instant) -> u32 {
+        let Some(since) = session.empty_since else {
+            return 0;
+        };
+        let left = since.after_ms(self.config.linger_ms).since_ms(now);
+        u32::try_from(left).unwrap_or(u32::MAX).max(1)
     }
 
     fn join(&mut self, request: &OpenRequest) -> Result<(), RefuseReason> {
@@ -184,6 +208,11 @@ impl Gate {
         }
         Ok(())
     }
+}
+
+/// Whether two boots of one host are known to be different ones.
+fn is_other_boot(one: u64, other: u64) -> bool {
+    one != 0 && other != 0 && one != other
 }
 
 fn check_request(request: &OpenRequest, kind: IntroducedAs) -> Result<(), Status> {

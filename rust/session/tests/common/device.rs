@@ -24,6 +24,7 @@ pub fn device_with(connections: u16, nodes: u16, timeouts: Timeouts) -> Device {
         nodes,
         timeouts,
         seed: 1,
+        used: Default::default(),
     };
     let now = Instant(1_000_000);
     Device {

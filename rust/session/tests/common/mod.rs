@@ -107,6 +107,7 @@ pub fn identity(offered: Features) -> Identity<'static> {
         force: false,
         session_id: *b"session 00000001",
         host_id: *b"host 00000000001",
+        host_boot: 0x6e61_2074_6f6f_6221,
         host_name: "worker-1",
         offered,
         required: Features::NONE,

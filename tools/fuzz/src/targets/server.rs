@@ -251,6 +251,7 @@ pub(super) fn handshake_seeds() -> Vec<Vec<u8>> {
         let mut request = OpenRequest::new(who.volume, who.host_name);
         request.session_id = who.session_id;
         request.host_id = who.host_id;
+        request.host_boot = who.host_boot.into();
         request.generation = 1.into();
         request.epoch = 1.into();
         for kind in [Kind::Open, Kind::Join, Kind::Read] {

@@ -122,10 +122,17 @@ pub(super) fn refusal_text(
             refusal.holder = holder.host_id;
             refusal.held_since_s = since.into();
             let host = show_holder(entry, &holder, clock);
-            format!(
-                "the volume {name} is held by host {host}: \
-                 detach it there, or attach with --force to take it away from that host"
-            )
+            match reason.retry_after_ms {
+                0 => format!(
+                    "the volume {name} is held by host {host}: \
+                     detach it there, or attach with --force to take it away from that host"
+                ),
+                left_ms => format!(
+                    "the volume {name} is held by host {host}: free in {} unless it comes back, \
+                     wait until then or attach with --force",
+                    show_wait(left_ms, clock)
+                ),
+            }
         }
         (Status::StaleGeneration, _) => format!(
             "a newer generation ({}) of the session exists",
@@ -156,6 +163,13 @@ pub(super) fn refusal_text(
         (status, _) => format!("refused: {status}"),
     };
     (refusal, text)
+}
+
+/// How long to wait, and until when that is.
+fn show_wait(left_ms: u32, clock: &Clock) -> String {
+    let left_s = left_ms.div_ceil(1000);
+    let until_unix_s = clock.unix_s(clock.now()) + u64::from(left_s);
+    format!("{left_s} s, at {}", show_time(until_unix_s))
 }
 
 /// Who has the volume: name and identity of the host, from where, since when.

@@ -119,7 +119,11 @@ fn refusal_elsewhere(
         Opening::Refused(reason) if reason.status != Status::HeldByOther => Ok(Some(reason)),
         // Whoever holds the volume may be gone together with his node: then
         // only a node that has the volume can find out, by waiting for him.
-        Opening::Refused(reason) => Ok(engine.is_in_other_hands(name)?.then_some(reason)),
+        // How long that will be, this gate cannot know.
+        Opening::Refused(reason) => Ok(engine.is_in_other_hands(name)?.then_some(RefuseReason {
+            retry_after_ms: 0,
+            ..reason
+        })),
         Opening::Waiting => {
             // The gate cannot know whether a session has connections to
             // another node, and lets a host in that seems to have come back

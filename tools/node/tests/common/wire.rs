@@ -20,6 +20,8 @@ pub struct Open<'a> {
     pub volume: &'a str,
     pub host: u8,
     pub session: u8,
+    /// The boot of the host; zero: it does not say.
+    pub boot: u64,
     pub generation: u64,
     pub mode: Mode,
     pub force: bool,
@@ -32,6 +34,7 @@ impl<'a> Open<'a> {
             volume,
             host,
             session: host,
+            boot: 7,
             generation: 1,
             mode: Mode::Exclusive,
             force: false,
@@ -44,6 +47,7 @@ impl<'a> Open<'a> {
         let mut request = OpenRequest::new(name, &format!("host{}", self.host));
         request.host_id = [self.host; 16];
         request.session_id = [self.session; 16];
+        request.host_boot = self.boot.into();
         request.generation = self.generation.into();
         request.epoch = epoch.into();
         request.connection = connection.into();

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+//! Who may have a volume whose session lost its connections: the session itself, or another boot of
+//! its host; all others wait.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::wire::{Open, Refused, Wire};
+use common::{create, directory, Node};
+use neonsan_proto::{Kind, RequestFlags, Status};
+
+const MIB: u64 = 1 << 20;
+
+/// Longer than any of these tests takes, on however slow a machine.
+const LINGERS_LONG: &str = "[timeouts]\nsession_linger_ms = 600000\n";
+
+/// A second session of host 1, which says that it is of this boot.
+fn second(boot: u64) -> Open<'static> {
+    Open {
+        session: 2,
+        boot,
+        ..Open::new("p/v", 1)
+    }
+}
+
+/// The first session of host 1, in a later generation.
+fn first(generation: u64) -> Open<'static> {
+    Open {
+        generation,
+        ..Open::new("p/v", 1)
+    }
+}
+
+fn must_wait(result: Result<Wire, Refused>, why: &str) {
+    let refused = result.err().unwrap_or_else(|| panic!("let in: {why}"));
+    assert_eq!(refused.status, Status::HeldByOther, "{why}");
+    assert_eq!(refused.refusal.holder, [1; 16], "{why}");
+    let left_ms = refused.refusal.retry_after_ms.get();
+    assert!((1..=600_000).contains(&left_ms), "{why}: {left_ms}");
+    // People read who has it and until when.
+    assert!(refused.text.contains("held by host"), "{}", refused.text);
+    assert!(refused.text.contains("free in "), "{}", refused.text);
+    assert!(refused.text.contains(" s, at 2"), "{}", refused.text);
+}
+
+/// The node hears of the end of a connection a moment after its client.
+fn wait_until_empty(node: &Node) {
+    let until = Instant::now() + common::PATIENCE;
+    loop {
+        match Wire::open(node.data, &Open::new("p/v", 9)).err().unwrap() {
+            refused if refused.refusal.retry_after_ms.get() > 0 => return,
+            refused => assert_eq!(refused.status, Status::HeldByOther),
+        }
+        assert!(Instant::now() < until, "the connection does not end");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_second_session_of_the_same_boot_does_not_fence_the_first() {
+    for engine in ["main", "mem"] {
+        let dir = directory();
+        let node = Node::start_with(dir.path(), LINGERS_LONG);
+        create(&node, "p/v", MIB, 512, engine);
+        let one = Wire::open(node.data, &first(1)).unwrap();
+        let refused = Wire::open(node.data, &second(7)).err().unwrap();
+        assert_eq!(refused.status, Status::HeldByOther);
+        assert_eq!(refused.refusal.retry_after_ms.get(), 0, "it is connected");
+        drop(one);
+        wait_until_empty(&node);
+        must_wait(Wire::open(node.data, &second(7)), "the same boot");
+        must_wait(Wire::open(node.data, &second(0)), "no boot is said");
+        let stranger = Open::new("p/v", 2);
+        must_wait(Wire::open(node.data, &stranger), "another host");
+        // The first comes back, and is resumed by whoever knows it.
+        let mut one = Wire::open(node.data, &first(2)).unwrap();
+        one.ask(Kind::Write, RequestFlags::NONE, 0, 512, &[1; 512]);
+        assert_eq!(one.receive().unwrap().header.status(), Status::Ok);
+        drop(one);
+        Wire::open(node.data, &first(3)).unwrap().release();
+        Wire::open(node.data, &second(7)).unwrap();
+    }
+}
+
+#[test]
+fn another_boot_of_the_host_has_the_volume_at_once() {
+    let dir = directory();
+    let node = Node::start_with(dir.path(), LINGERS_LONG);
+    create(&node, "p/v", MIB, 512, "main");
+    drop(Wire::open(node.data, &first(1)).unwrap());
+    wait_until_empty(&node);
+    let two = Wire::open(node.data, &second(8)).unwrap();
+    let refused = Wire::open(node.data, &first(2)).err().unwrap();
+    assert_eq!(refused.status, Status::Fenced);
+    drop(two);
+}
+
+#[test]
+fn a_node_that_restarted_knows_the_boot_of_who_held_the_volume() {
+    // A node that was killed, and one that was stopped in order.
+    for stop in [Node::kill as fn(&mut Node), stop_in_order] {
+        let dir = directory();
+        let more = format!("{LINGERS_LONG}shutdown_grace_ms = 100\n");
+        let mut node = Node::start_with(dir.path(), &more);
+        create(&node, "p/v", MIB, 512, "main");
+        let one = Wire::open(node.data, &first(1)).unwrap();
+        stop(&mut node);
+        drop(one);
+
+        let mut node = Node::start_with(dir.path(), &more);
+        must_wait(Wire::open(node.data, &second(7)), "the same boot");
+        must_wait(Wire::open(node.data, &second(0)), "no boot is said");
+        must_wait(Wire::open(node.data, &Open::new("p/v", 2)), "another host");
+        // For the session itself the restart is nothing but a lost connection.
+        let one = Wire::open(node.data, &first(2)).unwrap();
+        stop(&mut node);
+        drop(one);
+
+        let node = Node::start_with(dir.path(), &more);
+        let _two = Wire::open(node.data, &second(8)).unwrap();
+        let refused = Wire::open(node.data, &first(3)).err().unwrap();
+        assert_eq!(refused.status, Status::Fenced);
+    }
+}
+
+fn stop_in_order(node: &mut Node) {
+    node.terminate();
+    assert_eq!(node.wait(), 0);
+}
