@@ -41,4 +41,4 @@ mod time;
 
 pub use close::CloseCause;
 pub use cookie::{Cookie, Generation, Tag};
-pub use time::{Backoff, Instant, Timeouts};
+pub use time::{Backoff, BadTimeout, Instant, TimeoutBound, Timeouts, MAX_TIMEOUT_MS};

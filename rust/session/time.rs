@@ -51,22 +51,118 @@ impl Timeouts {
         loss_ms: 0,
     };
 
-    /// The name of the first value that makes no sense, if any.
-    pub fn check(&self) -> Result<(), &'static str> {
-        if self.request_ms < 100 {
-            Err("request timeout: must be at least 100 ms")
-        } else if self.connect_ms < 100 {
-            Err("connect timeout: must be at least 100 ms")
-        } else if self.heartbeat_interval_ms < 100 {
-            Err("heartbeat interval: must be at least 100 ms")
-        } else if self.heartbeat_timeout_ms <= self.heartbeat_interval_ms {
-            Err("heartbeat timeout: must be longer than the heartbeat interval")
-        } else if self.reconnect_delay_min_ms == 0 {
-            Err("reconnect delay: the minimum must be at least 1 ms")
-        } else if self.reconnect_delay_max_ms < self.reconnect_delay_min_ms {
-            Err("reconnect delay: the maximum must not be below the minimum")
-        } else {
+    /// What each of them may be, in the order of [`Timeouts::values`]. The one place of these
+    /// numbers: the module, the command and the user-space client check by it, and a test holds the
+    /// netlink family's spec against it.
+    pub const BOUNDS: [TimeoutBound; 7] = [
+        TimeoutBound::new("request", "request timeout", 100),
+        TimeoutBound::new("connect", "connect timeout", 100),
+        TimeoutBound::new("heartbeat-interval", "heartbeat interval", 100),
+        TimeoutBound::new("heartbeat-timeout", "heartbeat timeout", 100),
+        TimeoutBound::new("reconnect-delay-min", "minimum of the reconnect delay", 1),
+        TimeoutBound::new("reconnect-delay-max", "maximum of the reconnect delay", 1),
+        // Zero is for ever.
+        TimeoutBound::new("loss", "loss timeout", 0),
+    ];
+
+    /// The values, in the order of [`Timeouts::BOUNDS`].
+    pub const fn values(&self) -> [u32; 7] {
+        [
+            self.request_ms,
+            self.connect_ms,
+            self.heartbeat_interval_ms,
+            self.heartbeat_timeout_ms,
+            self.reconnect_delay_min_ms,
+            self.reconnect_delay_max_ms,
+            self.loss_ms,
+        ]
+    }
+
+    /// Checks every value, and those that depend on each other.
+    ///
+    /// # Errors
+    ///
+    /// The first fault, with a text for people.
+    pub fn check(&self) -> Result<(), BadTimeout> {
+        for (bound, value) in Timeouts::BOUNDS.iter().zip(self.values()) {
+            bound.check(value)?;
+        }
+        if self.heartbeat_timeout_ms <= self.heartbeat_interval_ms {
+            return Err(BadTimeout::Heartbeat);
+        }
+        if self.reconnect_delay_max_ms < self.reconnect_delay_min_ms {
+            return Err(BadTimeout::ReconnectDelay);
+        }
+        Ok(())
+    }
+}
+
+/// Longest value of any timeout, 24 days: just below 2^31 ms, where the kernel's own (in ticks, or
+/// of a socket in milliseconds) end or begin to mean "for ever".
+pub const MAX_TIMEOUT_MS: u32 = 24 * 24 * 60 * 60 * 1000;
+
+/// What a timeout may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimeoutBound {
+    /// Its name as an attribute of the netlink family.
+    pub name: &'static str,
+    /// Its name for people.
+    pub label: &'static str,
+    /// The least value, in milliseconds. The greatest is [`MAX_TIMEOUT_MS`] for all.
+    pub min_ms: u32,
+}
+
+impl TimeoutBound {
+    const fn new(name: &'static str, label: &'static str, min_ms: u32) -> Self {
+        TimeoutBound {
+            name,
+            label,
+            min_ms,
+        }
+    }
+
+    /// Checks a value, in milliseconds.
+    ///
+    /// # Errors
+    ///
+    /// It is out of range: a text for people.
+    pub fn check(&self, value_ms: u32) -> Result<(), BadTimeout> {
+        if (self.min_ms..=MAX_TIMEOUT_MS).contains(&value_ms) {
             Ok(())
+        } else {
+            Err(BadTimeout::Range(*self))
+        }
+    }
+}
+
+/// Why timeouts make no sense.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BadTimeout {
+    /// This one is out of range.
+    Range(TimeoutBound),
+    /// A connection would be given up before a heartbeat was sent on it.
+    Heartbeat,
+    /// The longest delay is shorter than the shortest.
+    ReconnectDelay,
+}
+
+impl core::fmt::Display for BadTimeout {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            BadTimeout::Range(TimeoutBound { label, min_ms, .. }) => write!(
+                f,
+                "{label}: must be {min_ms} ms to 24 days ({MAX_TIMEOUT_MS} ms){}",
+                match min_ms {
+                    0 => ", 0 is for ever",
+                    _ => "",
+                }
+            ),
+            BadTimeout::Heartbeat => {
+                f.write_str("heartbeat timeout: must be longer than the heartbeat interval")
+            }
+            BadTimeout::ReconnectDelay => {
+                f.write_str("reconnect delay: the maximum must not be below the minimum")
+            }
         }
     }
 }

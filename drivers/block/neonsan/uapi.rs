@@ -312,8 +312,9 @@ pub mod cmd {
     /// Take a block device away and close its volume. Refused while the device is open, unless
     /// forced. A forced detach needs no network.
     pub const DETACH: u8 = 2;
-    /// All that is known about one device, or about each of them. A device that is too big for one
-    /// message of a dump comes without its connections; ask for it alone to get them.
+    /// All that is known about one device, or about each of them; for a caller without
+    /// CAP_SYS_ADMIN only index, name, state, lost-ms and suspend. A device that is too big for
+    /// one message of a dump comes without its connections; ask for it alone to get them.
     pub const DEVICE_GET: u8 = 3;
     /// Change a live device. Timeouts that are not named stay as they are.
     pub const DEVICE_SET: u8 = 4;
@@ -372,7 +373,7 @@ pub mod attr {
         pub const MAX: u16 = 6;
     }
 
-    /// Every time the module waits, in milliseconds.
+    /// Every time the module waits, in milliseconds, 24 days at most.
     pub mod timeouts {
         /// How long a request may stay unanswered on a live connection before that connection is
         /// given up and the request is sent again.
@@ -553,8 +554,7 @@ pub mod attr {
         pub const STATE: u16 = 14;
         /// Time without service, in milliseconds. 0 while there is service.
         pub const LOST_MS: u16 = 15;
-        /// Identity of the session. For CAP_SYS_ADMIN only: with it a connection can join the
-        /// session.
+        /// Identity of the session. With it a connection can join the session.
         pub const SESSION_ID: u16 = 16;
         /// Grows each time the session is opened anew.
         pub const GENERATION: u16 = 17;

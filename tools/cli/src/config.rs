@@ -86,6 +86,19 @@ impl Timeouts {
             loss: self.loss.or(other.loss),
         }
     }
+
+    /// The values, in the order of `neonsan_session::Timeouts::BOUNDS`.
+    pub fn values(&self) -> [Option<u32>; 7] {
+        [
+            self.request,
+            self.connect,
+            self.heartbeat_interval,
+            self.heartbeat_timeout,
+            self.reconnect_delay_min,
+            self.reconnect_delay_max,
+            self.loss,
+        ]
+    }
 }
 
 fn duration<'de, D: Deserializer<'de>>(

@@ -72,7 +72,7 @@ impl Config {
         }
         match self.timeouts.check() {
             Ok(()) => Ok(()),
-            Err(text) => misuse(text.into()),
+            Err(bad) => misuse(bad.to_string()),
         }
     }
 

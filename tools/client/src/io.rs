@@ -95,7 +95,7 @@ impl Client {
     pub fn set_timeouts(&self, timeouts: Timeouts) -> Result<(), Error> {
         timeouts
             .check()
-            .map_err(|text| Error::Misuse(text.into()))?;
+            .map_err(|bad| Error::Misuse(bad.to_string()))?;
         self.handle
             .sender
             .send(Message::SetTimeouts(timeouts))

@@ -276,3 +276,29 @@ fn tracepoints_show_the_names_of_the_spec() {
         assert_eq!(found, expected, "{macro_name}");
     }
 }
+
+#[test]
+fn bounds_of_timeouts_are_those_of_the_session() {
+    let spec = std::fs::read_to_string(root().join("Documentation/netlink/specs/neonsan.yaml"))
+        .expect("the spec can be read");
+    let spec: Value = serde_norway::from_str(&spec).expect("the spec is YAML");
+    let set = list(&spec, "attribute-sets")
+        .iter()
+        .find(|set| text(set, "name") == Some("timeouts"))
+        .expect("the spec has timeouts");
+    let attributes = list(set, "attributes");
+    let bounds = neonsan_session::Timeouts::BOUNDS;
+    assert_eq!(attributes.len(), bounds.len());
+    for (attribute, bound) in attributes.iter().zip(bounds) {
+        assert_eq!(text(attribute, "name"), Some(bound.name));
+        let check = |name| attribute.get("checks")?.get(name)?.as_u64();
+        let max = u64::from(neonsan_session::MAX_TIMEOUT_MS);
+        assert_eq!(check("max"), Some(max), "{}", bound.name);
+        assert_eq!(
+            check("min").unwrap_or(0),
+            bound.min_ms.into(),
+            "{}",
+            bound.name
+        );
+    }
+}

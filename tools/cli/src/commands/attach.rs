@@ -10,6 +10,7 @@ use crate::netlink::{AttrsMut, Client};
 use crate::output::{print, print_json, warn};
 use crate::target::{NodeAddress, ResolvedNode, Target, FORM};
 use crate::uapi::{self, attr, cmd};
+use neonsan_session::Timeouts as Bounds;
 use serde::Serialize;
 use std::net::IpAddr;
 use std::os::unix::fs::FileTypeExt as _;
@@ -217,18 +218,9 @@ pub fn resolve(target: &Target, options: &[String], config: &Config) -> Result<V
 
 /// Refuses what could not work, before the kernel does.
 pub fn check_timeouts(timeouts: &Timeouts) -> Result<()> {
-    for (name, value, least) in [
-        ("request", timeouts.request, 100),
-        ("connect", timeouts.connect, 100),
-        ("heartbeat-interval", timeouts.heartbeat_interval, 100),
-        ("heartbeat-timeout", timeouts.heartbeat_timeout, 100),
-        ("reconnect-delay-min", timeouts.reconnect_delay_min, 1),
-        ("reconnect-delay-max", timeouts.reconnect_delay_max, 1),
-    ] {
-        if value.is_some_and(|value| value < least) {
-            let message = format!("the time for {name} is too short");
-            return Err(Error::new(Kind::Usage, message)
-                .with_hint(format!("write a time of at least {least}ms")));
+    for (bound, value) in Bounds::BOUNDS.iter().zip(timeouts.values()) {
+        if let Some(Err(bad)) = value.map(|value| bound.check(value)) {
+            return Err(Error::new(Kind::Usage, bad.to_string()));
         }
     }
     let pairs = [
@@ -375,6 +367,7 @@ mod tests {
         for line in [
             &["p/v"][..],
             &["neonsan://192.0.2.1/p/v", "--request-timeout=0"],
+            &["neonsan://192.0.2.1/p/v", "--loss-timeout=600h"],
             &[
                 "neonsan://192.0.2.1/p/v",
                 "--heartbeat-interval=9s",
