@@ -21,7 +21,6 @@
 #include <linux/llist.h>
 #include <linux/net.h>
 #include <linux/netlink.h>
-#include <linux/nsproxy.h>
 #include <linux/pagemap.h>
 #include <linux/reboot.h>
 #include <linux/sched/mm.h>
@@ -50,6 +49,7 @@
  */
 const gfp_t RUST_CONST_HELPER_GFP_KERNEL = GFP_KERNEL;
 const gfp_t RUST_CONST_HELPER_GFP_NOIO = GFP_NOIO;
+const gfp_t RUST_CONST_HELPER_GFP_NOWAIT = GFP_NOWAIT;
 const gfp_t RUST_CONST_HELPER_GFP_ATOMIC = GFP_ATOMIC;
 const gfp_t RUST_CONST_HELPER___GFP_ZERO = __GFP_ZERO;
 const gfp_t RUST_CONST_HELPER___GFP_MEMALLOC = __GFP_MEMALLOC;
@@ -80,3 +80,6 @@ const blk_opf_t RUST_CONST_HELPER_REQ_FUA = REQ_FUA;
 const blk_opf_t RUST_CONST_HELPER_REQ_PREFLUSH = REQ_PREFLUSH;
 const blk_opf_t RUST_CONST_HELPER_REQ_ATOMIC = REQ_ATOMIC;
 const blk_opf_t RUST_CONST_HELPER_REQ_NOUNMAP = REQ_NOUNMAP;
+
+const int RUST_CONST_HELPER_ENOBUFS = ENOBUFS;
+const u32 RUST_CONST_HELPER_GENL_MCAST_CAP_SYS_ADMIN = GENL_MCAST_CAP_SYS_ADMIN;

@@ -26,7 +26,8 @@ static ssize_t volume_show(struct device *dev, struct device_attribute *attr, ch
 {
 	return sysfs_emit(buf, "%s\n", neonsan_disk_data_of(dev)->volume);
 }
-static DEVICE_ATTR_RO(volume);
+/* For root: a volume's name is not for every user of the host. */
+static DEVICE_ATTR_ADMIN_RO(volume);
 
 static struct attribute *neonsan_disk_attrs[] = {
 	&dev_attr_serial.attr,

@@ -1,18 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
 #include <linux/net.h>
-#include <linux/nsproxy.h>
 #include <linux/skbuff.h>
 #include <linux/uio.h>
 #include <net/busy_poll.h>
 #include <net/net_namespace.h>
 #include <net/sock.h>
 #include <net/tcp.h>
-
-struct net *neonsan_helper_get_current_net(void)
-{
-	return get_net(current->nsproxy->net_ns);
-}
 
 struct net *neonsan_helper_get_net(struct net *net)
 {
@@ -89,15 +83,53 @@ void neonsan_helper_write_unlock_callbacks(struct sock *sk)
 	write_unlock_bh(&sk->sk_callback_lock);
 }
 
+#ifdef CONFIG_DEBUG_LOCK_ALLOC
+static struct lock_class_key neonsan_sk_key[2];
+static struct lock_class_key neonsan_slock_key[2];
+
+/*
+ * A socket that I/O of a disk depends on is locked below file systems, others
+ * above them: with the common class lockdep would see a circle in that.
+ */
+static void neonsan_sock_reclassify(struct sock *sk)
+{
+	if (WARN_ON_ONCE(!sock_allow_reclassification(sk)))
+		return;
+	if (sk->sk_family == AF_INET6)
+		sock_lock_init_class_and_name(sk, "slock-AF_INET6-NEONSAN", &neonsan_slock_key[1],
+					      "sk_lock-AF_INET6-NEONSAN", &neonsan_sk_key[1]);
+	else
+		sock_lock_init_class_and_name(sk, "slock-AF_INET-NEONSAN", &neonsan_slock_key[0],
+					      "sk_lock-AF_INET-NEONSAN", &neonsan_sk_key[0]);
+}
+#else
+static void neonsan_sock_reclassify(struct sock *sk) { }
+#endif
+
 /* A kernel socket that holds its network namespace and may be used for writeback. */
 void neonsan_helper_sock_prepare(struct socket *sock)
 {
 	struct sock *sk = sock->sk;
 
+	neonsan_sock_reclassify(sk);
 	sk_net_refcnt_upgrade(sk);
 	sk->sk_allocation = GFP_NOIO;
 	sk->sk_use_task_frag = false;
 	sk_set_memalloc(sk);
+}
+
+/*
+ * The end of that, right before the socket is released: the kernel counts the
+ * sockets that may use the reserves. The flag stays, under the lock: a packet
+ * from the reserves may have passed the socket's filter and reach its backlog
+ * later, where the kernel insists on the flag.
+ */
+void neonsan_helper_sock_clear_memalloc(struct sock *sk)
+{
+	lock_sock(sk);
+	sk_clear_memalloc(sk);
+	sock_set_flag(sk, SOCK_MEMALLOC);
+	release_sock(sk);
 }
 
 void neonsan_helper_sock_set_rcvtimeo(struct sock *sk, long jiffies)

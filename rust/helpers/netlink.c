@@ -33,6 +33,17 @@ int neonsan_helper_genlmsg_multicast(const struct genl_family *family, struct sk
 	return genlmsg_multicast(family, skb, portid, group, flags);
 }
 
+int neonsan_helper_genl_set_err(const struct genl_family *family, struct net *net,
+				unsigned int group, int code)
+{
+	return genl_set_err(family, net, 0, group, code);
+}
+
+struct net *neonsan_helper_genl_info_net(const struct genl_info *info)
+{
+	return genl_info_net(info);
+}
+
 int neonsan_helper_genl_has_listeners(const struct genl_family *family, struct net *net,
 				      unsigned int group)
 {

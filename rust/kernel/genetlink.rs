@@ -13,7 +13,7 @@
 //!     SplitOps::doit::<Attach>(cmd::ATTACH, &ATTACH_POLICY),
 //!     SplitOps::dumpit::<DeviceGet>(cmd::DEVICE_GET),
 //! ];
-//! static GROUPS: [MulticastGroup; 1] = [MulticastGroup::const_new(c"events")];
+//! static GROUPS: [MulticastGroup; 1] = [MulticastGroup::const_new_admin(c"events")];
 //! static FAMILY: Family = Family::const_new(&THIS_MODULE, c"name", 1, &OPS, &GROUPS);
 //! ```
 //!
@@ -33,9 +33,9 @@ pub use policy::{Check, Policy};
 pub use request::{Doit, Dump, Dumpit, Refusal, Request};
 
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicBool, Ordering};
 use kernel::error::to_result;
 use kernel::prelude::*;
+use kernel::sync::atomic::{Acquire, AtomicFlag, Full, Release};
 use neonsan_bindings as bindings;
 
 /// One operation of a family: a command with either its do or its dump.
@@ -86,9 +86,11 @@ pub struct MulticastGroup(bindings::genl_multicast_group);
 unsafe impl Sync for MulticastGroup {}
 
 impl MulticastGroup {
-    /// A group. For const context: panics if the name is too long.
-    pub const fn const_new(name: &CStr) -> Self {
+    /// A group that only a process with CAP_SYS_ADMIN in the initial user namespace can join: what a
+    /// family says there is not for every user. For const context: panics if the name is too long.
+    pub const fn const_new_admin(name: &CStr) -> Self {
         let mut group: bindings::genl_multicast_group = pin_init::zeroed();
+        group.flags = bindings::GENL_MCAST_CAP_SYS_ADMIN as u8;
         let name = name.to_bytes_with_nul();
         assert!(
             name.len() <= group.name.len(),
@@ -109,7 +111,7 @@ pub struct Family {
     inner: UnsafeCell<bindings::genl_family>,
     /// Whether the core knows the family. Owned by [`Registration`]; events that are sent before
     /// or after go nowhere.
-    registered: AtomicBool,
+    registered: AtomicFlag,
 }
 
 // SAFETY: `inner` is changed by the core only, under its lock; all else is atomic.
@@ -126,10 +128,6 @@ impl Family {
         groups: &'static [MulticastGroup],
     ) -> Self {
         assert!(ops.len() <= u8::MAX as usize && groups.len() <= u8::MAX as usize);
-        assert!(
-            cfg!(target_endian = "little"),
-            "the order of C's bit-fields is taken as little-endian"
-        );
         let mut family: bindings::genl_family = pin_init::zeroed();
         let name = name.to_bytes_with_nul();
         assert!(
@@ -142,8 +140,6 @@ impl Family {
             at += 1;
         }
         family.version = version;
-        // The bits are netnsok and parallel_ops.
-        family._bitfield_1 = bindings::__BindgenBitfieldUnit::new([0b10]);
         family.split_ops = ops.as_ptr().cast();
         family.n_split_ops = ops.len() as u8;
         family.mcgrps = groups.as_ptr().cast();
@@ -151,7 +147,7 @@ impl Family {
         family.module = module.as_ptr().cast();
         Family {
             inner: UnsafeCell::new(family),
-            registered: AtomicBool::new(false),
+            registered: AtomicFlag::new(false),
         }
     }
 
@@ -161,27 +157,32 @@ impl Family {
     ///
     /// `EEXIST` if there is a family with this name or the same static is registered twice.
     pub fn register(&'static self) -> Result<Registration> {
-        if self.registered.swap(true, Ordering::AcqRel) {
+        if self.registered.xchg(true, Full) {
             return Err(EEXIST);
         }
         // SAFETY: The family is static, `const_new` filled it in, and the flag above keeps it from
-        // being registered twice.
-        let registered = to_result(unsafe { bindings::genl_register_family(self.as_raw()) });
+        // being registered twice, so nobody else uses it now.
+        let registered = to_result(unsafe {
+            // Bit-fields: bindgen's setters cannot be called in const context.
+            (*self.as_raw()).set_parallel_ops(1);
+            bindings::genl_register_family(self.as_raw())
+        });
         if let Err(error) = registered {
-            self.registered.store(false, Ordering::Release);
+            self.registered.store(false, Release);
             return Err(error);
         }
         // INVARIANT: It was just registered.
         Ok(Registration { family: self })
     }
 
-    /// Sends an event to all who listen to the group with index `group`. Sleeps. With no listener
-    /// `build` is not called.
+    /// Sends an event to all who listen to the group with index `group`. Never waits, neither for
+    /// memory nor for a listener, so it may be called where writing dirty pages depends on it; it does
+    /// not take from the reserves. Process context. With no listener `build` is not called.
     ///
     /// # Errors
     ///
-    /// `ENOMEM`, and what `build` returns. A listener whose socket is full loses the event and is
-    /// told so by its own socket.
+    /// `ENOMEM`, and what `build` returns. A listener that loses the event, for this reason or since its
+    /// socket is full, is told so by its own socket (`ENOBUFS`).
     pub fn multicast(
         &'static self,
         group: u32,
@@ -191,12 +192,25 @@ impl Family {
         if !self.has_listeners(group) {
             return Ok(());
         }
-        let mut skb = NetlinkSkBuff::new(message::EVENT_BYTES)?;
+        let Ok(mut skb) = NetlinkSkBuff::new(message::EVENT_BYTES, bindings::GFP_NOWAIT) else {
+            // SAFETY: The family is registered and has the group (`has_listeners` checked both).
+            unsafe {
+                let net = &raw mut bindings::init_net;
+                bindings::genl_set_err(self.as_raw(), net, group, -bindings::ENOBUFS)
+            };
+            return Err(ENOMEM);
+        };
         skb.write(0, 0, self.as_raw(), 0, cmd, build)?;
         // SAFETY: The family is registered, `group` is one of its groups (`has_listeners` checked
         // both), and the buffer is given away.
         let sent = unsafe {
-            bindings::genlmsg_multicast(self.as_raw(), skb.into_raw(), 0, group, bindings::GFP_NOIO)
+            bindings::genlmsg_multicast(
+                self.as_raw(),
+                skb.into_raw(),
+                0,
+                group,
+                bindings::GFP_NOWAIT,
+            )
         };
         match to_result(sent) {
             // The last listener left meanwhile.
@@ -210,7 +224,7 @@ impl Family {
         let family = self.as_raw();
         // SAFETY: `n_mcgrps` does not change after `const_new`.
         let groups = unsafe { (*family).n_mcgrps };
-        self.registered.load(Ordering::Acquire)
+        self.registered.load(Acquire)
             && group < u32::from(groups)
             // SAFETY: The family is registered and has the group; the initial network namespace
             // always exists.
@@ -233,7 +247,7 @@ pub struct Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        self.family.registered.store(false, Ordering::Release);
+        self.family.registered.store(false, Release);
         // SAFETY: By the invariant it is registered, and only this unregisters it.
         unsafe { bindings::genl_unregister_family(self.family.as_raw()) };
     }

@@ -29,13 +29,10 @@ const RELEASE_MS: u32 = 1000;
 impl Device {
     /// Attaches a volume. Returns when the disk can be used. Sleeps; a signal interrupts it, and
     /// nothing is left behind.
+    // The partition table is read in here, through all of the block layer: what is large is done in
+    // functions that are not inlined, and so is off the stack by then.
     pub(crate) fn attach(params: KBox<AttachParams>) -> Result<Arc<Device>, DeviceError> {
-        check(&params)?;
-        let mut params = Some(params);
-        let device = registry::add(params.as_ref().and_then(|p| p.index), |index| {
-            let params = params.take().ok_or(EINVAL)?;
-            Ok(Device::new(index, params, now())?)
-        })?;
+        let device = Self::enlist(params)?;
         let undo = ScopeGuard::new_with_data(device.clone(), |device| device.take_down());
         device.wake();
         device.wait_usable()?;
@@ -53,7 +50,19 @@ impl Device {
         Ok(device)
     }
 
+    /// Makes a device that has an index of its own.
+    #[inline(never)]
+    fn enlist(params: KBox<AttachParams>) -> Result<Arc<Device>, DeviceError> {
+        check(&params)?;
+        let mut params = Some(params);
+        registry::add(params.as_ref().and_then(|p| p.index), |index| {
+            let params = params.take().ok_or(EINVAL)?;
+            Ok(Device::new(index, params, now())?)
+        })
+    }
+
     /// Waits until the session can serve requests.
+    #[inline(never)]
     fn wait_usable(self: &Arc<Self>) -> Result<(), DeviceError> {
         let nodes = self.params().nodes.len() as u32;
         let deadline = now().after_ms(self.patience_ms());
@@ -63,23 +72,13 @@ impl Device {
             match recovery::outcome(self) {
                 Some(Ok(())) => return Ok(()),
                 Some(Err(_)) if self.is_closing() => return Err(detached_meanwhile()),
-                Some(Err(cause)) => {
-                    return Err(progress.error.clone().unwrap_or_else(|| {
-                        DeviceError::new(crate::error::errno_of(cause), format_args!("{cause}"))
-                    }))
-                }
+                Some(Err(cause)) => return Err(progress.why(cause)),
                 None => {}
             }
             let late = deadline.since_ms(now()) == 0;
             let tried_all = progress.failures >= nodes && progress.permanent;
-            if late || tried_all {
-                if let Some(error) = &progress.error {
-                    return Err(error.clone());
-                }
-            }
-            if late {
-                let cause = CloseCause::ConnectTimeout;
-                return Err(DeviceError::new(ETIMEDOUT, format_args!("{cause}")));
+            if late || (tried_all && progress.error.is_some()) {
+                return Err(progress.why(CloseCause::ConnectTimeout));
             }
             let left = u32::try_from(deadline.since_ms(now())).unwrap_or(u32::MAX);
             let jiffies = msecs_to_jiffies(left) + 1;
@@ -94,7 +93,19 @@ impl Device {
     }
 
     /// Makes the disk and shows it.
+    #[inline(never)]
     fn add_disk(self: &Arc<Self>) -> Result<(), DeviceError> {
+        let mut disk = self.make_disk()?;
+        self.add_in_time(&mut disk)?;
+        *self.disk().lock() = Some(disk);
+        // What the node has told since the limits were taken.
+        self.look_for_changes();
+        Ok(())
+    }
+
+    /// Makes the disk, and shows it to nobody.
+    #[inline(never)]
+    fn make_disk(self: &Arc<Self>) -> Result<GenDisk<Queue>> {
         let volume = self.volume().ok_or(ENOTCONN)?;
         let queues = self.session().lock().connection_count();
         let wish = self.params().queue_depth.unwrap_or(DEFAULT_QUEUE_DEPTH);
@@ -120,18 +131,14 @@ impl Device {
         let serial = CString::try_from_fmt(fmt!("{}", Hex(&volume.volume_id)))?;
         let name = CString::try_from_fmt(fmt!("{}", self.params().volume))?;
         let limits = Device::queue_limits(&volume);
-        let mut disk = GenDiskBuilder::new(limits, sectors, serial, name)
+        GenDiskBuilder::new(limits, sectors, serial, name)
             .read_only(read_only)
-            .build(self.name(), tag_set, ())?;
-        self.add_in_time(&mut disk)?;
-        *self.disk().lock() = Some(disk);
-        // What the node has told since the limits were taken.
-        self.look_for_changes();
-        Ok(())
+            .build(self.name(), tag_set, ())
     }
 
     /// Shows the disk, which reads the partition table. Should the volume be lost meanwhile, that does
     /// not wait for longer than attaching may take, whatever the loss timeout will be.
+    #[inline(never)]
     fn add_in_time(self: &Arc<Self>, disk: &mut GenDisk<Queue>) -> Result<(), DeviceError> {
         let timeouts = self.timeouts();
         let patience_ms = u32::try_from(self.patience_ms()).unwrap_or(u32::MAX);
@@ -345,11 +352,13 @@ fn left_ms(deadline: Instant) -> u32 {
     u32::try_from(deadline.since_ms(now())).unwrap_or(u32::MAX)
 }
 
+#[inline(never)]
 fn detached_meanwhile() -> DeviceError {
     DeviceError::new(ESHUTDOWN, format_args!("the device was detached meanwhile"))
 }
 
 /// Checks what can be checked without a node.
+#[inline(never)]
 fn check(params: &AttachParams) -> Result<(), DeviceError> {
     let refuse = |args| Err(DeviceError::new(EINVAL, args));
     if let Err(e) = VolumeName::parse(params.volume.as_str()) {
@@ -369,8 +378,8 @@ fn check(params: &AttachParams) -> Result<(), DeviceError> {
             "the host's identity is all zero: it must be unique"
         ));
     }
-    if let Err(text) = params.timeouts.check() {
-        return refuse(format_args!("{text}"));
+    if let Err(bad) = params.timeouts.check() {
+        return refuse(format_args!("{bad}"));
     }
     if params.connections == Some(0) {
         return refuse(format_args!("a device needs at least one connection"));

@@ -5,7 +5,8 @@
 use crate::{
     clock::now,
     connection::{ConnectStep, ConnectTask, Connection, Established},
-    params::{DeviceError, Node},
+    device::Device,
+    params::DeviceError,
 };
 use kernel::{prelude::*, sync::Arc};
 use neonsan_kernel::{
@@ -22,9 +23,6 @@ pub(crate) fn run(connection: &Arc<Connection>) {
     let Some(task) = connection.shared.lock().task.take() else {
         return;
     };
-    // Dirty pages may wait for this connection: when nothing else is left, what it needs (a socket,
-    // once in a while) comes from the reserves.
-    let _scope = NoReclaimScope::enter();
     let result = connect(connection, &task);
     // The last owner of a socket releases it, which sleeps: never under the lock.
     let done_with = {
@@ -33,46 +31,57 @@ pub(crate) fn run(connection: &Arc<Connection>) {
         shared.connecting.take()
     };
     drop(done_with);
-    let device = &connection.device;
     if task.is_inquiry {
         // Should the node let it in after all, that ends with the socket.
-        return device.note_inquiry(result.err().and_then(|failure| failure.error));
+        let error = result.err().and_then(|failure| failure.error);
+        return connection.device.note_inquiry(error);
     }
     match result {
-        Ok((established, opened)) => {
-            let older = connection.shared.lock().established.replace(established);
-            drop(older);
-            let max_connections = opened.reply.max_connections.get();
-            device.notes().lock().refusal = None;
-            let node_count = device.nodes().lock().len() as u16;
-            let mut session = device.session().lock();
-            session.set_nodes(node_count);
-            let wanted = session.on_opened(connection.index, max_connections, now());
-            // Before recovery, which needs the machine, sends anything.
-            let lost_bytes = match wanted {
-                true => device.on_volume(&opened),
-                false => None,
-            };
-            drop(session);
-            if !wanted {
-                let unwanted = connection.shared.lock().established.take();
-                drop(unwanted);
-            }
-            if let Some(bytes) = lost_bytes {
-                device.report_lost_writes(bytes);
-            }
-        }
-        Err(Failure { cause, error }) => {
-            if let Some(error) = error {
-                device.note_connect_failure(connection.index, cause, error);
-            }
-            device
-                .session()
-                .lock()
-                .on_connect_failed(connection.index, cause, now());
-        }
+        Ok((established, opened)) => on_opened(connection, established, &opened),
+        Err(failure) => on_failed(connection, failure),
     }
-    device.wake();
+    connection.device.wake();
+}
+
+/// A node has opened the volume.
+// Not inline: what it has on the stack is not there while the network is waited for. So below.
+#[inline(never)]
+fn on_opened(connection: &Connection, established: Established, opened: &Opened) {
+    let device = &connection.device;
+    let older = connection.shared.lock().established.replace(established);
+    drop(older);
+    let max_connections = opened.reply.max_connections.get();
+    device.notes().lock().refusal = None;
+    let node_count = device.nodes().lock().len() as u16;
+    let mut session = device.session().lock();
+    session.set_nodes(node_count);
+    let wanted = session.on_opened(connection.index, max_connections, now());
+    // Before recovery, which needs the machine, sends anything.
+    let lost_bytes = match wanted {
+        true => device.on_volume(opened),
+        false => None,
+    };
+    drop(session);
+    if !wanted {
+        let unwanted = connection.shared.lock().established.take();
+        drop(unwanted);
+    }
+    if let Some(bytes) = lost_bytes {
+        device.report_lost_writes(bytes);
+    }
+}
+
+/// The connection could not be made.
+#[inline(never)]
+fn on_failed(connection: &Connection, Failure { cause, error }: Failure) {
+    let device = &connection.device;
+    if let Some(error) = error {
+        device.note_connect_failure(connection.index, cause, error);
+    }
+    device
+        .session()
+        .lock()
+        .on_connect_failed(connection.index, cause, now());
 }
 
 /// A connection that could not be made: the cause, and what to tell people unless the next try is
@@ -82,61 +91,98 @@ struct Failure {
     error: Option<DeviceError>,
 }
 
+impl Failure {
+    /// `text` is the node's own, may be empty.
+    #[inline(never)]
+    fn new(device: &Device, node: u16, cause: CloseCause, text: &str) -> Self {
+        Failure {
+            cause,
+            error: Some(match device.node(node) {
+                Some(node) => DeviceError::from_cause(cause, &node, text),
+                None => EINVAL.into(),
+            }),
+        }
+    }
+}
+
+#[inline(never)]
 fn connect(
     connection: &Arc<Connection>,
     task: &ConnectTask,
 ) -> Result<(Established, Opened), Failure> {
     let device = &connection.device;
-    let Some(node) = device.node(task.node) else {
-        let cause = CloseCause::ConnectFailed(EINVAL_NUMBER);
-        return Err(Failure {
-            cause,
-            error: Some(EINVAL.into()),
-        });
-    };
-    let fail = |cause| Failure {
-        cause,
-        error: Some(DeviceError::from_cause(cause, &node, "")),
-    };
-    let socket = open_socket(connection, &node).map_err(fail)?;
-
-    let handshake = device
-        .with_identity(|identity| Handshake::new(identity, task.kind, crate::crc::crc32c))
-        .map_err(fail)?;
-    let mut handshake = KBox::new(handshake, GFP_KERNEL).map_err(|_| fail(CloseCause::NoMemory))?;
-    match shake_hands(connection, &socket, task, &mut handshake) {
-        Ok(()) => {}
-        Err(cause) => {
-            let text = handshake.refused().map_or("", |refused| refused.text);
-            let error = match device.begin_forcing(cause, text) {
-                true => None,
-                false => Some(DeviceError::from_cause(cause, &node, text)),
-            };
-            return Err(Failure { cause, error });
-        }
+    let fail = |cause| Failure::new(device, task.node, cause, "");
+    let socket = open_socket(connection, task.node).map_err(fail)?;
+    let mut handshake = begin_handshake(device, task).map_err(fail)?;
+    if let Err(cause) = shake_hands(connection, &socket, task, &mut handshake) {
+        return Err(on_refused(device, task.node, cause, &handshake));
     }
-    let opened = handshake
-        .opened()
-        .ok_or_else(|| fail(CloseCause::BadEvent))?;
-    device.check_volume(&opened).map_err(fail)?;
-    device.nodes().lock().learn(handshake.nodes(), task.node);
+    conclude(device, socket, task.node, &handshake).map_err(fail)
+}
+
+/// What came of a handshake that went well.
+#[inline(never)]
+fn conclude(
+    device: &Device,
+    socket: Arc<TcpSocket>,
+    node: u16,
+    handshake: &Handshake,
+) -> Result<(Established, Opened), CloseCause> {
+    let opened = handshake.opened().ok_or(CloseCause::BadEvent)?;
+    device.check_volume(&opened)?;
+    device.nodes().lock().learn(handshake.nodes(), node);
     let established = Established {
         socket,
         features: opened.features,
         window_bytes: opened.reply.max_inflight_bytes.get().into(),
-        node: task.node,
+        node,
     };
     Ok((established, opened))
+}
+
+/// A handshake that has not begun.
+const NO_HANDSHAKE: Handshake = Handshake::empty(crate::crc::crc32c);
+
+/// What is to be said, in memory of its own: it is too large for the stack.
+#[inline(never)]
+fn begin_handshake(device: &Device, task: &ConnectTask) -> Result<KBox<Handshake>, CloseCause> {
+    let handshake = from_reserves(|| KBox::<Handshake>::new_uninit(GFP_KERNEL));
+    let handshake = handshake.map_err(|_| CloseCause::NoMemory)?;
+    // A constant is copied from where it lies: nothing of it is on the stack.
+    let mut handshake = KBox::write(handshake, NO_HANDSHAKE);
+    device.with_identity(|identity| handshake.begin(identity, task.kind))?;
+    Ok(handshake)
+}
+
+/// The handshake has failed, perhaps with a word of the node.
+#[inline(never)]
+fn on_refused(device: &Device, node: u16, cause: CloseCause, handshake: &Handshake) -> Failure {
+    let text = handshake.refused().map_or("", |refused| refused.text);
+    match device.begin_forcing(cause, text) {
+        true => Failure { cause, error: None },
+        false => Failure::new(device, node, cause, text),
+    }
+}
+
+/// Dirty pages may wait for this connection: the little that it needs comes from the reserves when
+/// nothing else is left. Not around anything that waits for the network.
+fn from_reserves<R>(make: impl FnOnce() -> R) -> R {
+    let _scope = NoReclaimScope::enter();
+    make()
 }
 
 /// The number of EINVAL, for causes.
 const EINVAL_NUMBER: i32 = 22;
 
-fn open_socket(connection: &Connection, node: &Node) -> Result<Arc<TcpSocket>, CloseCause> {
+#[inline(never)]
+fn open_socket(connection: &Connection, node: u16) -> Result<Arc<TcpSocket>, CloseCause> {
     let device = &connection.device;
+    let node = device.node(node);
+    let node = node.ok_or(CloseCause::ConnectFailed(EINVAL_NUMBER))?;
     let failed = |e: Error| CloseCause::ConnectFailed(-e.to_errno());
     let socket = TcpSocket::new(&device.params().net, &node.addr).map_err(failed)?;
-    let socket = Arc::new(socket, GFP_KERNEL).map_err(|_| CloseCause::NoMemory)?;
+    let socket =
+        from_reserves(|| Arc::new(socket, GFP_KERNEL)).map_err(|_| CloseCause::NoMemory)?;
     let older = connection.shared.lock().connecting.replace(socket.clone());
     drop(older);
     // What was sent but not acknowledged for as long as silence is tolerated is a dead node.
@@ -160,6 +206,7 @@ fn remaining_ms(task: &ConnectTask) -> Result<u32, CloseCause> {
     }
 }
 
+#[inline(never)]
 fn shake_hands(
     connection: &Connection,
     socket: &TcpSocket,

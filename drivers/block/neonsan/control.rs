@@ -12,7 +12,11 @@
 mod reply;
 mod request;
 
-use crate::{device::Device, params::DeviceError, registry, uapi, NeonSan};
+use crate::{
+    device::Device,
+    params::{DeviceError, MAX_POLL_QUEUES, MAX_QUEUE_DEPTH},
+    registry, uapi, NeonSan,
+};
 use kernel::{prelude::*, sync::Arc, ModuleMetadata};
 use neonsan_kernel::genetlink::{
     self, Check, Doit, Dump, Dumpit, Family, GenlMsg, MulticastGroup, Policy, Refusal, Request,
@@ -31,13 +35,15 @@ static NODE_POLICY: Policy = Policy::new(&[
     ),
 ]);
 
+/// Their bounds are those of [`neonsan_session::Timeouts::BOUNDS`], checked there: its messages name
+/// them, the core's would not.
 static TIMEOUTS_POLICY: Policy = Policy::new(&[
-    (attr::timeouts::REQUEST, Check::u32_min(100)),
-    (attr::timeouts::CONNECT, Check::u32_min(100)),
-    (attr::timeouts::HEARTBEAT_INTERVAL, Check::u32_min(100)),
-    (attr::timeouts::HEARTBEAT_TIMEOUT, Check::u32_min(100)),
-    (attr::timeouts::RECONNECT_DELAY_MIN, Check::u32_min(1)),
-    (attr::timeouts::RECONNECT_DELAY_MAX, Check::u32_min(1)),
+    (attr::timeouts::REQUEST, Check::u32()),
+    (attr::timeouts::CONNECT, Check::u32()),
+    (attr::timeouts::HEARTBEAT_INTERVAL, Check::u32()),
+    (attr::timeouts::HEARTBEAT_TIMEOUT, Check::u32()),
+    (attr::timeouts::RECONNECT_DELAY_MIN, Check::u32()),
+    (attr::timeouts::RECONNECT_DELAY_MAX, Check::u32()),
     (attr::timeouts::LOSS, Check::u32()),
 ]);
 
@@ -53,11 +59,17 @@ static ATTACH_POLICY: Policy = Policy::new(&[
     (attr::device::HOST_NAME, ANY_TEXT),
     (attr::device::INDEX, Check::u32()),
     (attr::device::CONNECTIONS, Check::u32_range(0, 256)),
-    (attr::device::QUEUE_DEPTH, Check::u32_range(0, 1024)),
+    (
+        attr::device::QUEUE_DEPTH,
+        Check::u32_range(0, MAX_QUEUE_DEPTH as i16),
+    ),
     (attr::device::TIMEOUTS, Check::nested(&TIMEOUTS_POLICY)),
     (attr::device::CHECKSUMS, Check::u32_range(0, 3)),
     (attr::device::FORCE, Check::flag()),
-    (attr::device::POLL_QUEUES, Check::u32_range(0, 63)),
+    (
+        attr::device::POLL_QUEUES,
+        Check::u32_range(0, MAX_POLL_QUEUES as i16),
+    ),
 ]);
 
 static DETACH_POLICY: Policy = Policy::new(&[
@@ -88,10 +100,10 @@ static OPS: [SplitOps; 7] = [
     SplitOps::doit::<Resume>(cmd::RESUME, &GET_POLICY),
 ];
 
-/// The index of the one group.
+/// The index of the one group. Events name volumes and nodes, so it has the same door as attach.
 const EVENTS: u32 = 0;
 
-static GROUPS: [MulticastGroup; 1] = [MulticastGroup::const_new(c"events")];
+static GROUPS: [MulticastGroup; 1] = [MulticastGroup::const_new_admin(c"events")];
 
 static FAMILY: Family = Family::const_new(
     &<NeonSan as ModuleMetadata>::THIS_MODULE,
@@ -107,6 +119,7 @@ pub(crate) fn register() -> Result<genetlink::Registration> {
 }
 
 impl From<DeviceError> for Refusal {
+    #[inline(never)]
     fn from(error: DeviceError) -> Self {
         Refusal::new(error.error, format_args!("{}", error.message))
     }
@@ -143,12 +156,19 @@ fn named_device(request: &Request<'_>) -> Result<Arc<Device>, Refusal> {
     })
 }
 
+/// Attaches what a request asks for. Not inline: nothing of its caller's that is large may lie below
+/// it on the stack.
+#[inline(never)]
+fn attach(request: &Request<'_>) -> Result<Arc<Device>, Refusal> {
+    Ok(Device::attach(request::attach_params(request)?)?)
+}
+
 struct Attach;
 
 impl Doit for Attach {
     fn doit(request: &Request<'_>) -> Result<(), Refusal> {
         admin_only(request)?;
-        let device = Device::attach(request::attach_params(request.attributes())?)?;
+        let device = attach(request)?;
         request.reply(cmd::ATTACH, |msg| {
             put_name(msg, &device)?;
             put_fenced(msg, &device)

@@ -43,8 +43,11 @@ impl Show for State {
     }
 }
 
+#[inline(never)]
 fn show_device(f: &mut fmt::Formatter<'_>, device: &Device) -> core::fmt::Result {
-    let info = device.info();
+    let Ok(info) = device.info() else {
+        return writeln!(f, "neonsan{} (no memory to tell more)", device.index());
+    };
     let params = device.params();
     writeln!(
         f,
@@ -75,17 +78,18 @@ fn show_device(f: &mut fmt::Formatter<'_>, device: &Device) -> core::fmt::Result
     if let Some(fenced) = &info.fenced {
         writeln!(f, "  fenced=\"{fenced}\"")?;
     }
-    for index in 0..info.connections {
-        if let Some(connection) = device.connection_info(index) {
-            show_connection(f, index, &connection)?;
-            let mut result = Ok(());
-            device.for_each_request(index, &mut |request| {
-                if result.is_ok() {
-                    result = show_request(f, &request);
-                }
-            });
-            result?;
-        }
+    let Ok(connections) = device.connection_infos() else {
+        return writeln!(f, "  (no memory to tell of the connections)");
+    };
+    for (index, connection) in &connections {
+        show_connection(f, *index, connection)?;
+        let mut result = Ok(());
+        device.for_each_request(*index, &mut |request| {
+            if result.is_ok() {
+                result = show_request(f, &request);
+            }
+        });
+        result?;
     }
     Ok(())
 }

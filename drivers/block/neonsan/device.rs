@@ -98,6 +98,17 @@ pub(crate) struct Progress {
     pub(crate) gone: bool,
 }
 
+impl Progress {
+    /// Why attaching comes to nothing: what was noted last, or else this cause.
+    #[inline(never)]
+    pub(crate) fn why(&self, cause: CloseCause) -> DeviceError {
+        match &self.error {
+            Some(error) => error.clone(),
+            None => DeviceError::new(crate::error::errno_of(cause), format_args!("{cause}")),
+        }
+    }
+}
+
 /// Where a device is in its life.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lifecycle {
@@ -184,7 +195,29 @@ impl_has_delayed_work! {
 
 impl Device {
     /// A device without a disk, of which the session has not begun. May sleep.
+    #[inline(never)]
     pub(crate) fn new(index: u32, params: KBox<AttachParams>, now: Instant) -> Result<Arc<Self>> {
+        let wish = params.all_connections();
+        let depth = crate::params::DEFAULT_QUEUE_DEPTH;
+        let depth = params.queue_depth.unwrap_or(depth);
+        let device = Self::without_connections(index, params, now)?;
+        let mut connections = KVec::with_capacity(wish as usize, GFP_KERNEL)?;
+        for i in 0..wish {
+            connections.push(
+                Connection::new(device.clone(), i as u16, depth)?,
+                GFP_KERNEL,
+            )?;
+        }
+        *device.connections.lock() = connections;
+        Ok(device)
+    }
+
+    #[inline(never)]
+    fn without_connections(
+        index: u32,
+        params: KBox<AttachParams>,
+        now: Instant,
+    ) -> Result<Arc<Self>> {
         let name = CString::try_from_fmt(fmt!("neonsan{index}"))?;
         let queue = OwnedQueue::new_mem_reclaim(&name)?;
         let connecting = OwnedQueue::new_mem_reclaim(&name)?;
@@ -210,9 +243,7 @@ impl Device {
         }
         let timeouts = params.timeouts;
         let nodes = Nodes::new(&params.nodes)?;
-        let depth = crate::params::DEFAULT_QUEUE_DEPTH;
-        let depth = params.queue_depth.unwrap_or(depth);
-        let device = Arc::pin_init(
+        Ok(Arc::pin_init(
             pin_init!(Device {
                 index,
                 name,
@@ -247,16 +278,7 @@ impl Device {
                 change_work <- new_work!("neonsan_change"),
             }),
             GFP_KERNEL,
-        )?;
-        let mut connections = KVec::with_capacity(wish as usize, GFP_KERNEL)?;
-        for i in 0..wish {
-            connections.push(
-                Connection::new(device.clone(), i as u16, depth)?,
-                GFP_KERNEL,
-            )?;
-        }
-        *device.connections.lock() = connections;
-        Ok(device)
+        )?)
     }
 
     // ---- what it is ----
@@ -369,7 +391,7 @@ impl Device {
     pub(crate) fn set_timeouts(self: &Arc<Self>, timeouts: Timeouts) -> Result<(), DeviceError> {
         timeouts
             .check()
-            .map_err(|text| DeviceError::new(EINVAL, format_args!("{text}")))?;
+            .map_err(|bad| DeviceError::new(EINVAL, format_args!("{bad}")))?;
         *self.timeouts.lock() = timeouts;
         self.session.lock().set_timeouts(timeouts);
         self.wake();

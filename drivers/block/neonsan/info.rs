@@ -10,7 +10,10 @@ use crate::{
     queue::op_of,
     uapi,
 };
-use kernel::sync::{atomic::Relaxed, Arc};
+use kernel::{
+    prelude::*,
+    sync::{atomic::Relaxed, Arc},
+};
 use neonsan_session::{
     client::{self, SlotInfo, SlotState},
     Instant,
@@ -50,6 +53,28 @@ pub(crate) struct DeviceInfo {
     pub(crate) fenced: Option<Message>,
 }
 
+impl DeviceInfo {
+    /// Nothing known yet. A constant is copied from where it lies to where it is filled in: a whole
+    /// one is too large for the stack.
+    const EMPTY: DeviceInfo = DeviceInfo {
+        state: uapi::SessionState::Opening,
+        lost_for_ms: 0,
+        generation: 0,
+        session_id: [0; 16],
+        volume: None,
+        connections: 0,
+        poll_queues: 0,
+        openers: 0,
+        has_disk: false,
+        queue_depth: 0,
+        loss_deadline_ms: None,
+        suspend: None,
+        at_risk_bytes: 0,
+        failure: None,
+        fenced: None,
+    };
+}
+
 /// A connection.
 pub(crate) struct ConnectionInfo {
     /// Where it is.
@@ -76,6 +101,27 @@ pub(crate) struct ConnectionInfo {
     pub(crate) retry_in_ms: Option<u64>,
     /// In how many milliseconds the try, or the silent connection, is given up.
     pub(crate) deadline_in_ms: Option<u64>,
+    /// Counters since attach.
+    pub(crate) statistics: Statistics,
+}
+
+impl ConnectionInfo {
+    /// Nothing known yet, as [`DeviceInfo::EMPTY`].
+    const EMPTY: ConnectionInfo = ConnectionInfo {
+        state: uapi::ConnectionState::Idle,
+        since_ms: 0,
+        node: None,
+        epoch: 0,
+        losses: 0,
+        in_flight: 0,
+        parked: 0,
+        last_cause: None,
+        oldest: None,
+        silent_for_ms: 0,
+        retry_in_ms: None,
+        deadline_in_ms: None,
+        statistics: Statistics::NONE,
+    };
 }
 
 /// A request in flight.
@@ -100,7 +146,7 @@ pub(crate) struct RequestInfo {
 }
 
 /// Counters since attach.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub(crate) struct Statistics {
     /// READ requests.
     pub(crate) reads: u64,
@@ -128,6 +174,38 @@ pub(crate) struct Statistics {
     pub(crate) lost_bytes: u64,
 }
 
+impl Statistics {
+    const NONE: Statistics = Statistics {
+        reads: 0,
+        writes: 0,
+        flushes: 0,
+        discards: 0,
+        write_zeroes: 0,
+        read_bytes: 0,
+        written_bytes: 0,
+        errors: 0,
+        resent: 0,
+        timeouts: 0,
+        sends: 0,
+        lost_bytes: 0,
+    };
+
+    /// Adds those of a connection.
+    fn add(&mut self, one: &Statistics) {
+        self.reads += one.reads;
+        self.writes += one.writes;
+        self.flushes += one.flushes;
+        self.discards += one.discards;
+        self.write_zeroes += one.write_zeroes;
+        self.read_bytes += one.read_bytes;
+        self.written_bytes += one.written_bytes;
+        self.errors += one.errors;
+        self.resent += one.resent;
+        self.timeouts += one.timeouts;
+        self.sends += one.sends;
+    }
+}
+
 /// Where the session of a device is, for people.
 pub(crate) fn session_state(device: &Device) -> uapi::SessionState {
     if device.is_closing() {
@@ -151,7 +229,29 @@ pub(crate) fn session_state(device: &Device) -> uapi::SessionState {
 
 impl Device {
     /// A snapshot of the device. Sleeps.
-    pub(crate) fn info(&self) -> DeviceInfo {
+    pub(crate) fn info(&self) -> Result<KBox<DeviceInfo>> {
+        let mut info = KBox::new(DeviceInfo::EMPTY, GFP_KERNEL)?;
+        self.look_at_session(&mut info);
+        info.volume = self.volume();
+        let wish = self
+            .params()
+            .queue_depth
+            .unwrap_or(crate::params::DEFAULT_QUEUE_DEPTH);
+        let max_depth = info.volume.as_ref().map(|v| v.max_depth.into());
+        info.queue_depth = max_depth.map_or(wish, |max| wish.min(max));
+        {
+            let notes = self.notes().lock();
+            info.failure.clone_from(&notes.failure);
+            info.fenced.clone_from(&notes.fenced);
+        }
+        info.suspend = self.suspended();
+        info.at_risk_bytes = self.at_risk().open_bytes();
+        Ok(info)
+    }
+
+    /// What the disk and the session machine say.
+    #[inline(never)]
+    fn look_at_session(&self, info: &mut DeviceInfo) {
         let (has_disk, openers) = match self.lifecycle().try_lock() {
             // While it is being taken away, the disk may be waited for a long time.
             Some(lifecycle) if *lifecycle == Lifecycle::Attached => {
@@ -163,46 +263,42 @@ impl Device {
             }
             _ => (false, 0),
         };
+        info.has_disk = has_disk;
+        info.openers = openers;
+        info.session_id = self.session_id();
+        info.state = session_state(self);
+        info.poll_queues = self.poll_queues();
         let session = self.session().lock();
-        let lost_for_ms = session
-            .lost_since()
-            .map_or(0, |since| now().since_ms(since));
-        let (generation, connections) = (session.generation().0, session.connection_count());
-        let loss_deadline_ms = session.loss_deadline().map(|at| at.since_ms(now()));
-        drop(session);
-        let (failure, fenced) = {
-            let notes = self.notes().lock();
-            (notes.failure, notes.fenced)
-        };
-        let volume = self.volume();
-        let wish = self
-            .params()
-            .queue_depth
-            .unwrap_or(crate::params::DEFAULT_QUEUE_DEPTH);
-        DeviceInfo {
-            state: session_state(self),
-            lost_for_ms,
-            generation,
-            session_id: self.session_id(),
-            volume,
-            connections,
-            poll_queues: self.poll_queues(),
-            openers,
-            has_disk,
-            queue_depth: volume.map_or(wish, |v| wish.min(v.max_depth.into())),
-            loss_deadline_ms,
-            suspend: self.suspended(),
-            at_risk_bytes: self.at_risk().open_bytes(),
-            failure,
-            fenced,
-        }
+        let lost_since = session.lost_since();
+        info.lost_for_ms = lost_since.map_or(0, |since| now().since_ms(since));
+        info.generation = session.generation().0;
+        info.connections = session.connection_count();
+        info.loss_deadline_ms = session.loss_deadline().map(|at| at.since_ms(now()));
     }
 
-    /// A snapshot of one connection; `None` if there is none with this index. Sleeps.
-    pub(crate) fn connection_info(&self, index: u16) -> Option<ConnectionInfo> {
-        let connection = self.connection(index)?;
+    /// Snapshots of all connections, with their places in the session. Sleeps.
+    pub(crate) fn connection_infos(&self) -> Result<KVec<(u16, ConnectionInfo)>> {
+        let count = self.session().lock().connection_count();
+        let mut infos = KVec::with_capacity(count.into(), GFP_KERNEL)?;
+        for index in 0..count {
+            let Some(connection) = self.connection(index) else {
+                continue;
+            };
+            // Filled in where it lies.
+            infos.push((index, ConnectionInfo::EMPTY), GFP_KERNEL)?;
+            if let Some((_, info)) = infos.last_mut() {
+                self.look_at_connection(&connection, info);
+            }
+        }
+        Ok(infos)
+    }
+
+    #[inline(never)]
+    fn look_at_connection(&self, connection: &Connection, info: &mut ConnectionInfo) {
         let now = now();
-        let (state, since, cause) = self.session().lock().connection(index)?;
+        let Some((state, since, cause)) = self.session().lock().connection(connection.index) else {
+            return;
+        };
         let (step, epoch, losses) = {
             let shared = connection.shared.lock();
             (shared.step, shared.epoch, shared.losses)
@@ -233,20 +329,19 @@ impl Device {
                 oldest = Some(info);
             }
         }
-        Some(ConnectionInfo {
-            state: connection_state(state, step),
-            since_ms: now.since_ms(since),
-            node: connection.node(),
-            epoch,
-            losses,
-            in_flight,
-            parked,
-            last_cause: cause.map(|cause| Message::from_fmt(format_args!("{cause}"))),
-            oldest: oldest.map(|slot| request_info(&slot, timeouts.request_ms, now)),
-            silent_for_ms,
-            retry_in_ms: in_ms(retry_at),
-            deadline_in_ms: in_ms(deadline),
-        })
+        info.state = connection_state(state, step);
+        info.since_ms = now.since_ms(since);
+        info.node = connection.node();
+        info.epoch = epoch;
+        info.losses = losses;
+        info.in_flight = in_flight;
+        info.parked = parked;
+        info.last_cause = cause.map(|cause| Message::from_fmt(format_args!("{cause}")));
+        info.oldest = oldest.map(|slot| request_info(&slot, timeouts.request_ms, now));
+        info.silent_for_ms = silent_for_ms;
+        info.retry_in_ms = in_ms(retry_at);
+        info.deadline_in_ms = in_ms(deadline);
+        info.statistics = connection_statistics(connection);
     }
 
     /// Calls `f` for each request that holds a slot of a connection. Sleeps if `f` does.
@@ -260,51 +355,35 @@ impl Device {
         }
     }
 
-    /// Counters of one connection since attach; zero if there is none with this index. Takes no lock
-    /// of the I/O path. Sleeps.
-    pub(crate) fn connection_statistics(&self, index: u16) -> Statistics {
-        let Some(connection) = self.connection(index) else {
-            return Statistics::default();
-        };
-        let counts = connection.transmit.counts();
-        Statistics {
-            reads: counts.reads,
-            writes: counts.writes,
-            flushes: counts.flushes,
-            discards: counts.discards,
-            write_zeroes: counts.write_zeroes,
-            read_bytes: counts.read_bytes,
-            written_bytes: counts.written_bytes,
-            errors: connection.errors.load(Relaxed),
-            resent: counts.resent,
-            timeouts: connection.timeouts.load(Relaxed),
-            sends: counts.sends,
-            lost_bytes: 0,
-        }
-    }
-
-    /// Counters since attach, summed over the connections. Sleeps.
-    pub(crate) fn statistics(&self) -> Statistics {
+    /// Counters since attach, summed over the connections.
+    pub(crate) fn statistics(&self, connections: &[(u16, ConnectionInfo)]) -> Statistics {
         let mut sum = Statistics {
             lost_bytes: self.at_risk().lost_bytes(),
-            ..Statistics::default()
+            ..Statistics::NONE
         };
-        let count = self.session().lock().connection_count();
-        for index in 0..count {
-            let one = self.connection_statistics(index);
-            sum.reads += one.reads;
-            sum.writes += one.writes;
-            sum.flushes += one.flushes;
-            sum.discards += one.discards;
-            sum.write_zeroes += one.write_zeroes;
-            sum.read_bytes += one.read_bytes;
-            sum.written_bytes += one.written_bytes;
-            sum.errors += one.errors;
-            sum.resent += one.resent;
-            sum.timeouts += one.timeouts;
-            sum.sends += one.sends;
+        for (_, connection) in connections {
+            sum.add(&connection.statistics);
         }
         sum
+    }
+}
+
+/// Counters of one connection since attach. Takes no lock of the I/O path.
+fn connection_statistics(connection: &Connection) -> Statistics {
+    let counts = connection.transmit.counts();
+    Statistics {
+        reads: counts.reads,
+        writes: counts.writes,
+        flushes: counts.flushes,
+        discards: counts.discards,
+        write_zeroes: counts.write_zeroes,
+        read_bytes: counts.read_bytes,
+        written_bytes: counts.written_bytes,
+        errors: connection.errors.load(Relaxed),
+        resent: counts.resent,
+        timeouts: connection.timeouts.load(Relaxed),
+        sends: counts.sends,
+        lost_bytes: 0,
     }
 }
 

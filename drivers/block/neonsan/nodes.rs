@@ -46,6 +46,7 @@ impl Nodes {
 
     /// The node at place `current` says that these serve the volume. The preferred ones are added
     /// first; what no node tells of any more makes room when there is none.
+    #[inline(never)]
     pub(crate) fn learn(&mut self, told: impl Iterator<Item = NodeAddress>, current: u16) {
         let mut all = [NodeAddress::default(); MAX_NODES];
         let mut count = 0;

@@ -132,7 +132,7 @@ pub(crate) struct AttachParams {
     pub(crate) checksums: u32,
     /// Take an exclusive volume from the host that holds it.
     pub(crate) force: bool,
-    /// The network namespace to connect in.
+    /// The network namespace to connect in: that of the netlink socket, so the initial one.
     pub(crate) net: Net,
 }
 
@@ -161,6 +161,7 @@ pub(crate) struct DeviceError {
 
 impl DeviceError {
     /// An error with its message.
+    #[inline(never)]
     pub(crate) fn new(error: Error, args: fmt::Arguments<'_>) -> Self {
         DeviceError {
             error,
@@ -169,6 +170,7 @@ impl DeviceError {
     }
 
     /// The error of a connection that could not be made; `text` is the node's own, may be empty.
+    #[inline(never)]
     pub(crate) fn from_cause(cause: CloseCause, node: &Node, text: &str) -> Self {
         let error = crate::error::errno_of(cause);
         if text.is_empty() {

@@ -4,7 +4,9 @@
 //!
 //! One work item for each device. It is the only one that stops and resumes connections, so these
 //! never run at the same time for one device. It never waits for the network: connecting, which
-//! does, has workers of its own.
+//! does, has workers of its own. Nor does it wait for memory, since dirty pages may wait for it: what
+//! the sockets need comes from the reserves (they see to that themselves), and an event for which
+//! there is no memory at once is not sent.
 
 use crate::{
     clock::now,
@@ -20,7 +22,6 @@ use kernel::{
     prelude::*,
     sync::{atomic::Relaxed, Arc},
 };
-use neonsan_kernel::mm::NoReclaimScope;
 use neonsan_proto::Status;
 use neonsan_session::{
     client::{Action, ConnectKind, GateState, Notice, SessionState},
@@ -43,8 +44,6 @@ pub(crate) fn is_permanent(cause: CloseCause) -> bool {
 
 /// Looks at what happened, and does what is due.
 pub(crate) fn run(device: &Arc<Device>) {
-    // Dirty pages may wait for what is done here, so it must not wait for memory.
-    let _scope = NoReclaimScope::enter();
     let before = info::session_state(device);
     collect(device);
     loop {
@@ -102,6 +101,7 @@ fn collect(device: &Arc<Device>) {
     }
 }
 
+#[inline(never)]
 fn execute(device: &Arc<Device>, action: Action) {
     match action {
         Action::Connect {
@@ -167,26 +167,35 @@ fn execute(device: &Arc<Device>, action: Action) {
             connection.queue_work::<TRANSMIT_WORK>();
         }
         Action::FailRequests { cause } => {
-            let why = device.failure_text(cause);
-            device.notes().lock().failure = Some(why);
-            fail_requests(device, cause);
-            let text = Message::from_fmt(format_args!("{why}: requests fail from now on"));
-            pr_err!("{}: {text}\n", device.name());
-            control::event_failed(device, text.as_str());
+            begin_failing(device, cause);
             if cause == CloseCause::Fenced {
                 inquire(device);
             }
         }
         // The node closes when it was told that the session is over.
         Action::Notify(Notice::Lost { .. }) if device.is_closing() => {}
-        Action::Notify(Notice::Lost { cause }) => {
-            let text = Message::from_fmt(format_args!("{cause}"));
-            pr_warn!("{}: lost ({text}); requests wait\n", device.name());
-        }
+        Action::Notify(Notice::Lost { cause }) => note_lost(device, cause),
         Action::Notify(Notice::Recovered { lost_for_ms }) => {
             pr_info!("{}: back after {lost_for_ms} ms\n", device.name());
         }
     }
+}
+
+/// From now on requests fail: tells everybody who wants to know.
+#[inline(never)]
+fn begin_failing(device: &Arc<Device>, cause: CloseCause) {
+    let why = device.failure_text(cause);
+    device.notes().lock().failure = Some(why);
+    fail_requests(device, cause);
+    let text = Message::from_fmt(format_args!("{why}: requests fail from now on"));
+    pr_err!("{}: {text}\n", device.name());
+    control::event_failed(device, text.as_str());
+}
+
+#[inline(never)]
+fn note_lost(device: &Device, cause: CloseCause) {
+    let text = Message::from_fmt(format_args!("{cause}"));
+    pr_warn!("{}: lost ({text}); requests wait\n", device.name());
 }
 
 /// Asks the node who has the volume now, unless it has said so. It refuses a session that was fenced,
@@ -236,6 +245,7 @@ fn traced(device: &Arc<Device>, index: u16, to: uapi::ConnectionState, cause: &s
     trace::connection_state(device.index(), index.into(), from, to, cause);
 }
 
+#[inline(never)]
 fn stop(device: &Arc<Device>, index: u16, cause: CloseCause) {
     let Some(connection) = device.connection(index) else {
         return;

@@ -24,9 +24,9 @@ pub struct NetlinkSkBuff {
 
 impl NetlinkSkBuff {
     /// A buffer with room for `bytes` of messages.
-    pub fn new(bytes: usize) -> Result<Self, AllocError> {
+    pub(super) fn new(bytes: usize, gfp: bindings::gfp_t) -> Result<Self, AllocError> {
         // SAFETY: Takes two numbers.
-        let skb = unsafe { bindings::nlmsg_new(bytes, bindings::GFP_NOIO) };
+        let skb = unsafe { bindings::nlmsg_new(bytes, gfp) };
         // INVARIANT: The new buffer is ours.
         NonNull::new(skb)
             .map(|skb| NetlinkSkBuff { skb })

@@ -100,6 +100,8 @@ pub struct Policy {
 impl Policy {
     /// A policy of attribute types and what each may be. For const context: panics if a type is
     /// too high.
+    // Inline, so that no code is made of it: it runs at compile time only.
+    #[inline]
     pub const fn new(checks: &[(u16, Check)]) -> Self {
         let mut policy = Policy {
             checks: [Check::REFUSED; TYPES],

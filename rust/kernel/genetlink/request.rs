@@ -4,6 +4,7 @@
 
 use super::attr::Attributes;
 use super::message::{write_message, GenlMsg, NetlinkSkBuff};
+use crate::net::Net;
 use core::fmt::{self, Write as _};
 use core::marker::PhantomData;
 use core::ptr::NonNull;
@@ -157,6 +158,17 @@ impl<'a> Request<'a> {
         self.attributes
     }
 
+    /// The network namespace of the socket that the request came through, whatever the caller's own is
+    /// by now.
+    pub fn net(&self) -> Net {
+        // SAFETY: By the invariant; the socket, which waits for this request, keeps its namespace.
+        unsafe {
+            let net = bindings::genl_info_net(self.info.as_ptr());
+            // Never null.
+            Net::from_raw(NonNull::new_unchecked(net))
+        }
+    }
+
     /// Whether both the sender and who opened the socket have CAP_SYS_ADMIN in the initial user
     /// namespace.
     pub fn is_admin(&self) -> bool {
@@ -176,7 +188,7 @@ impl<'a> Request<'a> {
             (info.snd_portid, info.snd_seq, info.family)
         };
         for bytes in [4 << 10, 16 << 10, 64 << 10] {
-            let mut skb = NetlinkSkBuff::new(bytes)?;
+            let mut skb = NetlinkSkBuff::new(bytes, bindings::GFP_KERNEL)?;
             match skb.write(portid, seq, family, 0, cmd, &build) {
                 Ok(()) => {
                     // SAFETY: By the invariant, and the buffer is given away.

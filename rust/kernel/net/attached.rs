@@ -14,7 +14,7 @@
 //! second, lets go of it, and then takes the first.
 
 use super::{SocketState, TcpSocket};
-use crate::skbuff::SkBuff;
+use crate::{mm::NoReclaimScope, skbuff::SkBuff};
 use core::{cell::UnsafeCell, marker::PhantomPinned};
 use kernel::{
     prelude::*,
@@ -102,16 +102,20 @@ impl<C: Callbacks> Attached<C> {
                 write_space: (*sk).sk_write_space,
             }
         };
-        let this = Arc::pin_init(
-            pin_init!(Attached {
-                socket,
-                callbacks,
-                saved,
-                rx: UnsafeCell::new(Some(rx)),
-                _pin: PhantomPinned,
-            }),
-            GFP_KERNEL,
-        )?;
+        let this = {
+            // A lost connection comes back by this.
+            let _scope = NoReclaimScope::enter();
+            Arc::pin_init(
+                pin_init!(Attached {
+                    socket,
+                    callbacks,
+                    saved,
+                    rx: UnsafeCell::new(Some(rx)),
+                    _pin: PhantomPinned,
+                }),
+                GFP_KERNEL,
+            )?
+        };
         // INVARIANT: The address of the value does not change inside the `Arc`.
         // SAFETY: The socket is valid; its callback lock protects these fields.
         unsafe {

@@ -20,13 +20,16 @@ unsafe impl Send for Net {}
 unsafe impl Sync for Net {}
 
 impl Net {
-    /// The namespace of the calling process. Process context.
-    pub fn current() -> Self {
-        // SAFETY: A running process has a namespace; the call takes a reference.
-        let net = unsafe { bindings::get_current_net() };
-        // SAFETY: It is never null.
+    /// Takes a reference of its own to a namespace.
+    ///
+    /// # Safety
+    ///
+    /// `net` must be valid.
+    pub(crate) unsafe fn from_raw(net: NonNull<bindings::net>) -> Self {
+        // SAFETY: By the caller's promise.
+        unsafe { bindings::get_net(net.as_ptr()) };
         // INVARIANT: The reference was just taken.
-        Net(unsafe { NonNull::new_unchecked(net) })
+        Net(net)
     }
 
     pub(super) fn as_raw(&self) -> *mut bindings::net {

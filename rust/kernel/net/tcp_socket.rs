@@ -5,7 +5,7 @@
 //! C header: `include/linux/net.h` (`struct socket`).
 
 use super::{send_batch::SendFlags, Net, SendBatch, SocketAddr};
-use crate::block::mq::Operations;
+use crate::{block::mq::Operations, mm::NoReclaimScope};
 use core::ptr::{self, NonNull};
 use kernel::{
     error::to_result,
@@ -26,7 +26,9 @@ pub enum SocketState {
 }
 
 /// A TCP socket of the kernel's own, fit for the way of dirty pages to their storage: it allocates
-/// without starting I/O, and from the reserves if it must.
+/// without starting I/O, and from the reserves if it must. Making and ending one, too, takes what it
+/// needs from there, so callers need no scope of their own for that; sending does with
+/// [`TcpSocket::send_messages`], whose batches are many.
 ///
 /// Dropping it throws away what was not sent: pages that wait to be sent are released, and the far
 /// side is told by a reset. Nothing of an old connection can be sent after that.
@@ -46,6 +48,7 @@ unsafe impl Sync for TcpSocket {}
 impl TcpSocket {
     /// Makes a socket for connecting to an address of this family. May sleep.
     pub fn new(net: &Net, addr: &SocketAddr) -> Result<Self> {
+        let _scope = NoReclaimScope::enter();
         let mut sock = ptr::null_mut();
         // SAFETY: `net` is valid, and `sock` is for the result.
         to_result(unsafe {
@@ -184,6 +187,8 @@ impl TcpSocket {
     /// or, over loopback, to the far side's socket is out of reach. May sleep, but not for the
     /// network.
     pub fn abort(&self) {
+        // For the packet of the reset.
+        let _scope = NoReclaimScope::enter();
         // SAFETY: By the type's invariants.
         unsafe { bindings::sock_abort(self.sk()) };
     }
@@ -206,10 +211,13 @@ fn bytes_or_error(n: c_int) -> Result<usize> {
 
 impl Drop for TcpSocket {
     fn drop(&mut self) {
+        // For the packet of the reset.
+        let _scope = NoReclaimScope::enter();
         // SAFETY: By the type's invariants. Without lingering, release resets the connection and
-        // purges its queues.
+        // purges its queues. `sock_prepare` let the socket use the reserves.
         unsafe {
             bindings::sock_no_linger(self.sk());
+            bindings::sock_clear_memalloc(self.sk());
             bindings::sock_release(self.as_raw());
         }
     }

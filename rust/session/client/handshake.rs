@@ -10,7 +10,7 @@
 //! ([`Timeouts::connect_ms`](crate::Timeouts)), since only it can interrupt a socket.
 
 use super::{promise::broken_promise, terms::ConnectKind};
-use crate::CloseCause;
+use crate::{CloseCause, Generation};
 use neonsan_proto::{
     ClientHello, Crc32c, Features, Geometry, Header, Kind, Mode, NodeAddress, OpenFlags, OpenReply,
     OpenRequest, Refusal, ServerHello, Status, VolumeName, HEADER_BYTES, HELLO_BYTES, MAGIC_BYTES,
@@ -94,7 +94,8 @@ enum State {
     Failed,
 }
 
-/// One handshake. About 1.5 KiB: not for a kernel stack.
+/// One handshake. More than 1 KiB, so not for a kernel stack: a const made by [`Handshake::empty`] goes
+/// where it is to live, and [`Handshake::begin`] fills it in there.
 #[derive(Debug)]
 pub struct Handshake {
     state: State,
@@ -102,22 +103,50 @@ pub struct Handshake {
     /// Bytes of the current state that were sent or received.
     at: usize,
     hello: [u8; HELLO_BYTES],
+    /// Header and body of OPEN or JOIN; the header is written when the features are known.
     open: [u8; OPEN_BYTES],
-    request: OpenRequest,
+    /// What the node says, and at last its reply or refusal.
     input: [u8; BODY_BYTES],
     body_crc: u32,
     features: Features,
-    reply: OpenReply,
     refused: Option<(Status, usize)>,
     crc32c: Crc32c,
 }
 
 impl Handshake {
+    /// A handshake that has not begun.
+    pub const fn empty(crc32c: Crc32c) -> Self {
+        Handshake {
+            state: State::Failed,
+            kind: ConnectKind::Open {
+                generation: Generation(0),
+                epoch: 0,
+                promote: false,
+            },
+            at: 0,
+            hello: [0; HELLO_BYTES],
+            open: [0; OPEN_BYTES],
+            input: [0; BODY_BYTES],
+            body_crc: 0,
+            features: Features::NONE,
+            refused: None,
+            crc32c,
+        }
+    }
+
     /// A handshake for one connection as the [`Session`](super::Session) asked for it.
+    // Made in the caller's frame: not in a kernel, whose stacks are small.
+    #[cfg(not(MODULE))]
     pub fn new(identity: &Identity<'_>, kind: ConnectKind, crc32c: Crc32c) -> Self {
+        let mut this = Handshake::empty(crc32c);
+        this.begin(identity, kind);
+        this
+    }
+
+    /// Begins the handshake for one connection as the [`Session`](super::Session) asked for it.
+    pub fn begin(&mut self, identity: &Identity<'_>, kind: ConnectKind) {
         let hello = ClientHello::new(identity.offered, identity.required, identity.product);
-        let mut bytes = [0; HELLO_BYTES];
-        bytes.copy_from_slice(hello.as_bytes());
+        self.hello.copy_from_slice(hello.as_bytes());
         let mut request = OpenRequest::new(identity.volume, identity.host_name);
         request.session_id = identity.session_id;
         request.host_id = identity.host_id;
@@ -139,20 +168,12 @@ impl Handshake {
         if identity.force && matches!(kind, ConnectKind::Open { promote: false, .. }) {
             request.flags = OpenFlags::FORCE.0;
         }
-        Handshake {
-            state: State::SendHello,
-            kind,
-            at: 0,
-            hello: bytes,
-            open: [0; OPEN_BYTES],
-            request,
-            input: [0; BODY_BYTES],
-            body_crc: 0,
-            features: Features::NONE,
-            reply: OpenReply::default(),
-            refused: None,
-            crc32c,
-        }
+        let (_, body) = self.open.split_at_mut(HEADER_BYTES);
+        body.copy_from_slice(request.as_bytes());
+        self.kind = kind;
+        self.features = Features::NONE;
+        self.refused = None;
+        self.enter(State::SendHello);
     }
 
     /// What is to be sent now; may be empty.
@@ -272,6 +293,7 @@ impl Handshake {
             ConnectKind::Open { .. } => Kind::Open,
             ConnectKind::Join { .. } => Kind::Join,
         };
+        let (head, body) = self.open.split_at_mut(HEADER_BYTES);
         let mut header = Header::request(
             kind,
             neonsan_proto::RequestFlags::NONE,
@@ -280,14 +302,12 @@ impl Handshake {
             OPEN_REQUEST_BYTES as u32,
         );
         if features.contains(Features::PAYLOAD_CRC) {
-            header.set_payload_crc((self.crc32c)(self.request.as_bytes()));
+            header.set_payload_crc((self.crc32c)(body));
         }
         if features.contains(Features::HEADER_CRC) {
             header.seal(self.crc32c);
         }
-        let (head, body) = self.open.split_at_mut(HEADER_BYTES);
         head.copy_from_slice(header.as_bytes());
-        body.copy_from_slice(self.request.as_bytes());
         self.enter(State::SendOpen);
         Ok(())
     }
@@ -334,25 +354,32 @@ impl Handshake {
             return Err(CloseCause::LengthLimit(length as u32));
         }
         check_reply(&reply, self.kind)?;
-        self.reply = reply;
         self.enter(State::Done);
         Ok(())
     }
 
     /// What the node agreed to, once [`Progress::Opened`] was returned.
     pub fn opened(&self) -> Option<Opened> {
-        (self.state == State::Done).then_some(Opened {
+        Some(Opened {
             features: self.features,
-            reply: self.reply,
+            reply: self.reply()?,
         })
+    }
+
+    /// The reply of a node that agreed, checked when it came.
+    fn reply(&self) -> Option<OpenReply> {
+        if self.state != State::Done {
+            return None;
+        }
+        let (reply, _) = OpenReply::read_from_prefix(&self.input).ok()?;
+        Some(reply)
     }
 
     /// The addresses of the nodes that serve the volume, as the node listed them.
     pub fn nodes(&self) -> impl Iterator<Item = NodeAddress> + '_ {
-        let count = match self.state {
-            State::Done => usize::from(self.reply.node_count.get()),
-            _ => 0,
-        };
+        let count = self
+            .reply()
+            .map_or(0, |reply| usize::from(reply.node_count.get()));
         self.input
             .get(OPEN_REPLY_BYTES..)
             .unwrap_or_default()

@@ -127,6 +127,8 @@ pub struct Session<S = [Connection; MAX_CONNECTIONS]> {
     due_notice: Option<Notice>,
 }
 
+// Made in the caller's frame: not in a kernel, whose stacks are small.
+#[cfg(not(MODULE))]
 impl Session {
     /// A machine that begins to open its session at the first [`Session::poll_action`]. It is
     /// about 12 KiB large: see [`Session::with_storage`].

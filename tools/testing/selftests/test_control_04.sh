@@ -57,7 +57,10 @@ bad("out of range", mode=7)
 bad("out of range", checksums=8)
 bad("out of range", queue_depth=100000)
 bad("out of range", connections=100000)
-bad("out of range", timeouts={"request": 1})
+for name, least in {"request": 100, "connect": 100, "heartbeat-interval": 100, "heartbeat-timeout": 100,
+                    "reconnect-delay-min": 1, "reconnect-delay-max": 1, "loss": 0}.items():
+    for value in {max(least - 1, 0), 2073600001, 2**31 - 1, 2**31, 2**32 - 1} - {least}:
+        bad(f"must be {least} ms to 24 days", timeouts={name: value})
 bad("heartbeat timeout", timeouts={"heartbeat-interval": 5000, "heartbeat-timeout": 4000})
 refused("detach", "name the device")
 refused("detach", "no device neonsan5", index=5, force=True)

@@ -18,65 +18,76 @@ use neonsan_session::Timeouts;
 /// its buffer is large enough.
 pub(super) struct Shown<'a> {
     device: &'a Device,
-    info: DeviceInfo,
-    connections: KVec<(u16, ConnectionInfo, Statistics)>,
+    info: KBox<DeviceInfo>,
+    /// `None` for a reader without CAP_SYS_ADMIN, who is told the device's name and state and nothing
+    /// of its volume, nodes, host, session or requests.
+    details: Option<Details>,
+}
+
+/// What only an administrator is told.
+struct Details {
+    connections: KVec<(u16, ConnectionInfo)>,
     statistics: Statistics,
-    /// Whether the reader may see the session's identity, with which a connection can join it.
-    admin: bool,
 }
 
 impl<'a> Shown<'a> {
-    /// Reads the state of a device. Sleeps.
+    /// Reads the state of a device, for an administrator or for any user. Sleeps.
     pub(super) fn new(device: &'a Device, admin: bool) -> Result<Self> {
-        let info = device.info();
-        let mut connections = KVec::with_capacity(info.connections.into(), GFP_KERNEL)?;
-        for index in 0..info.connections {
-            if let Some(connection) = device.connection_info(index) {
-                let statistics = device.connection_statistics(index);
-                connections.push((index, connection, statistics), GFP_KERNEL)?;
-            }
-        }
-        let statistics = device.statistics();
+        let info = device.info()?;
+        let details = match admin {
+            true => Some(Details::new(device)?),
+            false => None,
+        };
         Ok(Shown {
             device,
             info,
-            connections,
-            statistics,
-            admin,
+            details,
         })
     }
 
     /// Writes the message, with or without the connections.
     pub(super) fn put(&self, msg: &mut GenlMsg<'_>, with_connections: bool) -> Result {
         use attr::device as a;
-        let params = self.device.params();
-        let info = &self.info;
         put_name(msg, self.device)?;
-        msg.put_str(a::VOLUME, params.volume.as_str())?;
-        // Copied out: the lock is not held while the message is written.
-        let listed = |index| self.device.nodes().lock().listed(index);
-        for (node, is_learned) in (0..).map_while(listed) {
-            msg.nest(a::NODE, |msg| {
-                put_node(msg, &node)?;
-                if is_learned {
-                    msg.put_flag(attr::node::LEARNED)?;
-                }
-                Ok(())
-            })?;
+        msg.put_u32(a::STATE, self.info.state as u32)?;
+        msg.put_uint(a::LOST_MS, self.info.lost_for_ms)?;
+        if let Some(mode) = self.info.suspend {
+            msg.put_u32(a::SUSPEND, mode as u32)?;
         }
+        match &self.details {
+            Some(details) => details.put(msg, self.device, &self.info, with_connections),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Details {
+    fn new(device: &Device) -> Result<Self> {
+        let connections = device.connection_infos()?;
+        Ok(Details {
+            statistics: device.statistics(&connections),
+            connections,
+        })
+    }
+
+    fn put(
+        &self,
+        msg: &mut GenlMsg<'_>,
+        device: &Device,
+        info: &DeviceInfo,
+        with_connections: bool,
+    ) -> Result {
+        use attr::device as a;
+        let params = device.params();
+        msg.put_str(a::VOLUME, params.volume.as_str())?;
+        put_nodes(msg, device)?;
         msg.put_u32(a::MODE, params.mode as u32)?;
         msg.put_bytes(a::HOST_ID, &params.host_id)?;
         msg.put_str(a::HOST_NAME, params.host_name.as_str())?;
         msg.put_u32(a::CONNECTIONS, info.connections.into())?;
         msg.put_u32(a::QUEUE_DEPTH, info.queue_depth)?;
-        msg.nest(a::TIMEOUTS, |msg| {
-            put_timeouts(msg, &self.device.timeouts())
-        })?;
-        msg.put_u32(a::STATE, info.state as u32)?;
-        msg.put_uint(a::LOST_MS, info.lost_for_ms)?;
-        if self.admin {
-            msg.put_bytes(a::SESSION_ID, &info.session_id)?;
-        }
+        msg.nest(a::TIMEOUTS, |msg| put_timeouts(msg, &device.timeouts()))?;
+        msg.put_bytes(a::SESSION_ID, &info.session_id)?;
         msg.put_uint(a::GENERATION, info.generation)?;
         msg.put_u32(a::OPEN_COUNT, info.openers)?;
         if let Some(volume) = &info.volume {
@@ -84,25 +95,36 @@ impl<'a> Shown<'a> {
         }
         msg.nest(a::STATISTICS, |msg| put_statistics(msg, &self.statistics))?;
         if with_connections {
-            for (index, connection, statistics) in &self.connections {
-                msg.nest(a::CONNECTION, |msg| {
-                    put_connection(msg, *index, connection, statistics)
-                })?;
+            for (index, connection) in &self.connections {
+                msg.nest(a::CONNECTION, |msg| put_connection(msg, *index, connection))?;
             }
         }
         if let Some(ms) = info.loss_deadline_ms {
             msg.put_uint(a::LOSS_DEADLINE_MS, ms)?;
-        }
-        if let Some(mode) = info.suspend {
-            msg.put_u32(a::SUSPEND, mode as u32)?;
         }
         msg.put_u32(a::POLL_QUEUES, info.poll_queues.into())?;
         msg.put_uint(a::AT_RISK_BYTES, info.at_risk_bytes)?;
         if let Some(failure) = &info.failure {
             msg.put_str(a::FAILURE, failure.as_str())?;
         }
-        put_fenced(msg, self.device)
+        put_fenced(msg, device)
     }
+}
+
+#[inline(never)]
+fn put_nodes(msg: &mut GenlMsg<'_>, device: &Device) -> Result {
+    // Copied out: the lock is not held while the message is written.
+    let listed = |index| device.nodes().lock().listed(index);
+    for (node, is_learned) in (0..).map_while(listed) {
+        msg.nest(attr::device::NODE, |msg| {
+            put_node(msg, &node)?;
+            if is_learned {
+                msg.put_flag(attr::node::LEARNED)?;
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
 }
 
 fn put_volume(msg: &mut GenlMsg<'_>, volume: &Volume) -> Result {
@@ -185,12 +207,7 @@ fn put_statistics(msg: &mut GenlMsg<'_>, statistics: &Statistics) -> Result {
     msg.put_uint(a::LOST_BYTES, statistics.lost_bytes)
 }
 
-fn put_connection(
-    msg: &mut GenlMsg<'_>,
-    index: u16,
-    info: &ConnectionInfo,
-    statistics: &Statistics,
-) -> Result {
+fn put_connection(msg: &mut GenlMsg<'_>, index: u16, info: &ConnectionInfo) -> Result {
     use attr::connection as a;
     msg.put_u32(a::INDEX, index.into())?;
     msg.put_u32(a::STATE, info.state as u32)?;
@@ -209,7 +226,7 @@ fn put_connection(
         msg.nest(a::OLDEST_REQUEST, |msg| put_request(msg, request))?;
     }
     msg.put_uint(a::SILENT_MS, info.silent_for_ms)?;
-    msg.nest(a::STATISTICS, |msg| put_statistics(msg, statistics))?;
+    msg.nest(a::STATISTICS, |msg| put_statistics(msg, &info.statistics))?;
     if let Some(ms) = info.retry_in_ms {
         msg.put_uint(a::RETRY_MS, ms)?;
     }

@@ -6,10 +6,10 @@ use crate::{
     params::{AttachParams, Node, Text, MAX_DEVICE_NODES},
     uapi::{self, attr},
 };
-use kernel::prelude::*;
+use kernel::{init::InPlaceInit as _, prelude::*};
 use neonsan_kernel::{
-    genetlink::{Attributes, Refusal},
-    net::{IpAddr, Net, SocketAddr},
+    genetlink::{Attributes, Refusal, Request},
+    net::{IpAddr, SocketAddr},
 };
 use neonsan_proto::VolumeName;
 use neonsan_session::Timeouts;
@@ -18,8 +18,10 @@ use neonsan_session::Timeouts;
 const DEFAULT_PORT: u16 = 9666;
 
 /// What an attach request asks for; what it leaves out has its default.
-pub(super) fn attach_params(attributes: Attributes<'_>) -> Result<KBox<AttachParams>, Refusal> {
+#[inline(never)]
+pub(super) fn attach_params(request: &Request<'_>) -> Result<KBox<AttachParams>, Refusal> {
     use attr::device as a;
+    let attributes = request.attributes();
     let number = |kind| attributes.get(kind).and_then(|attribute| attribute.u32());
     // Zero leaves it to the module, as does absence.
     let wish = |kind| number(kind).filter(|value| *value != 0);
@@ -43,9 +45,11 @@ pub(super) fn attach_params(attributes: Attributes<'_>) -> Result<KBox<AttachPar
         Some(wished) => timeouts(wished.nested(), Timeouts::DEFAULT),
         None => Timeouts::DEFAULT,
     };
-    let params = AttachParams {
-        volume: volume(attributes)?,
-        nodes: nodes(attributes)?,
+    let (volume, nodes) = (volume(attributes)?, nodes(attributes)?);
+    // Made where it lies: it is too large for the stack.
+    let params = init!(AttachParams {
+        volume,
+        nodes,
         mode,
         host_id,
         host_name: host_name(attributes),
@@ -56,11 +60,12 @@ pub(super) fn attach_params(attributes: Attributes<'_>) -> Result<KBox<AttachPar
         timeouts,
         checksums: number(a::CHECKSUMS).unwrap_or(0),
         force: attributes.has(a::FORCE),
-        net: Net::current(),
-    };
-    Ok(KBox::new(params, GFP_KERNEL).map_err(Error::from)?)
+        net: request.net(),
+    });
+    Ok(KBox::init(params, GFP_KERNEL)?)
 }
 
+#[inline(never)]
 fn volume<const N: usize>(attributes: Attributes<'_>) -> Result<Text<N>, Refusal> {
     let Some(volume) = attributes.get(attr::device::VOLUME) else {
         return Err(Refusal::new(
@@ -88,6 +93,7 @@ fn host_name<const N: usize>(attributes: Attributes<'_>) -> Text<N> {
     Text::from_str(name.unwrap_or(""))
 }
 
+#[inline(never)]
 fn nodes(attributes: Attributes<'_>) -> Result<KVec<Node>, Refusal> {
     let mut nodes = KVec::new();
     for node in attributes.all(attr::device::NODE) {
@@ -110,6 +116,7 @@ fn nodes(attributes: Attributes<'_>) -> Result<KVec<Node>, Refusal> {
     Ok(nodes)
 }
 
+#[inline(never)]
 fn parse_node(attributes: Attributes<'_>) -> Result<Node, Refusal> {
     use attr::node as a;
     let v4 = attributes
