@@ -65,6 +65,33 @@ pub struct Device {
     pub failure: Option<String>,
     /// From whom attach took the volume.
     pub fenced: Option<String>,
+    /// The module tells this caller only name and state; all else here is empty.
+    #[serde(skip)]
+    pub hidden: bool,
+}
+
+/// Why a caller sees less than all, for people.
+pub const HIDDEN: &str =
+    "volume, nodes, host, session, requests and statistics are shown to root only (CAP_SYS_ADMIN)";
+
+/// A device in JSON, as far as the caller may see it.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub enum Shown<'a> {
+    /// All.
+    Whole(&'a Device),
+    /// Name and state.
+    #[allow(missing_docs)]
+    Part {
+        device: &'a str,
+        name: &'a str,
+        index: u32,
+        state: &'a str,
+        lost_ms: u64,
+        suspended: Option<&'a str>,
+        /// Why it is not all.
+        hidden: &'static str,
+    },
 }
 
 /// A node's address.
@@ -276,7 +303,24 @@ impl Device {
             at_risk_bytes: attrs.number(a::AT_RISK_BYTES).unwrap_or(0),
             failure: attrs.text(a::FAILURE),
             fenced: attrs.text(a::FENCED),
+            hidden: attrs.text(a::VOLUME).is_none(),
             name,
+        }
+    }
+
+    /// The device in JSON, as far as the caller may see it.
+    pub fn shown(&self) -> Shown<'_> {
+        if !self.hidden {
+            return Shown::Whole(self);
+        }
+        Shown::Part {
+            device: &self.device,
+            name: &self.name,
+            index: self.index,
+            state: &self.state,
+            lost_ms: self.lost_ms,
+            suspended: self.suspended.as_deref(),
+            hidden: HIDDEN,
         }
     }
 }
@@ -427,6 +471,17 @@ impl Request {
 pub mod tests {
     use super::*;
     use crate::netlink::AttrsMut;
+
+    /// The same as the module describes it to a caller without privilege.
+    pub fn hidden_message() -> AttrsMut {
+        let mut device = AttrsMut::default();
+        device
+            .u32(attr::device::INDEX, 3)
+            .text(attr::device::NAME, "neonsan3")
+            .u32(attr::device::STATE, uapi::SessionState::Recovering as u32)
+            .u32(attr::device::LOST_MS, 12_345);
+        device
+    }
 
     /// A device as the module would describe it: recovering, with one stuck request.
     pub fn sample_message() -> AttrsMut {

@@ -4,8 +4,8 @@
 
 use super::{find_index, get_device};
 use crate::cli::{Common, Info};
-use crate::device::{Connection, Device, Node};
-use crate::error::Result;
+use crate::device::{Connection, Device, Node, HIDDEN};
+use crate::error::{Error, Kind, Result};
 use crate::netlink::Client;
 use crate::output::{fields, print, print_json, table};
 use crate::qemu::{libvirt_disk, qemu_arguments};
@@ -17,6 +17,11 @@ pub fn run(common: &Common, args: &Info) -> Result<()> {
     let mut client = Client::connect()?;
     let index = find_index(&mut client, &args.device)?;
     let device = get_device(&mut client, index)?;
+    if (args.qemu || args.libvirt) && device.hidden {
+        let message = format!("{} does not show its block sizes to you", device.name);
+        return Err(Error::new(Kind::Permission, message)
+            .with_hint("run the command as root: it needs CAP_SYS_ADMIN"));
+    }
     if args.qemu {
         let arguments = qemu_arguments(&device);
         if common.json {
@@ -32,7 +37,7 @@ pub fn run(common: &Common, args: &Info) -> Result<()> {
             print(&xml)
         }
     } else if common.json {
-        print_json(&device)
+        print_json(&device.shown())
     } else {
         print(&show(&device))
     }
@@ -47,6 +52,9 @@ fn time(ms: u32, zero: &str) -> String {
 }
 
 fn show(device: &Device) -> String {
+    if device.hidden {
+        return show_part(device);
+    }
     let session = &device.session;
     let limits = &device.limits;
     let timeouts = &device.timeouts;
@@ -59,10 +67,7 @@ fn show(device: &Device) -> String {
             size(bytes)
         }
     };
-    let mut state = device.state.clone();
-    if device.lost_ms != 0 {
-        state += &format!(", lost for {}", show_duration_ms(device.lost_ms));
-    }
+    let mut state = show_state(device);
     if let Some(ms) = device.loss_deadline_ms {
         state += &format!(", I/O fails in {}", show_duration_ms(ms));
     }
@@ -144,12 +149,7 @@ fn show(device: &Device) -> String {
         pairs.insert(5, ("taken from", fenced.clone()));
     }
     if let Some(mode) = &device.suspended {
-        let what = match mode.as_str() {
-            "normal" => "new I/O waits",
-            "error" => "new I/O fails",
-            _ => "new I/O does not pass",
-        };
-        pairs.insert(5, ("suspended", format!("{mode}: {what}")));
+        pairs.insert(5, ("suspended", show_suspended(mode)));
     }
     let mut out = fields(&pairs);
     if !device.connections.is_empty() {
@@ -172,6 +172,35 @@ fn show(device: &Device) -> String {
         ));
     }
     out
+}
+
+/// What a caller without privilege is told.
+fn show_part(device: &Device) -> String {
+    let mut pairs = vec![
+        ("device", device.device.clone()),
+        ("state", show_state(device)),
+    ];
+    if let Some(mode) = &device.suspended {
+        pairs.push(("suspended", show_suspended(mode)));
+    }
+    pairs.push(("hidden", HIDDEN.to_owned()));
+    fields(&pairs)
+}
+
+fn show_state(device: &Device) -> String {
+    match device.lost_ms {
+        0 => device.state.clone(),
+        ms => format!("{}, lost for {}", device.state, show_duration_ms(ms)),
+    }
+}
+
+fn show_suspended(mode: &str) -> String {
+    let what = match mode {
+        "normal" => "new I/O waits",
+        "error" => "new I/O fails",
+        _ => "new I/O does not pass",
+    };
+    format!("{mode}: {what}")
 }
 
 fn show_node(node: &Node) -> String {
@@ -246,8 +275,21 @@ fn connection_row(connection: &Connection) -> Vec<String> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::device::tests::sample_message;
+    use crate::device::tests::{hidden_message, sample_message};
     use crate::netlink::Attrs;
+
+    #[test]
+    fn a_caller_without_privilege_is_told_what_is_hidden_and_why() {
+        let device = Device::parse(Attrs(hidden_message().as_bytes()));
+        let text = show(&device);
+        assert!(text.contains("recovering, lost for 12.3s"), "{text}");
+        assert!(text.contains("CAP_SYS_ADMIN"), "{text}");
+        assert!(!text.contains("size"), "{text}");
+        let json = serde_json::to_value(device.shown()).unwrap();
+        assert_eq!(json["state"], "recovering");
+        assert!(json["hidden"].as_str().unwrap().contains("CAP_SYS_ADMIN"));
+        assert_eq!(json.as_object().unwrap().len(), 7, "{json}");
+    }
 
     fn sample() -> Device {
         Device::parse(Attrs(sample_message().as_bytes()))

@@ -4,10 +4,10 @@
 
 use super::get_devices;
 use crate::cli::Common;
-use crate::device::Device;
+use crate::device::{Device, HIDDEN};
 use crate::error::Result;
 use crate::netlink::Client;
-use crate::output::{print, print_json, table};
+use crate::output::{print, print_json, table, warn};
 use crate::units::show_size;
 use serde_json::json;
 
@@ -16,16 +16,25 @@ pub fn run(common: &Common) -> Result<()> {
     let mut client = Client::connect()?;
     let devices = get_devices(&mut client)?;
     if common.json {
-        print_json(&json!({ "devices": devices }))
-    } else {
-        print(&show(&devices))
+        let devices: Vec<_> = devices.iter().map(Device::shown).collect();
+        return print_json(&json!({ "devices": devices }));
     }
+    if devices.iter().any(|device| device.hidden) {
+        warn(HIDDEN);
+    }
+    print(&show(&devices))
 }
 
 fn show(devices: &[Device]) -> String {
     let rows: Vec<Vec<String>> = devices
         .iter()
         .map(|device| {
+            if device.hidden {
+                let hidden = || "-".to_owned();
+                let state = device.state.clone();
+                let name = device.device.clone();
+                return vec![name, hidden(), hidden(), hidden(), state, hidden()];
+            }
             let node = device.connections.iter().find_map(|c| c.node.as_ref());
             let node = node.or(device.nodes.first());
             vec![
@@ -47,7 +56,7 @@ fn show(devices: &[Device]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::tests::sample_message;
+    use crate::device::tests::{hidden_message, sample_message};
     use crate::netlink::Attrs;
 
     #[test]
@@ -57,6 +66,12 @@ mod tests {
             show(&[device]),
             "DEVICE         VOLUME       SIZE    MODE       STATE       NODE\n\
              /dev/neonsan3  pool/volume  10 GiB  exclusive  recovering  192.0.2.1:9666 (node1)\n"
+        );
+        let device = Device::parse(Attrs(hidden_message().as_bytes()));
+        assert_eq!(
+            show(&[device]),
+            "DEVICE         VOLUME  SIZE  MODE  STATE       NODE\n\
+             /dev/neonsan3  -       -     -     recovering  -\n"
         );
     }
 }

@@ -80,6 +80,12 @@ fn find_index(client: &mut Client, text: &str) -> Result<u32> {
 /// device, which include what other nodes told of.
 fn select(devices: &[Device], target: &Target, text: &str) -> Result<u32> {
     let volume = &target.volume;
+    if devices.iter().any(|device| device.hidden) {
+        let message = format!("which device '{volume}' is attached as is not shown to you");
+        return Err(Error::new(Kind::Permission, message).with_hint(
+            "name the device, as in neonsan0, or run the command as root: it needs CAP_SYS_ADMIN",
+        ));
+    }
     let of_name = devices.iter().filter(|device| device.volume == *volume);
     let (found, others): (Vec<_>, Vec<_>) =
         of_name.partition(|device| target.nodes.is_empty() || is_served_by(device, &target.nodes));
@@ -196,6 +202,12 @@ mod tests {
             assert!(message.contains("from other nodes: 192.0.2.1:9666 (a.invalid)"));
             assert!(message.contains("as in neonsan0"), "{message}");
         }
+        let hidden = Device {
+            hidden: true,
+            ..Device::default()
+        };
+        let error = select_of(&[hidden], "p/v").unwrap_err();
+        assert_eq!(error.kind(), Kind::Permission);
         let error = select_of(&devices, "p/v").unwrap_err();
         assert_eq!(error.kind(), Kind::Usage);
         assert_eq!(select_of(&devices[1..], "p/v").unwrap(), 4);

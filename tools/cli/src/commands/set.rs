@@ -5,6 +5,7 @@
 use super::attach::{check_timeouts, timeout_attrs};
 use super::{find_index, get_device, get_devices};
 use crate::cli::{Common, Set};
+use crate::device::Device;
 use crate::error::{Error, Kind, Result};
 use crate::netlink::{AttrsMut, Client};
 use crate::output::print_json;
@@ -42,7 +43,11 @@ pub fn run(common: &Common, args: &Set) -> Result<()> {
     }
     match indices.as_slice() {
         _ if !common.json => Ok(()),
-        [index] if !args.all => print_json(&get_device(&mut client, *index)?),
-        _ => print_json(&json!({ "devices": get_devices(&mut client)? })),
+        [index] if !args.all => print_json(&get_device(&mut client, *index)?.shown()),
+        _ => {
+            let devices = get_devices(&mut client)?;
+            let devices: Vec<_> = devices.iter().map(Device::shown).collect();
+            print_json(&json!({ "devices": devices }))
+        }
     }
 }

@@ -37,7 +37,7 @@ fn run(common: &Common, device: &str, cmd: u8, mode: Option<uapi::SuspendMode>) 
     };
     client.request(cmd, &request, &what)?;
     if common.json {
-        print_json(&get_device(&mut client, index)?)?;
+        print_json(&get_device(&mut client, index)?.shown())?;
     }
     Ok(())
 }

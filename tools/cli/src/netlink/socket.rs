@@ -132,6 +132,11 @@ impl Client {
             )
         })?;
         self.socket.add_membership(group).map_err(|error| {
+            if error.kind() == std::io::ErrorKind::PermissionDenied {
+                let message = "events name volumes and nodes, and are not shown to you";
+                return Error::new(Kind::Permission, message)
+                    .with_hint("run the command as root: it needs CAP_SYS_ADMIN");
+            }
             Error::new(
                 Kind::Other,
                 format!("the kernel does not give events: {error}"),
