@@ -30,7 +30,7 @@ mod request;
 pub use attr::{Attribute, Attributes};
 pub use message::{GenlMsg, NetlinkSkBuff};
 pub use policy::{Check, Policy};
-pub use request::{Doit, Dump, Dumpit, Refusal, Request};
+pub use request::{Doit, Dump, Dumpit, Refusal, Reply, Request};
 
 use core::cell::UnsafeCell;
 use kernel::error::to_result;

@@ -185,10 +185,7 @@ fn open_socket(connection: &Connection, node: u16) -> Result<Arc<TcpSocket>, Clo
         from_reserves(|| Arc::new(socket, GFP_KERNEL)).map_err(|_| CloseCause::NoMemory)?;
     let older = connection.shared.lock().connecting.replace(socket.clone());
     drop(older);
-    // What was sent but not acknowledged for as long as silence is tolerated is a dead node.
-    socket
-        .set_user_timeout(device.timeouts().heartbeat_timeout_ms)
-        .map_err(failed)?;
+    connection.follow_timeouts();
     socket.begin_connect(&node.addr).map_err(failed)?;
     // Whoever detaches says so first and then shuts the socket down. If he came before the line
     // above, that did nothing, and we see here what he said; from here on it interrupts us.

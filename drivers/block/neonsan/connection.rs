@@ -290,6 +290,8 @@ impl Connection {
         }
         let link = Attached::new(established.socket, self.clone(), rx)?;
         self.shared.lock().link = Some(link.clone());
+        // They may have been changed since connecting began. Who changes them from now on sees the link.
+        self.follow_timeouts();
         self.polling.set_link(Some(link.clone()));
         let mut resent = 0;
         for tag in 0..self.slots.depth() {
@@ -410,6 +412,20 @@ impl Connection {
     /// Takes delayed work back. Nothing may queue it any more.
     pub(crate) fn cancel_work(self: &Arc<Self>) {
         OwnedQueue::cancel_delayed_sync::<_, BUSY_WORK>(self);
+    }
+
+    /// Lets TCP give up when the session does: what was sent but not acknowledged for as long as
+    /// silence is tolerated is a dead node. Any context but interrupts.
+    pub(crate) fn follow_timeouts(&self) {
+        let timeout_ms = self.device.timeouts().heartbeat_timeout_ms;
+        let (link, connecting) = {
+            let shared = self.shared.lock();
+            (shared.link.clone(), shared.connecting.clone())
+        };
+        let sockets = [link.as_deref().map(Attached::socket), connecting.as_deref()];
+        for socket in sockets.into_iter().flatten() {
+            socket.set_user_timeout(timeout_ms);
+        }
     }
 
     /// The connecting work may be waiting for the network: let it fail at once.

@@ -100,6 +100,9 @@ static OPS: [SplitOps; 7] = [
     SplitOps::doit::<Resume>(cmd::RESUME, &GET_POLICY),
 ];
 
+/// Room for the reply to attach: a number and two short texts.
+const ATTACH_REPLY_BYTES: usize = 1024;
+
 /// The index of the one group. Events name volumes and nodes, so it has the same door as attach.
 const EVENTS: u32 = 0;
 
@@ -168,11 +171,21 @@ struct Attach;
 impl Doit for Attach {
     fn doit(request: &Request<'_>) -> Result<(), Refusal> {
         admin_only(request)?;
+        // Before: a device that is attached must not be reported as an error for want of memory.
+        let reply = request.prepare_reply(ATTACH_REPLY_BYTES)?;
         let device = attach(request)?;
-        request.reply(cmd::ATTACH, |msg| {
+        let sent = reply.send(cmd::ATTACH, |msg| {
             put_name(msg, &device)?;
             put_fenced(msg, &device)
-        })?;
+        });
+        if let Err(error) = sent {
+            // The caller has gone, or does not read: nobody is left to whom an error would say more.
+            // The device stays, as the event has told.
+            pr_warn!(
+                "{}: attached, but its caller was not told: {error:?}\n",
+                device.name()
+            );
+        }
         Ok(())
     }
 }

@@ -394,6 +394,12 @@ impl Device {
             .map_err(|bad| DeviceError::new(EINVAL, format_args!("{bad}")))?;
         *self.timeouts.lock() = timeouts;
         self.session.lock().set_timeouts(timeouts);
+        let count = self.session.lock().connection_count();
+        for index in 0..count {
+            if let Some(connection) = self.connection(index) {
+                connection.follow_timeouts();
+            }
+        }
         self.wake();
         // A change of limits may have the disk for as long as a lost volume is lost, which is just what
         // the new timeouts may be meant to end. So the disk gets its own by such a change too.

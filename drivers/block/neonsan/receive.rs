@@ -30,7 +30,7 @@ use neonsan_kernel::{
 };
 use neonsan_proto::{Features, Status};
 use neonsan_session::{
-    client::{Received, Receiver, Want},
+    client::{PingLimit, Received, Receiver, Want},
     CloseCause, Tag,
 };
 
@@ -47,6 +47,8 @@ pub(crate) struct Receive {
     ended: u32,
     /// What is written is volatile until it is flushed.
     has_write_cache: bool,
+    /// How many PINGs the node may still send: each is answered.
+    pings: PingLimit,
     /// A violation was seen: nothing more is looked at.
     dead: bool,
 }
@@ -62,6 +64,7 @@ impl Receive {
             batch: CompletionBatch::new(),
             ended: 0,
             has_write_cache,
+            pings: PingLimit::new(now()),
             dead: false,
         }
     }
@@ -137,6 +140,7 @@ impl Receive {
                 self.crc = !0;
             }
             Received::Ping { cookie } => {
+                self.pings.on_ping(now())?;
                 connection.shared.lock().pong = Some(cookie);
                 connection.clone().queue_work::<TRANSMIT_WORK>();
             }

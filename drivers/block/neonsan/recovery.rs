@@ -134,27 +134,7 @@ fn execute(device: &Arc<Device>, action: Action) {
             );
             queue_connect(device, connection);
         }
-        Action::Resume { connection: index } => {
-            let Some(connection) = device.connection(index) else {
-                return;
-            };
-            let established = connection.shared.lock().established.take();
-            match established
-                .ok_or(ENOTCONN)
-                .and_then(|e| connection.resume(e))
-            {
-                Ok(()) => {
-                    if device.notes().lock().failure.take().is_some() {
-                        stop_failing(device);
-                    }
-                    traced(device, index, uapi::ConnectionState::Live, "");
-                    if connection.shared.lock().losses > 0 {
-                        control::event_connection_recovered(device, index.into());
-                    }
-                }
-                Err(_) => connection.fault(CloseCause::NoMemory),
-            }
-        }
+        Action::Resume { connection } => resume(device, connection),
         Action::Stop {
             connection: index,
             cause,
@@ -196,6 +176,30 @@ fn begin_failing(device: &Arc<Device>, cause: CloseCause) {
 fn note_lost(device: &Device, cause: CloseCause) {
     let text = Message::from_fmt(format_args!("{cause}"));
     pr_warn!("{}: lost ({text}); requests wait\n", device.name());
+}
+
+/// A connection was made: it carries requests from now on.
+#[inline(never)]
+fn resume(device: &Arc<Device>, index: u16) {
+    let Some(connection) = device.connection(index) else {
+        return;
+    };
+    let established = connection.shared.lock().established.take();
+    match established
+        .ok_or(ENOTCONN)
+        .and_then(|e| connection.resume(e))
+    {
+        Ok(()) => {
+            if device.notes().lock().failure.take().is_some() {
+                stop_failing(device);
+            }
+            traced(device, index, uapi::ConnectionState::Live, "");
+            if connection.shared.lock().losses > 0 {
+                control::event_connection_recovered(device, index.into());
+            }
+        }
+        Err(_) => connection.fault(CloseCause::NoMemory),
+    }
 }
 
 /// Asks the node who has the volume now, unless it has said so. It refuses a session that was fenced,

@@ -59,7 +59,13 @@ impl Device {
                 self.refuse_requests(true);
                 disk.unquiesce();
             }
-            (_, SuspendMode::Error) => self.refuse_requests(true),
+            (_, SuspendMode::Error) => {
+                // Waits until no thread is handing a request over to the driver: one that has looked
+                // before the change would else send its request after we have returned.
+                disk.quiesce();
+                self.refuse_requests(true);
+                disk.unquiesce();
+            }
             (_, SuspendMode::Normal) => {
                 disk.quiesce();
                 self.refuse_requests(false);

@@ -203,6 +203,19 @@ impl<'a> Request<'a> {
         Err(EMSGSIZE)
     }
 
+    /// Makes room for a reply of up to `bytes`, to be sent when what it reports has been done and must
+    /// not fail any more for want of memory.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub fn prepare_reply(&self, bytes: usize) -> Result<Reply<'_, 'a>> {
+        Ok(Reply {
+            request: self,
+            skb: NetlinkSkBuff::new(bytes, bindings::GFP_KERNEL)?,
+        })
+    }
+
     /// Acknowledges the request with an error and its text.
     fn refuse(&self, refusal: &Refusal) {
         let mut extack: bindings::netlink_ext_ack = pin_init::zeroed();
@@ -216,6 +229,31 @@ impl<'a> Request<'a> {
             let header = self.info.as_ref().nlhdr.cast_mut();
             bindings::netlink_ack(self.skb.as_ptr(), header, refusal.error.to_errno(), &extack);
         }
+    }
+}
+
+/// Room for a reply, see [`Request::prepare_reply`].
+pub struct Reply<'r, 'a> {
+    request: &'r Request<'a>,
+    skb: NetlinkSkBuff,
+}
+
+impl Reply<'_, '_> {
+    /// Sends the reply.
+    ///
+    /// # Errors
+    ///
+    /// `EMSGSIZE` if there is no room for it, and where the caller's socket is gone or full.
+    pub fn send(self, cmd: u8, build: impl FnOnce(&mut GenlMsg<'_>) -> Result) -> Result {
+        let Reply { request, mut skb } = self;
+        // SAFETY: By the invariant of the request.
+        let (portid, seq, family) = unsafe {
+            let info = request.info.as_ref();
+            (info.snd_portid, info.snd_seq, info.family)
+        };
+        skb.write(portid, seq, family, 0, cmd, build)?;
+        // SAFETY: By the invariant, and the buffer is given away.
+        to_result(unsafe { bindings::genlmsg_reply(skb.into_raw(), request.info.as_ptr()) })
     }
 }
 

@@ -92,10 +92,11 @@ impl TcpSocket {
     }
 
     /// How long sent data may stay without an acknowledgement before the connection is given up.
-    pub fn set_user_timeout(&self, timeout_ms: u32) -> Result {
+    /// Times longer than TCP knows (24 days) are that long. Any context.
+    pub fn set_user_timeout(&self, timeout_ms: u32) {
         let timeout = c_int::try_from(timeout_ms).unwrap_or(c_int::MAX);
-        // SAFETY: By the type's invariants.
-        to_result(unsafe { bindings::tcp_sock_set_user_timeout(self.sk(), timeout) })
+        // SAFETY: By the type's invariants. It fails for a negative time only.
+        unsafe { bindings::tcp_sock_set_user_timeout(self.sk(), timeout) };
     }
 
     /// Begins to connect, and does not wait for it: [`TcpSocket::send`] does, and fails with what
