@@ -44,6 +44,12 @@ int neonsan_helper_device_add_disk_with_attributes(struct gendisk *disk)
 	return device_add_disk(NULL, disk, neonsan_disk_groups);
 }
 
+/*
+ * Whether a disk is open, and that nobody opens it afterwards, can be told with
+ * the lock of opening only; the block layer has no call for it. ublk (block_open)
+ * and zram (claim) do the same with it. Tried and not waited for: an open that
+ * reads a partition table holds it for as long as a volume is lost.
+ */
 bool neonsan_helper_trylock_disk_open(struct gendisk *disk)
 {
 	return mutex_trylock(&disk->open_mutex);

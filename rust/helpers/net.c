@@ -147,13 +147,13 @@ int neonsan_helper_sk_state(const struct sock *sk)
 	return READ_ONCE(sk->sk_state);
 }
 
-void neonsan_helper_sock_abort(struct sock *sk)
-{
-	lock_sock(sk);
-	sk->sk_prot->disconnect(sk, 0);
-	release_sock(sk);
-}
-
+/*
+ * What TCP takes for a segment of this connection's data now. sk_rcvlowat is no
+ * substitute: it would have TCP wait for a whole payload, and acknowledge each
+ * packet until then, where the driver wants all but the last two segments at
+ * once (see Attached::is_worth_reading). Without the field there is no way to
+ * know how many bytes two segments are.
+ */
 unsigned int neonsan_helper_tcp_rcv_mss(const struct sock *sk)
 {
 	return inet_csk(sk)->icsk_ack.rcv_mss;

@@ -38,7 +38,7 @@ use kernel::{
     workqueue::{DelayedWork, Work, WorkItem},
 };
 use neonsan_kernel::{
-    block::mq::{OwnedRequest, RequestList, RequestTable},
+    block::mq::{OwnedRequest, RequestLlist, RequestTable},
     net::{Attached, SocketState, TcpSocket},
     workqueue::{DelayedOn, OwnedQueue},
 };
@@ -137,9 +137,9 @@ pub(crate) struct Connection {
     /// The requests that wait for replies, or are parked.
     pub(crate) table: RequestTable<Queue>,
     /// The requests that wait to be sent.
-    pub(crate) pending: RequestList<Queue>,
+    pub(crate) pending: RequestLlist<Queue>,
     /// The requests that the node had no room for; they wait a little.
-    busy: RequestList<Queue>,
+    busy: RequestLlist<Queue>,
     /// When something was received last, in milliseconds.
     pub(crate) heard_at: Atomic<u64>,
     /// Bytes of unanswered writes.
@@ -194,8 +194,8 @@ impl Connection {
                 device,
                 slots,
                 table,
-                pending: RequestList::new(),
-                busy: RequestList::new(),
+                pending: RequestLlist::new(),
+                busy: RequestLlist::new(),
                 heard_at: Atomic::new(0),
                 write_bytes_in_flight: Atomic::new(0),
                 refuses: Atomic::new(0),

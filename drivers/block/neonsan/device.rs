@@ -243,7 +243,7 @@ impl Device {
         }
         let timeouts = params.timeouts;
         let nodes = Nodes::new(&params.nodes)?;
-        Ok(Arc::pin_init(
+        Arc::pin_init(
             pin_init!(Device {
                 index,
                 name,
@@ -278,7 +278,7 @@ impl Device {
                 change_work <- new_work!("neonsan_change"),
             }),
             GFP_KERNEL,
-        )?)
+        )
     }
 
     // ---- what it is ----

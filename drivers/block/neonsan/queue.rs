@@ -163,6 +163,7 @@ pub(crate) fn claim_again(connection: &Connection, rq: &OwnedRequest<Queue>) -> 
     cookie.is_some()
 }
 
+#[vtable]
 impl Operations for Queue {
     type RequestData = RequestData;
     type QueueData = ();

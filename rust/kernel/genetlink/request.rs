@@ -216,7 +216,11 @@ impl<'a> Request<'a> {
         })
     }
 
-    /// Acknowledges the request with an error and its text.
+    /// Acknowledges the request with an error and its text, in place of the core.
+    ///
+    /// The core's own acknowledgement carries a text of at most 80 bytes that was made for the occasion
+    /// (`NL_SET_ERR_MSG_FMT`), or one that outlives the operation. What went wrong here is often a
+    /// node's sentence with names and addresses in it, which neither holds.
     fn refuse(&self, refusal: &Refusal) {
         let mut extack: bindings::netlink_ext_ack = pin_init::zeroed();
         if let Some(text) = &refusal.text {

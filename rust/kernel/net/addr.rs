@@ -34,6 +34,15 @@ pub(super) union RawAddr {
     v6: bindings::sockaddr_in6,
 }
 
+impl RawAddr {
+    /// No address (`AF_UNSPEC`), and its length.
+    pub(super) fn unspecified() -> (RawAddr, usize) {
+        let mut v4: bindings::sockaddr_in = pin_init::zeroed();
+        v4.sin_family = bindings::AF_UNSPEC as u16;
+        (RawAddr { v4 }, size_of::<bindings::sockaddr_in>())
+    }
+}
+
 impl SocketAddr {
     /// The C form and its length.
     pub(super) fn to_raw(self) -> (RawAddr, usize) {

@@ -4,7 +4,7 @@
 //!
 //! C header: `include/linux/net.h` (`struct socket`).
 
-use super::{send_batch::SendFlags, Net, SendBatch, SocketAddr};
+use super::{addr::RawAddr, send_batch::SendFlags, Net, SendBatch, SocketAddr};
 use crate::{block::mq::Operations, mm::NoReclaimScope};
 use core::ptr::{self, NonNull};
 use kernel::{
@@ -190,8 +190,10 @@ impl TcpSocket {
     pub fn abort(&self) {
         // For the packet of the reset.
         let _scope = NoReclaimScope::enter();
-        // SAFETY: By the type's invariants.
-        unsafe { bindings::sock_abort(self.sk()) };
+        let (mut raw, len) = RawAddr::unspecified();
+        // SAFETY: By the type's invariants; the address is valid for `len` bytes. Connecting to no
+        // address is how a socket is disconnected; for TCP that cannot fail.
+        unsafe { bindings::kernel_connect(self.as_raw(), (&raw mut raw).cast(), len as c_int, 0) };
     }
 
     /// Where the connection is now. Any context.

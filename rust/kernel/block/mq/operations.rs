@@ -7,7 +7,7 @@
 use super::{request::RequestDataWrapper, OwnedRequest, Request};
 use core::{convert::Infallible, marker::PhantomData, ptr::NonNull};
 use kernel::{
-    error::from_result,
+    error::{from_result, VTABLE_DEFAULT_ERROR},
     prelude::*,
     types::ForeignOwnable, //
 };
@@ -25,10 +25,12 @@ pub enum TimeoutAction {
     ResetTimer,
 }
 
-/// A driver of a multi-queue block device.
+/// A driver of a multi-queue block device. As upstream's trait of this name a `#[vtable]`: what is not
+/// implemented is not in the C table.
 ///
 /// Requests are not refused here: the driver owns each one it is given, and ends it with an error
 /// if that is what must happen.
+#[vtable]
 pub trait Operations: Sized + 'static {
     /// Data beside each request. Made when the tag set is, dropped with it.
     type RequestData: Sync + Send;
@@ -67,23 +69,29 @@ pub trait Operations: Sized + 'static {
 
     /// No more requests follow for now, though the last one did not say so.
     fn commit_rqs(
-        hw_data: ForeignBorrowed<'_, Self::HwData>,
-        queue_data: ForeignBorrowed<'_, Self::QueueData>,
-    );
+        _hw_data: ForeignBorrowed<'_, Self::HwData>,
+        _queue_data: ForeignBorrowed<'_, Self::QueueData>,
+    ) {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
 
     /// The request with `tag` of this hardware queue was started longer ago than the tag set's
     /// timeout. It may end while this runs; a driver that wants it must find it in its own books.
     /// Process context.
     fn timeout(
-        hw_data: ForeignBorrowed<'_, Self::HwData>,
-        queue_data: ForeignBorrowed<'_, Self::QueueData>,
-        tag: u16,
-    ) -> TimeoutAction;
+        _hw_data: ForeignBorrowed<'_, Self::HwData>,
+        _queue_data: ForeignBorrowed<'_, Self::QueueData>,
+        _tag: u16,
+    ) -> TimeoutAction {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
 
     /// Somebody waits for polled requests of this hardware queue: finishes what can be finished.
     /// Returns how many requests have ended since the last call, in whatever context. Must not
     /// sleep: the caller is in an RCU critical section.
-    fn poll(hw_data: ForeignBorrowed<'_, Self::HwData>) -> u32;
+    fn poll(_hw_data: ForeignBorrowed<'_, Self::HwData>) -> u32 {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
 }
 
 /// Spreads the hardware queues over the CPUs: the last `poll_queues` of them for polled requests, if
@@ -113,14 +121,26 @@ pub(super) struct OperationsVTable<T: Operations>(PhantomData<T>);
 impl<T: Operations> OperationsVTable<T> {
     const VTABLE: bindings::blk_mq_ops = bindings::blk_mq_ops {
         queue_rq: Some(Self::queue_rq_callback),
-        commit_rqs: Some(Self::commit_rqs_callback),
-        timeout: Some(Self::timeout_callback),
+        commit_rqs: if T::HAS_COMMIT_RQS {
+            Some(Self::commit_rqs_callback)
+        } else {
+            None
+        },
+        timeout: if T::HAS_TIMEOUT {
+            Some(Self::timeout_callback)
+        } else {
+            None
+        },
         init_hctx: Some(Self::init_hctx_callback),
         exit_hctx: Some(Self::exit_hctx_callback),
         init_request: Some(Self::init_request_callback),
         exit_request: Some(Self::exit_request_callback),
         map_queues: Some(Self::map_queues_callback),
-        poll: Some(Self::poll_callback),
+        poll: if T::HAS_POLL {
+            Some(Self::poll_callback)
+        } else {
+            None
+        },
         ..pin_init::zeroed()
     };
 

@@ -40,7 +40,7 @@ pub(super) struct RequestDataWrapper<T: Operations> {
     /// How the request ends: a `blk_status_t`. Written by the owner before it gives up its
     /// reference, read by whoever drops the last reference.
     status: Atomic<u32>,
-    /// Links the request in a [`RequestList`](super::RequestList), which then owns it.
+    /// Links the request in a [`RequestLlist`](super::RequestLlist), which then owns it.
     pub(super) link: Opaque<bindings::llist_node>,
     /// The driver's own.
     data: T::RequestData,

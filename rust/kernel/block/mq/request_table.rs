@@ -6,6 +6,8 @@ use super::{Operations, OwnedRequest, Request};
 use core::{
     marker::PhantomData,
     ptr::{self, NonNull},
+    // Not the kernel's: for a module each of its atomics is a call of a C function, and this is on the
+    // way of every request. Acquire and release mean the same for both.
     sync::atomic::{AtomicPtr, Ordering},
 };
 use kernel::prelude::*;

@@ -23,7 +23,12 @@ impl Flags {
     pub const BLOCKING: Flags = Flags(bindings::BLK_MQ_F_BLOCKING);
     /// A CPU may go offline while requests of its hardware queue are in flight. Without it blk-mq
     /// waits for them, for as long as they take. Whoever sets it must be able to end a request
-    /// from any CPU. (Upstream named it for what devices on top of others need it for.)
+    /// from any CPU.
+    ///
+    /// Upstream named it for drivers whose requests wait for another disk (loop), and leaving out that
+    /// wait is all it does (`__blk_mq_add_cpuhp` in `block/blk-mq.c`). A disk over a network has the
+    /// same trouble for the same reason: its requests wait for something whose end no CPU here can
+    /// bring about, and without the flag taking a CPU offline would hang for as long as a node is gone.
     pub const STACKING: Flags = Flags(bindings::BLK_MQ_F_STACKING);
     /// No I/O scheduler unless the administrator asks for one.
     pub const NO_SCHED_BY_DEFAULT: Flags = Flags(bindings::BLK_MQ_F_NO_SCHED_BY_DEFAULT);

@@ -13,24 +13,27 @@ use neonsan_bindings as bindings;
 ///
 /// Adding neither sleeps nor waits nor allocates: the link lies in the request.
 ///
+/// Not the `RequestList` of the posted Rust block series: that is the list of requests that the block
+/// layer hands over at once (`queue_rqs`), owned by one thread.
+///
 /// # Invariants
 ///
 /// Every node in the list is the `link` of the private area of a request of `T`, and the list owns
 /// the [`OwnedRequest`] of it.
-pub struct RequestList<T: Operations> {
+pub struct RequestLlist<T: Operations> {
     head: Opaque<bindings::llist_head>,
     _p: PhantomData<OwnedRequest<T>>,
 }
 
 // SAFETY: `llist` may be used from several CPUs at once, and requests may change threads.
-unsafe impl<T: Operations> Send for RequestList<T> {}
+unsafe impl<T: Operations> Send for RequestLlist<T> {}
 // SAFETY: As above.
-unsafe impl<T: Operations> Sync for RequestList<T> {}
+unsafe impl<T: Operations> Sync for RequestLlist<T> {}
 
-impl<T: Operations> RequestList<T> {
+impl<T: Operations> RequestLlist<T> {
     /// An empty list.
     pub fn new() -> Self {
-        RequestList {
+        RequestLlist {
             head: Opaque::zeroed(),
             _p: PhantomData,
         }
@@ -48,7 +51,7 @@ impl<T: Operations> RequestList<T> {
         }
     }
 
-    /// Whether nothing was added since the last [`RequestList::take`].
+    /// Whether nothing was added since the last [`RequestLlist::take`].
     pub fn is_empty(&self) -> bool {
         // SAFETY: The head is valid.
         unsafe { bindings::llist_empty(self.head.get()) }
@@ -64,24 +67,24 @@ impl<T: Operations> RequestList<T> {
     }
 }
 
-impl<T: Operations> Default for RequestList<T> {
+impl<T: Operations> Default for RequestLlist<T> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl<T: Operations> Drop for RequestList<T> {
+impl<T: Operations> Drop for RequestLlist<T> {
     fn drop(&mut self) {
         drop(self.take());
     }
 }
 
-/// The requests taken from a [`RequestList`], the oldest first. What is left over when this is
+/// The requests taken from a [`RequestLlist`], the oldest first. What is left over when this is
 /// dropped ends with an error.
 ///
 /// # Invariants
 ///
-/// As for [`RequestList`], for the nodes from `next` on.
+/// As for [`RequestLlist`], for the nodes from `next` on.
 pub struct Taken<T: Operations> {
     next: *mut bindings::llist_node,
     _p: PhantomData<OwnedRequest<T>>,
