@@ -74,6 +74,7 @@ use layout::{file_options, is_leftover, make_dir};
 pub use marker::EngineIdentity;
 use meta::Meta;
 use opening::lock_within;
+pub use places::Place;
 use probe::Storage;
 use volume::FileVolume;
 
@@ -137,6 +138,54 @@ fn remove_failed(path: &Path) {
     }
 }
 
+/// Checks that the directory is an engine's, the one that it should be if that is
+/// known, and lies within no other. Changes nothing.
+///
+/// # Errors
+///
+/// [`ErrorKind::NotPermitted`] with what to do; [`ErrorKind::Corrupt`] for a damaged
+/// marker.
+pub fn examine(root: &Path, expected: Option<EngineIdentity>) -> Result<EngineIdentity> {
+    let shown = root.display();
+    let refused = |text: String| Err(Error::new(ErrorKind::NotPermitted, text));
+    let is_dir = fs::metadata(root)
+        .map(|metadata| metadata.is_dir())
+        .map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => Error::new(
+                ErrorKind::NotPermitted,
+                format!(
+                    "the directory {shown} is not there: mount its disk, or run \
+                     `neonsan-node init {shown}` if it is to be a new engine's"
+                ),
+            ),
+            _ => Error::os(e, format!("cannot reach the directory {shown}")),
+        })?;
+    if !is_dir {
+        return refused(format!("{shown} is not a directory"));
+    }
+    places::check_free(root)?;
+    match (marker::read_engine(root)?, expected) {
+        (Some(found), Some(expected)) if found != expected => refused(format!(
+            "{shown} has the volumes of another engine ({found}) than before ({expected}): mount \
+             the right disk there, or, if it is on purpose, run `neonsan-node forget {shown}`"
+        )),
+        (Some(found), _) => Ok(found),
+        (None, Some(expected)) => refused(format!(
+            "{shown} has none of the volumes that were there before, nor the marker of their \
+             engine ({expected}): mount its disk; if the volumes are to be given up, run \
+             `neonsan-node forget {shown}` and `neonsan-node init {shown}`"
+        )),
+        (None, None) if init::is_of_an_earlier_release(root) => refused(format!(
+            "{shown} was made by an earlier release: run `neonsan-node init --adopt {shown}` \
+             (if its disk is not mounted, mount it first)"
+        )),
+        (None, None) => refused(format!(
+            "{shown} is no engine's directory: mount its disk, or, if it is to be a new \
+             engine's, run `neonsan-node init {shown}`"
+        )),
+    }
+}
+
 impl FileEngine {
     /// Opens the directory, waits for its lock, finds out what the storage
     /// can do and clears away what a crash left half made.
@@ -148,8 +197,7 @@ impl FileEngine {
     pub fn open(options: FileOptions) -> Result<Self> {
         let root = &options.root;
         let in_root = |text: &str| format!("{text} {}", root.display());
-        let identity = Self::identify(&options)?;
-        places::check_free(root)?;
+        let identity = examine(root, options.identity)?;
         let lock = file_options()
             .create(true)
             .write(true)
@@ -179,48 +227,6 @@ impl FileEngine {
         };
         engine.clear_leftovers()?;
         Ok(engine)
-    }
-
-    /// Checks that the directory is an engine's, and the one that it should be.
-    fn identify(options: &FileOptions) -> Result<EngineIdentity> {
-        let root = &options.root;
-        let shown = root.display();
-        let refused = |text: String| Err(Error::new(ErrorKind::NotPermitted, text));
-        let is_dir = fs::metadata(root)
-            .map(|metadata| metadata.is_dir())
-            .map_err(|e| match e.kind() {
-                std::io::ErrorKind::NotFound => Error::new(
-                    ErrorKind::NotPermitted,
-                    format!(
-                        "the directory {shown} is not there: mount its disk, or run \
-                         `neonsan-node init {shown}` if it is to be a new engine's"
-                    ),
-                ),
-                _ => Error::os(e, format!("cannot reach the directory {shown}")),
-            })?;
-        if !is_dir {
-            return refused(format!("{shown} is not a directory"));
-        }
-        match (marker::read_engine(root)?, options.identity) {
-            (Some(found), Some(expected)) if found != expected => refused(format!(
-                "{shown} has the volumes of another engine ({found}) than before ({expected}): mount \
-                 the right disk there, or, if it is on purpose, run `neonsan-node forget {shown}`"
-            )),
-            (Some(found), _) => Ok(found),
-            (None, Some(expected)) => refused(format!(
-                "{shown} has none of the volumes that were there before, nor the marker of their \
-                 engine ({expected}): mount its disk; if the volumes are to be given up, run \
-                 `neonsan-node forget {shown}` and `neonsan-node init {shown}`"
-            )),
-            (None, None) if init::is_of_an_earlier_release(root) => refused(format!(
-                "{shown} was made by an earlier release: run `neonsan-node init --adopt {shown}` \
-                 (if its disk is not mounted, mount it first)"
-            )),
-            (None, None) => refused(format!(
-                "{shown} is no engine's directory: mount its disk, or, if it is to be a new \
-                 engine's, run `neonsan-node init {shown}`"
-            )),
-        }
     }
 
     /// Which engine it is.

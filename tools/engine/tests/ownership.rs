@@ -9,8 +9,8 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use common::{file_options, options_as_it_is, snapshot_name, spec, volume_name, xfs};
-use neonsan_engine::file::{init, FileEngine, InitOptions};
+use common::{file_options, options_as_it_is, snapshot_name, spec, volume_name, xfs, Mount};
+use neonsan_engine::file::{init, FileEngine, InitOptions, Place};
 use neonsan_engine::{Engine, Error, ErrorKind};
 
 fn directory() -> tempfile::TempDir {
@@ -255,6 +255,19 @@ fn engines_do_not_lie_within_each_other() {
     symlink(dir.path().join("outer"), &link).unwrap();
     let error = init(&link.join("inner"), &InitOptions::default()).unwrap_err();
     assert!(error.to_string().contains("lies within"), "{error}");
+    // And by another mount of a part of it.
+    let (part, elsewhere) = (dir.path().join("outer/p"), dir.path().join("elsewhere"));
+    fs::create_dir(&elsewhere).unwrap();
+    match Mount::bind(&part, &elsewhere) {
+        Ok(_mount) => {
+            let inner = elsewhere.join("inner");
+            let error = init(&inner, &InitOptions::default()).unwrap_err();
+            assert!(error.to_string().contains("lies within"), "{error}");
+            let (outer, inner) = (Place::of(&dir.path().join("outer")), Place::of(&inner));
+            assert!(outer.contains(&inner) && !inner.contains(&outer));
+        }
+        Err(reason) => eprintln!("SKIP engines behind a bind mount: {reason}"),
+    }
     // One that was made there before the outer one is not opened any more.
     let first = dir.path().join("later/first");
     fs::create_dir(dir.path().join("later")).unwrap();

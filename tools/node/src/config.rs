@@ -10,6 +10,12 @@ use std::path::{Path, PathBuf};
 use neonsan_api::VolumeName;
 use serde::Deserialize;
 
+/// The file, if no other is named.
+pub(crate) const DEFAULT_CONFIG: &str = "/etc/neonsan/neonsan-node.toml";
+
+/// Exit status when the configuration is wrong (EX_CONFIG of sysexits.h).
+pub(crate) const EXIT_CONFIG: u8 = 78;
+
 /// Everything that can be configured. What is absent has the value given by
 /// `Default` of its section.
 #[derive(Clone, Debug, Deserialize)]
@@ -18,6 +24,9 @@ pub struct Config {
     /// Engine of volumes that are created without naming one. Absent: the
     /// only engine there is.
     pub default_engine: Option<String>,
+    /// The node's own directory: which engine it has served at which path.
+    #[serde(default = "default_state_path")]
+    pub state_path: PathBuf,
     /// The engines by name.
     #[serde(rename = "engine")]
     pub engines: BTreeMap<String, EngineConfig>,
@@ -104,6 +113,10 @@ pub enum EngineConfig {
         #[serde(default)]
         test_without_blocklist: bool,
     },
+}
+
+fn default_state_path() -> PathBuf {
+    PathBuf::from(crate::remembered::DEFAULT_PATH)
 }
 
 fn default_ceph_conf() -> PathBuf {

@@ -8,6 +8,9 @@ use std::process::ExitCode;
 use clap::Args;
 use neonsan_engine::file::{self, InitOptions, Initialized};
 
+use crate::config::{Config, DEFAULT_CONFIG, EXIT_CONFIG};
+use crate::remembered::Remembered;
+
 /// The user as which the packaged unit runs the node.
 const NODE_USER: &str = "neonsan";
 
@@ -26,6 +29,17 @@ pub(crate) struct InitArgs {
     /// The directory: empty (but for lost+found), or absent in a directory that is there.
     #[arg(value_name = "DIR")]
     dir: PathBuf,
+}
+
+/// What `neonsan-node forget` is told.
+#[derive(Debug, Args)]
+pub(crate) struct ForgetArgs {
+    /// The configuration file of the node, which says where it remembers (state_path).
+    #[arg(short, long, value_name = "FILE", default_value = DEFAULT_CONFIG)]
+    config: PathBuf,
+    /// The path of the engine, as the configuration has it.
+    #[arg(value_name = "PATH")]
+    path: PathBuf,
 }
 
 /// A user's name, number and group, from a line of /etc/passwd.
@@ -90,7 +104,28 @@ fn tell(dir: &Path, done: &Initialized, is_root: bool, user_was_given: bool) {
     }
 }
 
-/// Runs it.
+/// Runs `forget`.
+pub(crate) fn forget(args: &ForgetArgs) -> ExitCode {
+    let config = match Config::load(&args.config) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("neonsan-node forget: {error}");
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
+    let shown = args.path.display();
+    match Remembered::new(&config.state_path).forget(&args.path) {
+        Ok(true) => println!("{shown}: forgotten; the node takes what it finds there next"),
+        Ok(false) => println!("{shown}: nothing was remembered"),
+        Err(error) => {
+            eprintln!("neonsan-node forget: {error}");
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// Runs `init`.
 pub(crate) fn run(args: &InitArgs) -> ExitCode {
     let is_root = rustix::process::geteuid().is_root();
     let init = || {

@@ -24,6 +24,7 @@ mod node;
 mod own_host;
 mod peers;
 pub mod program;
+mod remembered;
 mod sd_notify;
 mod shared;
 

@@ -23,6 +23,7 @@ use crate::data::{Mailbox, ToWorker, Worker};
 use crate::hub::{Hub, Observations, ToHub};
 use crate::metrics::Metrics;
 use crate::peers::{self, Peers};
+use crate::remembered::Remembered;
 use crate::sd_notify::notify;
 use crate::shared::{hex, Budget, Clock, NamedEngine, Shared};
 
@@ -95,13 +96,18 @@ fn open_engine(
             #[cfg(feature = "test-faults")]
             test_volatile_cache,
         } => {
+            let remembered = Remembered::new(&config.state_path);
+            let refused = |why: String| neonsan_engine::Error::new(ErrorKind::NotPermitted, why);
             let engine = Arc::new(FileEngine::open(FileOptions {
                 root: path.clone(),
-                identity: None,
+                identity: remembered.identity(path).map_err(refused)?,
                 buffered: *buffered,
                 min_block_bytes: *min_block_bytes,
                 lock_wait: Duration::from_millis(u64::from(config.timeouts.lock_wait_ms)),
             })?);
+            remembered
+                .remember(path, engine.identity())
+                .map_err(refused)?;
             #[cfg(feature = "test-faults")]
             if *test_volatile_cache {
                 let cached = neonsan_engine::volatile::VolatileEngine::new(engine)?;

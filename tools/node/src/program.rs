@@ -8,8 +8,8 @@ use clap::{Parser, Subcommand};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{Config, LogConfig, LogFormat};
-use crate::init::{self, InitArgs};
+use crate::config::{Config, LogConfig, LogFormat, DEFAULT_CONFIG, EXIT_CONFIG};
+use crate::init::{self, ForgetArgs, InitArgs};
 
 /// The NeonSAN storage node: serves volumes to hosts.
 #[derive(Debug, Parser)]
@@ -22,7 +22,7 @@ struct Args {
         short,
         long,
         value_name = "FILE",
-        default_value = "/etc/neonsan/neonsan-node.toml"
+        default_value = DEFAULT_CONFIG
     )]
     config: PathBuf,
     /// Check the configuration, say what is wrong with it, and end.
@@ -35,10 +35,9 @@ struct Args {
 enum Task {
     /// Make a directory an engine's: once, before a node uses it.
     Init(InitArgs),
+    /// Forget which engine was served at a path: another one may be there on purpose.
+    Forget(ForgetArgs),
 }
-
-/// Exit status when the configuration is wrong (EX_CONFIG of sysexits.h).
-const EXIT_CONFIG: u8 = 78;
 
 /// Lines of the log that may wait to be written.
 const LOG_LINES: usize = 4096;
@@ -68,8 +67,10 @@ fn start_logs(config: &LogConfig) -> Result<(WorkerGuard, ErrorCounter), String>
 /// Runs the program; `adjust` changes what the configuration says, for the lab's own nodes.
 pub fn main(adjust: fn(&mut Config)) -> ExitCode {
     let args = Args::parse();
-    if let Some(Task::Init(args)) = &args.command {
-        return init::run(args);
+    match &args.command {
+        Some(Task::Init(args)) => return init::run(args),
+        Some(Task::Forget(args)) => return init::forget(args),
+        None => {}
     }
     let mut config = match Config::load(&args.config) {
         Ok(config) => config,
@@ -81,6 +82,9 @@ pub fn main(adjust: fn(&mut Config)) -> ExitCode {
     adjust(&mut config);
     if args.check {
         println!("{}: the configuration is good", args.config.display());
+        for note in config.unready_engines() {
+            println!("but {note}");
+        }
         return ExitCode::SUCCESS;
     }
     let (guard, lost_log_lines) = match start_logs(&config.log) {

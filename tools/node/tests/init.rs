@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 
-use common::{config, directory, Node};
+use common::{block_on, config, create, directory, init, Node};
 
 /// Runs the program to its end: exit status, and all that it says.
 fn neonsan_node(args: &[&str]) -> (i32, String) {
@@ -95,4 +95,86 @@ fn a_directory_without_a_marker_is_not_served() {
         let made: Vec<_> = fs::read_dir(&elsewhere).into_iter().flatten().collect();
         assert!(made.is_empty(), "nothing is made there: {made:?}");
     }
+}
+
+/// A disk that is not mounted, and another one in its place.
+#[test]
+fn a_node_serves_no_other_engine_than_before() {
+    let dir = directory();
+    let path = dir.path().join("node.toml");
+    let mut node = Node::start(dir.path());
+    create(&node, "p/v", 1 << 20, 512, "main");
+    node.terminate();
+    assert_eq!(node.wait(), 0);
+    let volumes = dir.path().join("volumes");
+    let away = dir.path().join("away");
+    fs::rename(&volumes, &away).unwrap();
+    fs::create_dir(&volumes).unwrap();
+    let said = Node::said_at_start(&path);
+    assert!(
+        said.contains("mount its disk") && said.contains("neonsan-node forget"),
+        "{said}"
+    );
+    let found: Vec<_> = fs::read_dir(&volumes).unwrap().collect();
+    assert!(found.is_empty(), "nothing is made there: {found:?}");
+    let (status, text) = neonsan_node(&["--config", path.to_str().unwrap(), "--check"]);
+    assert_eq!(status, 0);
+    assert!(text.contains("mount its disk"), "{text}");
+    // Somebody believed that it had to be made anew.
+    init(&volumes);
+    let said = Node::said_at_start(&path);
+    assert!(
+        said.contains("another engine") && said.contains("neonsan-node forget"),
+        "{said}"
+    );
+    // The right one comes back.
+    fs::remove_dir_all(&volumes).unwrap();
+    fs::rename(&away, &volumes).unwrap();
+    let node = Node::start(dir.path());
+    let listed = block_on(node.api().list_volumes(None)).unwrap().volumes;
+    assert_eq!(listed.len(), 1);
+    drop(node);
+    // Or it is on purpose.
+    fs::rename(&volumes, &away).unwrap();
+    init(&volumes);
+    let (status, text) = neonsan_node(&[
+        "forget",
+        "--config",
+        path.to_str().unwrap(),
+        volumes.to_str().unwrap(),
+    ]);
+    assert_eq!((status, text.contains("forgotten")), (0, true), "{text}");
+    let node = Node::start(dir.path());
+    let listed = block_on(node.api().list_volumes(None)).unwrap().volumes;
+    assert!(listed.is_empty());
+}
+
+#[test]
+fn a_root_of_an_earlier_release_is_named() {
+    let dir = directory();
+    let text = config(dir.path(), "");
+    let path = dir.path().join("node.toml");
+    fs::write(&path, text).unwrap();
+    drop(Node::start_from(&path));
+    // What such a release leaves.
+    fs::remove_file(dir.path().join("volumes/.neonsan-engine")).unwrap();
+    fs::remove_dir_all(dir.path().join("state")).unwrap();
+    let said = Node::said_at_start(&path);
+    let volumes = dir.path().join("volumes");
+    let hint = format!("neonsan-node init --adopt {}", volumes.display());
+    assert!(said.contains(&hint), "{said}");
+    let (status, text) = neonsan_node(&["init", "--adopt", volumes.to_str().unwrap()]);
+    assert_eq!(status, 0, "{text}");
+    drop(Node::start_from(&path));
+}
+
+#[test]
+fn a_node_that_cannot_remember_says_so() {
+    let dir = directory();
+    let path = dir.path().join("node.toml");
+    let text = config(dir.path(), "");
+    // Below a file nothing can be made.
+    fs::write(&path, text.replace("/state\"", "/node.toml/state\"")).unwrap();
+    let said = Node::said_at_start(&path);
+    assert!(said.contains("state_path"), "{said}");
 }

@@ -96,6 +96,7 @@ node_conf() {
 	local listen="\"${NODE_LISTEN:-$NODE_IP}:9666\""
 	root_init "${VOLUMES:=/run/lab/disk/volumes}" >&2
 	{
+		printf 'state_path = "%s/state"\n' "$TEST_DIR"
 		printf '[engine.main]\nkind = "file"\npath = "%s"\n' "$VOLUMES"
 		printf '%s\n' "$@"
 		printf '[data]\nlisten = [%s]\n%s\n' "$listen" "${NODE_MORE:-}"

@@ -71,7 +71,7 @@ root_init() {
 node_config() {
 	local name=$1 engine=$2 port=$3
 	{
-		echo '[engine.main]'
+		printf 'state_path = "%s/%s-state"\n[engine.main]\n' "$TEST_DIR" "$name"
 		case $engine in
 		mem) printf 'kind = "mem"\ncapacity_bytes = 2147483648\nvolatile_cache = true\n' ;;
 		mem-durable) printf 'kind = "mem"\ncapacity_bytes = 2147483648\nvolatile_cache = false\n' ;;

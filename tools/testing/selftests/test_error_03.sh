@@ -7,6 +7,7 @@ need_programs
 mkdir -p disk
 mount -t tmpfs -o size=48m tmpfs disk
 at_exit umount -l disk
+root_init "$TEST_DIR/disk"
 node_config node file 9666
 sed -i "s|^path = .*|path = \"$TEST_DIR/disk\"|" "$TEST_DIR/node.toml"
 node_start

@@ -19,6 +19,7 @@ mount -o errors=continue,data=writeback,commit=600 "$loop" disk
 at_exit umount -l disk
 root_init "$TEST_DIR/disk"
 {
+	printf 'state_path = "%s/state"\n' "$TEST_DIR"
 	printf '[engine.main]\nkind = "file"\npath = "%s"\nbuffered = true\n' "$TEST_DIR/disk"
 	printf '[data]\nlisten = ["127.0.0.1:9666"]\n[control]\nlisten = ["127.0.0.1:9667"]\n[timeouts]\nshutdown_grace_ms = 200\n'
 } >node.toml

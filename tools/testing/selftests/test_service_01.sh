@@ -10,7 +10,7 @@ program_install neonsan-node
 unit_install neonsan-node.service
 systemd-analyze verify --man=no /var/tmp/units/neonsan-node.service || fail "systemd has something to say about the unit"
 install -D -m 644 "$packaging/neonsan-node.toml" /etc/neonsan/neonsan-node.toml
-at_exit rm -rf /etc/neonsan /var/lib/neonsan
+at_exit rm -rf /etc/neonsan /var/lib/neonsan /var/lib/neonsan-node
 systemd-sysusers "$packaging/neonsan-node.sysusers"
 # As the operator does, once; the directory is the node's user's then.
 /usr/local/sbin/neonsan-node init /var/lib/neonsan

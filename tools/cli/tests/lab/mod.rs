@@ -32,9 +32,10 @@ impl Lab {
         neonsan_engine::file::init(&volumes, &neonsan_engine::file::InitOptions::default())
             .unwrap();
         let text = format!(
-            "default_engine = \"main\"\n[engine.main]\nkind = \"file\"\npath = {:?}\n\
+            "default_engine = \"main\"\nstate_path = {:?}\n[engine.main]\nkind = \"file\"\npath = {:?}\n\
              [engine.mem]\nkind = \"mem\"\ncapacity_bytes = 67108864\n\
              [data]\nlisten = [\"{data}\"]\n[control]\nlisten = [\"{control}\"]\n",
+            directory.path().join("state"),
             volumes
         );
         let config = neonsan_node::config::Config::parse(&text).unwrap();

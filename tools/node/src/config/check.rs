@@ -2,7 +2,10 @@
 //! What a configuration must keep to beside its form.
 
 use neonsan_api::VolumeName;
+use neonsan_engine::file::{examine, Place};
 use tracing_subscriber::EnvFilter;
+
+use crate::remembered::Remembered;
 
 use super::{Config, ControlAddress, EngineConfig, MAX_IO_BYTES};
 
@@ -45,6 +48,7 @@ impl Config {
                 )?;
             }
         }
+        self.check_places()?;
         let default = self.default_engine_name()?;
         let known = |name: &str| {
             ensure(
@@ -119,6 +123,58 @@ impl Config {
             "timeouts.heartbeat_timeout_ms must be more than timeouts.heartbeat_interval_ms",
         )
     }
+
+    /// Engines do not lie within each other, and what the node remembers of them lies
+    /// in none of them.
+    fn check_places(&self) -> Result<(), String> {
+        let mut places = Vec::new();
+        for (name, engine) in &self.engines {
+            if let EngineConfig::File { path, .. } = engine {
+                places.push((name, path, Place::of(path)));
+            }
+        }
+        for (index, (name, path, place)) in places.iter().enumerate() {
+            let others = places
+                .iter()
+                .enumerate()
+                .filter(|(other, _)| *other != index);
+            for (_, (other_name, other_path, other)) in others {
+                if place.contains(other) {
+                    return Err(format!(
+                        "engine.{other_name}.path ({}) is that of engine.{name} ({}), or lies \
+                         within it: give each engine a directory of its own",
+                        other_path.display(),
+                        path.display()
+                    ));
+                }
+            }
+            if place.contains(&Place::of(&self.state_path)) {
+                return Err(format!(
+                    "state_path ({}) lies within engine.{name}.path ({}): what the node \
+                     remembers of the engine must not go away with it",
+                    self.state_path.display(),
+                    path.display()
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Which engines a node would not serve as they are now, and what to do.
+    pub fn unready_engines(&self) -> Vec<String> {
+        let remembered = Remembered::new(&self.state_path);
+        let mut notes = Vec::new();
+        for (name, engine) in &self.engines {
+            if let EngineConfig::File { path, .. } = engine {
+                let unready = match remembered.identity(path) {
+                    Err(why) => Some(why),
+                    Ok(identity) => examine(path, identity).err().map(|e| e.to_string()),
+                };
+                notes.extend(unready.map(|why| format!("the engine {name}: {why}")));
+            }
+        }
+        notes
+    }
 }
 
 #[cfg(test)]
@@ -155,5 +211,31 @@ mod tests {
             assert!(error.contains(key), "{text}: {error}");
         }
         assert!(Config::parse("").is_err());
+    }
+
+    fn two_engines(a: &std::path::Path, b: &std::path::Path) -> Result<Config, String> {
+        Config::parse(&format!(
+            "default_engine = \"a\"\n[engine.a]\nkind = \"file\"\npath = {a:?}\n\
+             [engine.b]\nkind = \"file\"\npath = {b:?}\n"
+        ))
+    }
+
+    #[test]
+    fn engines_do_not_lie_within_each_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let [a, b, link] = ["a", "b", "link"].map(|name| dir.path().join(name));
+        std::fs::create_dir(&a).unwrap();
+        std::fs::create_dir(&b).unwrap();
+        std::os::unix::fs::symlink(&a, &link).unwrap();
+        two_engines(&a, &b).unwrap();
+        for (one, other) in [(&a, &a.join("p")), (&a.join("p/v"), &a), (&a, &link)] {
+            let error = two_engines(one, other).unwrap_err();
+            assert!(error.contains("directory of its own"), "{error}");
+        }
+        let state = format!("state_path = {:?}\n", a.join("state"));
+        let error = Config::parse(&format!(
+            "{state}[engine.a]\nkind = \"file\"\npath = {a:?}\n"
+        ));
+        assert!(error.unwrap_err().contains("state_path"));
     }
 }

@@ -49,7 +49,10 @@ pub fn init(root: &Path) {
 /// made.
 pub fn config(dir: &Path, more: &str) -> String {
     init(&dir.join("volumes"));
-    let mut config = String::from("default_engine = \"main\"\n");
+    let mut config = format!(
+        "default_engine = \"main\"\nstate_path = {:?}\n",
+        dir.join("state")
+    );
     config.push_str(more);
     for (section, setting) in [
         ("data", "listen = [\"127.0.0.1:0\"]"),

@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+//! Which engine the node has served at a path, from one start to the next: so that
+//! it notices when another disk is mounted there, or none.
+//!
+//! One file in the node's own directory, `engines.json`, replaced as a whole while
+//! `.lock` beside it is held, since several nodes of a machine may share it. What
+//! a later release has put into it is kept.
+
+use std::collections::BTreeMap;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use neonsan_engine::file::EngineIdentity;
+use rustix::fs::{flock, FlockOperation};
+use serde::{Deserialize, Serialize};
+
+/// Where it is if the configuration does not say.
+pub(crate) const DEFAULT_PATH: &str = "/var/lib/neonsan-node";
+
+const VERSION: u32 = 1;
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Known {
+    path: String,
+    identity: String,
+    #[serde(flatten)]
+    unknown: BTreeMap<String, serde_json::Value>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Contents {
+    version: u32,
+    engines: Vec<Known>,
+    #[serde(flatten)]
+    unknown: BTreeMap<String, serde_json::Value>,
+}
+
+/// What the node remembers.
+#[derive(Debug)]
+pub(crate) struct Remembered {
+    directory: PathBuf,
+    /// The configuration names another directory than the usual one: then it must work.
+    configured: bool,
+}
+
+/// What goes wrong, in words that say what to do.
+type Result<T> = std::result::Result<T, String>;
+
+/// The lock of the file; held for a look or a change.
+struct Locked {
+    _lock: File,
+}
+
+/// How an engine's path is written.
+fn key(path: &Path) -> Result<String> {
+    let path = std::path::absolute(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    match path.to_str() {
+        Some(text) => Ok(text.to_owned()),
+        None => Err(format!("{} is no text", path.display())),
+    }
+}
+
+impl Remembered {
+    /// What is remembered in this directory.
+    pub(crate) fn new(directory: &Path) -> Self {
+        Self {
+            directory: directory.to_owned(),
+            configured: directory != Path::new(DEFAULT_PATH),
+        }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.directory.join("engines.json")
+    }
+
+    fn lock(&self) -> io::Result<Locked> {
+        match DirBuilder::new().mode(0o750).create(&self.directory) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+            _ => {}
+        }
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o640)
+            .open(self.directory.join(".lock"))?;
+        flock(&lock, FlockOperation::LockExclusive)?;
+        Ok(Locked { _lock: lock })
+    }
+
+    fn load(&self) -> Result<Contents> {
+        let path = self.path();
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound) => {
+                return Ok(Contents {
+                    version: VERSION,
+                    engines: Vec::new(),
+                    unknown: BTreeMap::new(),
+                })
+            }
+            Err(e) => {
+                return Err(format!(
+                    "cannot read {}, where the node has noted which engine it serves: {e}; make it \
+                     readable for the node's user, or set state_path",
+                    path.display()
+                ))
+            }
+        };
+        let contents: Contents = serde_json::from_str(&text).map_err(|e| {
+            format!(
+                "{} is damaged ({e}): see that the right disks are mounted, then remove it, and the \
+                 node begins a new one",
+                path.display()
+            )
+        })?;
+        if contents.version != VERSION {
+            return Err(format!(
+                "{} has version {}, and this program knows version {VERSION} only: a newer release \
+                 wrote it; use that",
+                path.display(),
+                contents.version
+            ));
+        }
+        Ok(contents)
+    }
+
+    /// Replaces the file, durably.
+    fn store(&self, _locked: &Locked, contents: &Contents) -> io::Result<()> {
+        let new = self.directory.join("engines.json.new");
+        let mut file = OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .mode(0o640)
+            .open(&new)?;
+        let mut text = serde_json::to_vec_pretty(contents)?;
+        text.push(b'\n');
+        file.write_all(&text)?;
+        file.sync_all()?;
+        fs::rename(&new, self.path())?;
+        File::open(&self.directory)?.sync_all()
+    }
+
+    /// The engine that was served at a path, if any was.
+    pub(crate) fn identity(&self, root: &Path) -> Result<Option<EngineIdentity>> {
+        let key = key(root)?;
+        let known = self.load()?.engines;
+        match known.iter().find(|known| known.path == key) {
+            None => Ok(None),
+            Some(known) => known.identity.parse().map(Some).map_err(|()| {
+                format!(
+                    "{} is damaged: the identity of {key} is {:?}",
+                    self.path().display(),
+                    known.identity
+                )
+            }),
+        }
+    }
+
+    /// Notes that an engine is served at a path; for the first time, since the engine is not opened
+    /// if it is another one than before.
+    ///
+    /// # Errors
+    ///
+    /// The configuration names a directory that cannot be written. That the usual one cannot is only
+    /// said in the log: a node that somebody runs for himself may have no right to it.
+    pub(crate) fn remember(&self, root: &Path, identity: EngineIdentity) -> Result<()> {
+        let key = key(root)?;
+        if self.identity(root)? == Some(identity) {
+            return Ok(());
+        }
+        let failed = |error: io::Error| {
+            let text = format!(
+                "cannot note in {} which engine is at {key}, so that another disk there would not be \
+                 noticed: {error}; make the directory writable for the node's user, or set state_path",
+                self.directory.display()
+            );
+            match self.configured {
+                true => Err(text),
+                false => {
+                    tracing::warn!("{text}");
+                    Ok(())
+                }
+            }
+        };
+        let locked = match self.lock() {
+            Ok(locked) => locked,
+            Err(error) => return failed(error),
+        };
+        let mut contents = self.load()?;
+        contents.engines.retain(|known| known.path != key);
+        contents.engines.push(Known {
+            path: key.clone(),
+            identity: identity.to_string(),
+            unknown: BTreeMap::new(),
+        });
+        self.store(&locked, &contents).or_else(failed)
+    }
+
+    /// Forgets what was served at a path; `false`: nothing was.
+    pub(crate) fn forget(&self, root: &Path) -> Result<bool> {
+        let key = key(root)?;
+        let failed = |error: io::Error| format!("cannot write {}: {error}", self.path().display());
+        if self.identity(root)?.is_none() {
+            return Ok(false);
+        }
+        let locked = self.lock().map_err(failed)?;
+        let mut contents = self.load()?;
+        contents.engines.retain(|known| known.path != key);
+        self.store(&locked, &contents).map_err(failed)?;
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn identity(byte: u8) -> EngineIdentity {
+        EngineIdentity([byte; 16])
+    }
+
+    #[test]
+    fn what_is_remembered_is_known_until_it_is_forgotten() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("state");
+        let (a, b) = (Path::new("/srv/a"), Path::new("/srv/b"));
+        let remembered = Remembered::new(&state);
+        assert_eq!(remembered.identity(a).unwrap(), None);
+        assert!(!state.exists(), "a look makes nothing");
+        remembered.remember(a, identity(1)).unwrap();
+        remembered.remember(b, identity(2)).unwrap();
+        let remembered = Remembered::new(&state);
+        assert_eq!(remembered.identity(a).unwrap(), Some(identity(1)));
+        assert!(remembered.forget(a).unwrap());
+        assert!(!remembered.forget(a).unwrap());
+        assert_eq!(remembered.identity(a).unwrap(), None);
+        assert_eq!(remembered.identity(b).unwrap(), Some(identity(2)));
+    }
+
+    #[test]
+    fn what_a_later_release_has_added_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let remembered = Remembered::new(dir.path());
+        let text = format!(
+            "{{\"version\":1,\"more\":[1],\"engines\":[{{\"path\":\"/a\",\"identity\":\"{}\",\"since\":7}}]}}",
+            identity(1)
+        );
+        fs::write(dir.path().join("engines.json"), text).unwrap();
+        remembered.remember(Path::new("/b"), identity(2)).unwrap();
+        let text = fs::read_to_string(dir.path().join("engines.json")).unwrap();
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(value["more"][0], 1);
+        assert_eq!(value["engines"][0]["since"], 7);
+        assert_eq!(value["engines"][1]["path"], "/b");
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_taken_for_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let remembered = Remembered::new(dir.path());
+        for (text, what) in [
+            ("{", "damaged"),
+            ("{\"version\":2,\"engines\":[]}", "newer release"),
+            (
+                "{\"version\":1,\"engines\":[{\"path\":\"/a\",\"identity\":\"x\"}]}",
+                "damaged",
+            ),
+        ] {
+            fs::write(dir.path().join("engines.json"), text).unwrap();
+            let why = remembered.identity(Path::new("/a")).unwrap_err();
+            assert!(why.contains(what), "{why}");
+            assert!(remembered.remember(Path::new("/a"), identity(1)).is_err());
+        }
+    }
+}
