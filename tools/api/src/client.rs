@@ -174,9 +174,17 @@ impl Client {
         self.get("/node").await
     }
 
-    /// How the node is.
+    /// How the node is, also if that is not well.
     pub async fn health(&self) -> Result<Health, ClientError> {
-        self.get("/health").await
+        let (status, body) = self.exchange(Method::GET, "/health", Bytes::new()).await?;
+        // A node with problems answers 503, with what they are.
+        match serde_json::from_slice(&body) {
+            Ok(health) => Ok(health),
+            Err(error) if status.is_success() => {
+                Err(self.protocol(format!("the answer to /health is not as expected: {error}")))
+            }
+            Err(_) => Err(self.refusal(status, &body)),
+        }
     }
 
     /// Sessions open on the node.
@@ -225,8 +233,8 @@ impl Client {
     /// Deletes a volume that no session holds, with its data.
     pub async fn delete_volume(&self, name: &VolumeName) -> Result<(), ClientError> {
         let path = format!("/volumes/{name}");
-        self.exchange(Method::DELETE, &path, Bytes::new()).await?;
-        Ok(())
+        let answer = self.exchange(Method::DELETE, &path, Bytes::new()).await?;
+        self.accept(answer).map(drop)
     }
 
     /// The snapshots of a volume, the oldest first.
@@ -251,8 +259,8 @@ impl Client {
     /// Deletes a snapshot that no session reads and no clone needs.
     pub async fn delete_snapshot(&self, name: &SnapshotName) -> Result<(), ClientError> {
         let path = snapshot_path(name);
-        self.exchange(Method::DELETE, &path, Bytes::new()).await?;
-        Ok(())
+        let answer = self.exchange(Method::DELETE, &path, Bytes::new()).await?;
+        self.accept(answer).map(drop)
     }
 
     /// Gives a volume that no session holds the content and size of its
@@ -301,6 +309,7 @@ impl Client {
             None => Bytes::new(),
         };
         let answer = self.exchange(method, path, body).await?;
+        let answer = self.accept(answer)?;
         serde_json::from_slice(&answer)
             .map_err(|e| self.protocol(format!("the answer to {path} is not as expected: {e}")))
     }
@@ -310,7 +319,7 @@ impl Client {
         method: Method,
         path: &str,
         body: Bytes,
-    ) -> Result<Bytes, ClientError> {
+    ) -> Result<(StatusCode, Bytes), ClientError> {
         let call = async {
             let connect_error = |source| ClientError::Connect {
                 endpoint: self.endpoint.clone(),
@@ -344,7 +353,7 @@ impl Client {
         method: Method,
         path: &str,
         body: Bytes,
-    ) -> Result<Bytes, ClientError>
+    ) -> Result<(StatusCode, Bytes), ClientError>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
@@ -384,12 +393,21 @@ impl Client {
             result = &mut talk => result?,
             _ = &mut connection => talk.await?,
         };
-        if status.is_success() {
-            return Ok(body);
+        Ok((status, body))
+    }
+
+    /// The body of an answer that is no refusal.
+    fn accept(&self, (status, body): (StatusCode, Bytes)) -> Result<Bytes, ClientError> {
+        match status.is_success() {
+            true => Ok(body),
+            false => Err(self.refusal(status, &body)),
         }
-        match serde_json::from_slice::<ApiError>(&body) {
-            Ok(error) => Err(ClientError::Refused(error)),
-            Err(_) => Err(self.protocol(describe_status(status))),
+    }
+
+    fn refusal(&self, status: StatusCode, body: &[u8]) -> ClientError {
+        match serde_json::from_slice::<ApiError>(body) {
+            Ok(error) => ClientError::Refused(error),
+            Err(_) => self.protocol(describe_status(status)),
         }
     }
 

@@ -35,6 +35,8 @@ pub enum ErrorCode {
     Unsupported,
     /// The node is shutting down.
     ShuttingDown,
+    /// An engine cannot be used at the moment; the message says which and why.
+    Unavailable,
     /// Reading or writing the engine's storage failed.
     Io,
     /// A fault of the node itself.
@@ -54,7 +56,7 @@ impl ErrorCode {
             Self::AlreadyExists | Self::Busy => 409,
             Self::Unsupported => 422,
             Self::Corrupt | Self::Io | Self::Internal | Self::Other => 500,
-            Self::ShuttingDown => 503,
+            Self::ShuttingDown | Self::Unavailable => 503,
             Self::NoSpace => 507,
         }
     }
@@ -73,6 +75,7 @@ impl ErrorCode {
             Self::NotPermitted => "not-permitted",
             Self::Unsupported => "unsupported",
             Self::ShuttingDown => "shutting-down",
+            Self::Unavailable => "unavailable",
             Self::Io => "io",
             Self::Internal => "internal",
             Self::Other => "other",

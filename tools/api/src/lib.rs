@@ -26,9 +26,9 @@ pub use error::{ApiError, ErrorCode};
 pub use name::{NameError, SnapshotName, VolumeName, MAX_NAME_BYTES};
 pub use time::show_time;
 pub use types::{
-    EngineInfo, Health, HealthStatus, NodeEntry, NodeInfo, NodeLimits, NodeList, NodeState,
-    OpenMode, SessionInfo, SnapshotClone, SnapshotCreate, SnapshotInfo, SnapshotList, VolumeCreate,
-    VolumeInfo, VolumeLimits, VolumeList, VolumeResize,
+    EngineHealth, EngineInfo, EngineState, Health, HealthStatus, NodeEntry, NodeInfo, NodeLimits,
+    NodeList, NodeState, OpenMode, SessionInfo, SnapshotClone, SnapshotCreate, SnapshotInfo,
+    SnapshotList, VolumeCreate, VolumeInfo, VolumeLimits, VolumeList, VolumeResize,
 };
 
 #[cfg(feature = "client")]

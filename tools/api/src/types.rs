@@ -86,6 +86,9 @@ pub struct SnapshotInfo {
     /// Sessions which read it, on this node.
     #[serde(default)]
     pub sessions: Vec<SessionInfo>,
+    /// What is wrong with it; of a damaged snapshot nothing else is known but its name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// Answer of `GET /v1/volumes/{pool}/{volume}/snapshots`, the oldest first.
@@ -281,6 +284,43 @@ pub struct Health {
     /// What is wrong; empty when all is well.
     #[serde(default)]
     pub problems: Vec<String>,
+    /// How each engine is, the default one first.
+    #[serde(default)]
+    pub engines: Vec<EngineHealth>,
+}
+
+/// How an engine of a node is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineHealth {
+    /// Its name in the node's configuration.
+    pub name: String,
+    /// What it is: `mem`, `file` or `rbd`.
+    pub kind: String,
+    /// The state in a word.
+    pub state: EngineState,
+    /// What is wrong, one sentence each; empty when all is well.
+    #[serde(default)]
+    pub problems: Vec<String>,
+}
+
+/// State of an engine in a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum EngineState {
+    /// Its volumes are served.
+    Ok,
+    /// Its volumes are served; something needs to be looked at.
+    Degraded,
+    /// It is open, and its storage does not work or does not answer.
+    Failing,
+    /// It cannot be opened, so its volumes are not served; it is tried again.
+    Down,
+    /// It is being opened for the first time.
+    Starting,
+    /// A state this reader does not know.
+    #[serde(other)]
+    Other,
 }
 
 /// State of a node in a word.
@@ -292,6 +332,8 @@ pub enum HealthStatus {
     Ok,
     /// Serves, with the problems listed.
     Degraded,
+    /// Serves nothing: no engine works.
+    Failed,
     /// Shuts down: sessions are being moved away, new ones are refused.
     ShuttingDown,
     /// A state this reader does not know.

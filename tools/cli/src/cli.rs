@@ -438,6 +438,8 @@ pub struct Node {
 pub enum NodeCommand {
     /// List the node and those that have volumes in common with it
     List,
+    /// Show how the node and its engines are; exit status 1 if something is wrong
+    Health,
 }
 
 /// How the nodes are reached that hold a volume's data.

@@ -45,7 +45,7 @@ fn help_of(words: &[&str]) -> String {
 
 #[test]
 fn help_of_every_command_is_stable() {
-    let commands: [&[&str]; 27] = [
+    let commands: [&[&str]; 28] = [
         &[],
         &["attach"],
         &["detach"],
@@ -73,6 +73,7 @@ fn help_of_every_command_is_stable() {
         &["volume", "flatten"],
         &["node"],
         &["node", "list"],
+        &["node", "health"],
     ];
     let mut all = String::new();
     for words in commands {

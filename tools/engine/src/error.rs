@@ -42,6 +42,8 @@ pub enum ErrorKind {
     NoResources,
     /// Another node has taken the volume; nothing was done.
     NotOwner,
+    /// The engine cannot be used at the moment; nothing was done. It is tried again.
+    Unavailable,
     /// Reading or writing the storage failed.
     Io,
 }

@@ -103,6 +103,21 @@ impl Layer for FaultEngine {
         "faults can be injected"
     }
 
+    /// As its requests are: slow, stuck or failing.
+    fn own_health(&self) -> Result<()> {
+        let begun = Instant::now();
+        loop {
+            let faults = self.plan.get();
+            if let Some(kind) = faults.fail {
+                return Err(Error::new(kind, "a fault was asked for"));
+            }
+            if !faults.hang && begun.elapsed() >= faults.delay {
+                return Ok(());
+            }
+            std::thread::sleep(HANG_CHECK);
+        }
+    }
+
     fn wrap(&self, volume: Arc<dyn Volume>) -> Result<Arc<dyn Volume>> {
         Ok(Arc::new(FaultVolume {
             inner: volume,

@@ -7,6 +7,7 @@
 //! ```text
 //! <root>/.neonsan-engine        that it is an engine's, and which (see `marker`)
 //! <root>/.lock                  held by the node process which uses <root>
+//! <root>/.health                written and read now and then (see `health`)
 //! <root>/.boot                  identity of what a loss of power takes (see
 //!                               `boot`)
 //! <root>/<pool>/<volume>/.neonsan-volume  that it is a volume (see `marker`)
@@ -38,8 +39,10 @@
 mod boot;
 mod durability;
 mod freeze;
+mod health;
 mod init;
 mod layout;
+mod leftovers;
 mod locks;
 mod marker;
 mod meta;
@@ -70,7 +73,7 @@ use crate::{
 };
 use boot::BootId;
 pub use init::{init, InitOptions, Initialized};
-use layout::{file_options, is_leftover, make_dir};
+use layout::{file_options, make_dir};
 pub use marker::EngineIdentity;
 use meta::Meta;
 use opening::lock_within;
@@ -105,8 +108,10 @@ pub struct FileEngine {
     identity: EngineIdentity,
     storage: Arc<Storage>,
     boot_id: Arc<BootId>,
+    /// What could not be cleared away at the start.
+    leftovers: Vec<String>,
     /// Holds the lock on `<root>/.lock`.
-    _lock: File,
+    lock: File,
 }
 
 /// Length of the data file of a volume of `size_bytes`: direct I/O on the
@@ -218,15 +223,15 @@ impl FileEngine {
             options.min_block_bytes,
         )?);
         let boot_id = Arc::new(BootId::load(root)?);
-        let engine = Self {
+        let leftovers = leftovers::clear(root);
+        Ok(Self {
             boot_id,
+            leftovers,
             options,
             identity,
             storage,
-            _lock: lock,
-        };
-        engine.clear_leftovers()?;
-        Ok(engine)
+            lock,
+        })
     }
 
     /// Which engine it is.
@@ -249,8 +254,8 @@ impl FileEngine {
 
     /// The pools, whatever else may be there (such as `lost+found`, which only
     /// root may read).
-    fn pools(&self) -> Result<Vec<(String, PathBuf)>> {
-        let mut pools = Self::entries(&self.options.root)?;
+    fn pools(root: &Path) -> Result<Vec<(String, PathBuf)>> {
+        let mut pools = Self::entries(root)?;
         pools.retain(|(name, _)| VolumeName::new(name, "x").is_ok());
         Ok(pools)
     }
@@ -267,33 +272,6 @@ impl FileEngine {
             }
         }
         Ok(entries)
-    }
-
-    /// Removes what a crash left half made or half deleted. What has anything in it
-    /// that is none of the engine's stays, which is said.
-    fn clear_leftovers(&self) -> Result<()> {
-        for (_, pool) in self.pools()? {
-            for (name, path) in Self::entries(&pool)? {
-                let half_made = if is_leftover(&name) {
-                    vec![path]
-                } else if marker::is_ours(&path)? {
-                    snapshots::remove_unused(&path)?;
-                    snapshots::leftovers(&path)?
-                } else {
-                    Vec::new()
-                };
-                for path in half_made {
-                    tracing::info!(path = %path.display(), "removing what a crash left half made");
-                    match layout::remove(&path) {
-                        Err(error) if error.kind() == ErrorKind::NotPermitted => {
-                            tracing::warn!(path = %path.display(), %error, "cannot remove");
-                        }
-                        removed => removed?,
-                    }
-                }
-            }
-        }
-        Ok(())
     }
 
     /// Makes a volume: in a directory that `fill` makes whole, and which gets
@@ -428,6 +406,13 @@ impl Engine for FileEngine {
         })
     }
 
+    fn health(&self) -> Result<Vec<String>> {
+        health::check(&self.options.root, &self.lock, self.storage.direct)?;
+        let mut problems = self.leftovers.clone();
+        problems.extend(health::unreadable_pools(&self.options.root)?);
+        Ok(problems)
+    }
+
     fn create(&self, name: &VolumeName, spec: &VolumeSpec) -> Result<VolumeStat> {
         let meta = Meta {
             id: random_id()?,
@@ -442,11 +427,25 @@ impl Engine for FileEngine {
 
     fn list(&self) -> Result<Vec<VolumeName>> {
         let mut names = Vec::new();
-        for (pool, path) in self.pools()? {
-            for (volume, path) in Self::entries(&path)? {
-                // What has no volume's name, or no marker, is none of ours.
-                if let (Ok(name), true) = (VolumeName::new(&pool, &volume), marker::is_ours(&path)?)
-                {
+        for (pool, path) in Self::pools(&self.options.root)? {
+            let entries = match Self::entries(&path) {
+                Ok(entries) => entries,
+                // One that the node may not read hides no other; health names it.
+                Err(error) if error.kind() == ErrorKind::NotPermitted => {
+                    tracing::warn!(%error, "a pool is left out");
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            for (volume, path) in entries {
+                let Ok(name) = VolumeName::new(&pool, &volume) else {
+                    continue;
+                };
+                // What has no marker is none of ours. One whose marker cannot be
+                // read is listed, and whoever looks at it learns why; unless the
+                // node has no business there.
+                let is_ours = marker::is_ours(&path);
+                if is_ours.unwrap_or_else(|error| error.kind() != ErrorKind::NotPermitted) {
                     names.push(name);
                 }
             }

@@ -50,6 +50,22 @@ pub struct SnapshotStat {
     pub size_bytes: u64,
     /// That moment, in seconds since 1970.
     pub created_unix_s: u64,
+    /// What is wrong with it, for people; of a damaged snapshot only the name
+    /// and this are known, and the rest is zero.
+    pub damage: Option<String>,
+}
+
+impl SnapshotStat {
+    /// A snapshot of which only the name is known, and what is wrong with it.
+    pub(crate) fn damaged(name: SnapshotName, damage: String) -> Self {
+        Self {
+            name,
+            id: [0; 16],
+            size_bytes: 0,
+            created_unix_s: 0,
+            damage: Some(damage),
+        }
+    }
 }
 
 /// What a node has told the others of itself.
@@ -336,6 +352,18 @@ pub trait Engine: Send + Sync {
     /// Its state now.
     fn status(&self) -> Result<EngineStatus>;
 
+    /// Asks the storage below whether it does what it is there for, by doing a
+    /// little of it. Gives what is wrong though it works, one sentence each.
+    /// Blocks for as long as the storage takes, which may be for ever: whoever
+    /// asks watches the time.
+    ///
+    /// # Errors
+    ///
+    /// The storage does not work.
+    fn health(&self) -> Result<Vec<String>> {
+        self.status().map(|_| Vec::new())
+    }
+
     /// Makes a volume of zeroes. Afterwards it is there durably, or, after an
     /// error or a crash, not at all.
     fn create(&self, name: &VolumeName, spec: &VolumeSpec) -> Result<VolumeStat>;
@@ -402,7 +430,8 @@ pub trait Engine: Send + Sync {
     /// [`ErrorKind::Busy`] if it is open, or has snapshots, which are named.
     fn delete(&self, name: &VolumeName) -> Result<()>;
 
-    /// The snapshots of a volume, the oldest first.
+    /// The snapshots of a volume, the oldest first. Damaged ones are listed too
+    /// (see [`SnapshotStat::damage`]).
     fn snapshots(&self, name: &VolumeName) -> Result<Vec<SnapshotStat>>;
 
     /// Opens a snapshot. It can be opened several times. Requests that would

@@ -28,6 +28,11 @@ pub trait Layer: Send + Sync {
         self.inner().boot_id()
     }
 
+    /// What it adds to the health of the engine behind it.
+    fn own_health(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// What can be done with a volume through it.
     fn own_limits(&self, inner: Limits) -> Limits {
         inner
@@ -51,6 +56,11 @@ impl<L: Layer> Engine for L {
         let mut status = self.inner().status()?;
         status.notes.push(self.note().to_owned());
         Ok(status)
+    }
+
+    fn health(&self) -> Result<Vec<String>> {
+        self.own_health()?;
+        self.inner().health()
     }
 
     fn create(&self, name: &VolumeName, spec: &VolumeSpec) -> Result<VolumeStat> {

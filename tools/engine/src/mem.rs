@@ -285,6 +285,7 @@ fn snapshot_stat(name: &SnapshotName, store: &Store) -> SnapshotStat {
         id: store.id,
         size_bytes: store.size_bytes.load(Ordering::Acquire),
         created_unix_s: store.created_unix_s,
+        damage: None,
     }
 }
 

@@ -16,6 +16,7 @@
 pub mod config;
 mod control;
 mod data;
+mod engines;
 mod health;
 mod hub;
 mod init;

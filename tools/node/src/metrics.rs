@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use neonsan_api::HealthStatus;
 use neonsan_proto::Status;
 use neonsan_session::CloseCause;
 use tracing_appender::non_blocking::ErrorCounter;
@@ -32,7 +33,8 @@ pub enum OpKind {
 }
 
 impl OpKind {
-    const ALL: [OpKind; 5] = [
+    /// All of them, in the order of their numbers.
+    pub const ALL: [OpKind; 5] = [
         OpKind::Read,
         OpKind::Write,
         OpKind::Flush,
@@ -175,8 +177,8 @@ impl Exposition {
     }
 }
 
-/// The page that Prometheus reads. Asks the engines for their space, so it is
-/// for threads that may block.
+/// The page that Prometheus reads, with what the engines said when they were asked
+/// last.
 pub fn exposition(shared: &Shared) -> String {
     let metrics = &shared.metrics;
     let mut page = Exposition(String::new());
@@ -338,10 +340,38 @@ pub fn exposition(shared: &Shared) -> String {
         "Bytes that an engine can still store.",
     );
     for engine in &shared.engines {
-        if let Ok(Some(bytes)) = engine.status().map(|status| status.available_bytes) {
+        let status = engine.supervised.status();
+        if let Some(bytes) = status.and_then(|status| status.available_bytes) {
             let labels = format!("{{engine=\"{}\"}}", engine.name);
             page.sample("engine_available_bytes", &labels, bytes);
         }
     }
+    page.family(
+        "engine_up",
+        "gauge",
+        "Whether an engine's volumes can be served: 0 if it cannot be opened, fails or does not answer.",
+    );
+    for engine in &shared.engines {
+        let labels = format!("{{engine=\"{}\"}}", engine.name);
+        page.sample("engine_up", &labels, u8::from(engine.supervised.is_up()));
+    }
+    page.family(
+        "engine_requests_failed_total",
+        "counter",
+        "Requests that an engine failed because of its storage.",
+    );
+    for engine in &shared.engines {
+        for op in OpKind::ALL {
+            let labels = format!("{{engine=\"{}\",op=\"{}\"}}", engine.name, op.name());
+            let failures = engine.supervised.failures(op);
+            page.sample("engine_requests_failed_total", &labels, failures);
+        }
+    }
+    page.single(
+        "healthy",
+        "gauge",
+        "Whether GET /v1/health says ok.",
+        u64::from(crate::health::health(shared).status == HealthStatus::Ok),
+    );
     page.0
 }

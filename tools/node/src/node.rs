@@ -12,20 +12,21 @@ use std::time::Duration;
 use neonsan_engine::file::{FileEngine, FileOptions};
 use neonsan_engine::mem::{MemEngine, MemOptions};
 use neonsan_engine::rbd::{RbdEngine, RbdOptions};
-use neonsan_engine::{Engine, ErrorKind, VolumeSpec};
+use neonsan_engine::Engine;
 use rustix::rand::{getrandom, GetRandomFlags};
 use tokio::signal::unix::{signal, SignalKind};
 use tracing_appender::non_blocking::ErrorCounter;
 
-use crate::config::{Config, EngineConfig};
+use crate::config::{Config, EngineConfig, TimeoutsConfig};
 use crate::control;
 use crate::data::{Mailbox, ToWorker, Worker};
+use crate::engines;
 use crate::hub::{Hub, Observations, ToHub};
 use crate::metrics::Metrics;
 use crate::peers::{self, Peers};
 use crate::remembered::Remembered;
 use crate::sd_notify::notify;
-use crate::shared::{hex, Budget, Clock, NamedEngine, Shared};
+use crate::shared::{hex, Budget, Clock, Shared};
 
 /// Why a node could not start, or not stop in order.
 #[derive(Debug, thiserror::Error)]
@@ -33,22 +34,6 @@ pub enum NodeError {
     /// The configuration.
     #[error("{0}")]
     Config(String),
-    /// An engine.
-    #[error("the engine {name} cannot start: {source}")]
-    Engine {
-        /// Its name.
-        name: String,
-        /// What it says.
-        source: neonsan_engine::Error,
-    },
-    /// A volume of the configuration.
-    #[error("the volume {name} cannot be created: {source}")]
-    Volume {
-        /// Its name.
-        name: String,
-        /// What the engine says.
-        source: neonsan_engine::Error,
-    },
     /// An address.
     #[error("cannot listen on {address}: {source}{hint}")]
     Listen {
@@ -85,7 +70,7 @@ impl NodeError {
 }
 
 fn open_engine(
-    config: &Config,
+    timeouts: &TimeoutsConfig,
     engine: &EngineConfig,
 ) -> Result<Arc<dyn Engine>, neonsan_engine::Error> {
     Ok(match engine {
@@ -103,7 +88,7 @@ fn open_engine(
                 identity: remembered.identity(path).map_err(refused)?,
                 buffered: *buffered,
                 min_block_bytes: *min_block_bytes,
-                lock_wait: Duration::from_millis(u64::from(config.timeouts.lock_wait_ms)),
+                lock_wait: Duration::from_millis(u64::from(timeouts.lock_wait_ms)),
             })?);
             remembered
                 .remember(path, engine.identity())
@@ -138,7 +123,7 @@ fn open_engine(
             options.object_bytes = *object_bytes;
             options.connect_timeout = Duration::from_millis(u64::from(*connect_timeout_ms));
             options.max_pause = Duration::from_millis(u64::from(*max_pause_ms));
-            options.close_wait = Duration::from_millis(u64::from(config.timeouts.lock_wait_ms));
+            options.close_wait = Duration::from_millis(u64::from(timeouts.lock_wait_ms));
             #[cfg(feature = "test-faults")]
             {
                 options.fence = !test_without_blocklist;
@@ -146,56 +131,6 @@ fn open_engine(
             Arc::new(RbdEngine::open(options)?)
         }
     })
-}
-
-/// Opens the engines, the default one first.
-fn open_engines(config: &Config) -> Result<Vec<NamedEngine>, NodeError> {
-    let default = config
-        .default_engine_name()
-        .map_err(NodeError::Config)?
-        .to_owned();
-    let mut engines = Vec::new();
-    for (name, engine_config) in &config.engines {
-        let failed = |source| NodeError::Engine {
-            name: name.clone(),
-            source,
-        };
-        let engine = open_engine(config, engine_config).map_err(failed)?;
-        let status = engine.status().map_err(failed)?;
-        tracing::info!(engine = %name, kind = engine.kind(), notes = %status.notes.join("; "), "engine ready");
-        engines.push(NamedEngine {
-            name: name.clone(),
-            engine,
-        });
-    }
-    engines.sort_by_key(|engine| engine.name != default);
-    Ok(engines)
-}
-
-fn create_volumes(config: &Config, engines: &[NamedEngine]) -> Result<(), NodeError> {
-    for volume in &config.volumes {
-        let wanted = volume.engine.as_deref();
-        let engine = engines
-            .iter()
-            .find(|e| wanted.is_none_or(|wanted| wanted == e.name));
-        let Some(engine) = engine else { continue };
-        let spec = VolumeSpec {
-            size_bytes: volume.size_bytes,
-            logical_block_size: volume.logical_block_size_bytes,
-            physical_block_size: volume.physical_block_size_bytes,
-        };
-        match engine.engine.create(&volume.name, &spec) {
-            Ok(_) => tracing::info!(volume = %volume.name, engine = %engine.name, "volume created"),
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-            Err(source) => {
-                return Err(NodeError::Volume {
-                    name: volume.name.to_string(),
-                    source,
-                })
-            }
-        }
-    }
-    Ok(())
 }
 
 fn listen(addresses: &[SocketAddr]) -> Result<(Vec<TcpListener>, Vec<SocketAddr>), NodeError> {
@@ -313,10 +248,23 @@ pub fn run(config: Config, lost_log_lines: ErrorCounter) -> Result<(), NodeError
     if config.memory.serves_own_host {
         crate::own_host::shield().map_err(NodeError::Config)?;
     }
-    let engines = open_engines(&config)?;
-    create_volumes(&config, &engines)?;
     #[cfg(feature = "test-faults")]
-    let (engines, faults) = with_faults(engines);
+    let faults = fault_plan();
+    let default = config.default_engine_name().map_err(NodeError::Config)?;
+    let (engines, supervisors) = engines::start(&config, default, |engine| {
+        let (engine, timeouts) = (engine.clone(), config.timeouts.clone());
+        #[cfg(feature = "test-faults")]
+        let faults = Arc::clone(&faults);
+        Box::new(move || {
+            let engine = open_engine(&timeouts, &engine)?;
+            #[cfg(feature = "test-faults")]
+            let engine = Arc::new(neonsan_engine::fault::FaultEngine::new(
+                engine,
+                Arc::clone(&faults),
+            ));
+            Ok(engine)
+        })
+    })?;
     let (listeners, data_addresses) = listen(&config.data.listen)?;
     let workers = match config.data.workers {
         0 => thread::available_parallelism().map_or(1, usize::from),
@@ -378,6 +326,7 @@ pub fn run(config: Config, lost_log_lines: ErrorCounter) -> Result<(), NodeError
     if let Some(listening) = listening {
         listening.stop();
     }
+    supervisors.stop();
     if !drained {
         // The threads wait for storage that may never answer; the end of the
         // process does not, and the locks of the volumes last until the last
@@ -437,20 +386,9 @@ async fn wait_for_connections(shared: &Shared, ms: u32) -> bool {
     }
 }
 
-/// Puts faults in front of all engines.
+/// The faults that are put in front of all engines.
 #[cfg(feature = "test-faults")]
-fn with_faults(
-    engines: Vec<NamedEngine>,
-) -> (Vec<NamedEngine>, Arc<neonsan_engine::fault::FaultPlan>) {
-    use neonsan_engine::fault::{FaultEngine, FaultPlan};
+fn fault_plan() -> Arc<neonsan_engine::fault::FaultPlan> {
     tracing::warn!("this build can inject faults: not for data that matters");
-    let plan = Arc::new(FaultPlan::default());
-    let engines = engines
-        .into_iter()
-        .map(|named| NamedEngine {
-            name: named.name,
-            engine: Arc::new(FaultEngine::new(named.engine, Arc::clone(&plan))),
-        })
-        .collect();
-    (engines, plan)
+    Arc::default()
 }

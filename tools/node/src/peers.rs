@@ -203,14 +203,13 @@ fn entry(told: &Told, state: NodeState, engines: Vec<String>) -> NodeEntry {
 fn state_of(status: HealthStatus) -> NodeState {
     match status {
         HealthStatus::Ok => NodeState::Ok,
-        HealthStatus::Degraded => NodeState::Degraded,
+        HealthStatus::Degraded | HealthStatus::Failed => NodeState::Degraded,
         HealthStatus::ShuttingDown => NodeState::ShuttingDown,
         _ => NodeState::Other,
     }
 }
 
-/// All nodes: this one first, then the others by address. Asks the engines for
-/// this one's state, so it is for threads that may block.
+/// All nodes: this one first, then the others by address.
 pub fn list(shared: &Shared) -> NodeList {
     let name_of = |index: usize| shared.engines[index].name.clone();
     let this = tell(shared, 0);

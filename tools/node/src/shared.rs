@@ -15,6 +15,7 @@ use neonsan_session::Instant;
 
 use crate::config::Config;
 use crate::data::Mailbox;
+use crate::engines::Supervised;
 use crate::hub::{Observations, ToHub};
 use crate::metrics::Metrics;
 use crate::peers::Peers;
@@ -98,12 +99,14 @@ impl Budget {
 pub struct NamedEngine {
     /// The name.
     pub name: String,
-    /// The engine.
+    /// The engine, or who refuses in its place as long as it cannot be opened.
     pub engine: Arc<dyn Engine>,
+    /// How it is.
+    pub supervised: Arc<Supervised>,
 }
 
 impl NamedEngine {
-    /// The state, or why there is none.
+    /// The state, or why there is none. Asks the engine, so it blocks.
     pub fn status(&self) -> neonsan_engine::Result<EngineStatus> {
         self.engine.status()
     }

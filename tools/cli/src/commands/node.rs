@@ -5,15 +5,57 @@
 use super::volume::{block_on, client};
 use crate::cli::{Common, Node, NodeCommand};
 use crate::config::Config;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::output::{print, print_json, table};
 use crate::units::{show_duration_ms, show_size};
+use neonsan_api::HealthStatus;
+use serde::Serialize;
 
 /// Runs one of the commands.
 pub fn run(common: &Common, config: &Config, node: &Node) -> Result<()> {
     match node.command {
         NodeCommand::List => list(common, config, node.api.as_deref()),
+        NodeCommand::Health => health(common, config, node.api.as_deref()),
     }
+}
+
+/// A state as it stands in JSON.
+fn word(state: impl Serialize) -> String {
+    let state = serde_json::to_value(state).ok();
+    let state = state.as_ref().and_then(|s| s.as_str());
+    state.unwrap_or("unknown").to_owned()
+}
+
+fn health(common: &Common, config: &Config, api: Option<&str>) -> Result<()> {
+    let client = client(api, config, None)?;
+    let health = block_on(client.health())?;
+    if common.json {
+        print_json(&health)?;
+    } else {
+        let rows: Vec<_> = health
+            .engines
+            .iter()
+            .map(|engine| {
+                let problems = match engine.problems.is_empty() {
+                    true => "-".to_owned(),
+                    false => engine.problems.join("; "),
+                };
+                vec![
+                    engine.name.clone(),
+                    engine.kind.clone(),
+                    word(engine.state),
+                    problems,
+                ]
+            })
+            .collect();
+        print(&format!("node: {}\n\n", word(health.status)))?;
+        print(&table(&["ENGINE", "KIND", "STATE", "PROBLEMS"], &rows))?;
+    }
+    if health.status == HealthStatus::Ok {
+        return Ok(());
+    }
+    let text = format!("the node is {}", word(health.status));
+    Err(Error::new(Kind::Other, text).with_hint("the table above says what is wrong"))
 }
 
 fn list(common: &Common, config: &Config, api: Option<&str>) -> Result<()> {
@@ -26,8 +68,6 @@ fn list(common: &Common, config: &Config, api: Option<&str>) -> Result<()> {
         .nodes
         .iter()
         .map(|node| {
-            let state = serde_json::to_value(node.state).ok();
-            let state = state.as_ref().and_then(|s| s.as_str()).unwrap_or("unknown");
             let heard = match node.is_this {
                 true => "this one".to_owned(),
                 false => show_duration_ms(node.heard_ms),
@@ -37,7 +77,7 @@ fn list(common: &Common, config: &Config, api: Option<&str>) -> Result<()> {
                     true => "-".to_owned(),
                     false => node.addresses.join(", "),
                 },
-                state.to_owned(),
+                word(node.state),
                 node.engines.join(", "),
                 node.sessions.to_string(),
                 node.connections.to_string(),

@@ -83,7 +83,13 @@ fn list(common: &Common, config: &Config, api: Option<&str>, args: &SnapshotList
             ]
         })
         .collect();
-    print(&table(&["SNAPSHOT", "SIZE", "CREATED", "READ BY"], &rows))
+    print(&table(&["SNAPSHOT", "SIZE", "CREATED", "READ BY"], &rows))?;
+    for snapshot in &list.snapshots {
+        for warning in &snapshot.warnings {
+            crate::output::warn(&format!("{}: {warning}", snapshot.name));
+        }
+    }
+    Ok(())
 }
 
 fn info(common: &Common, config: &Config, api: Option<&str>, args: &SnapshotTarget) -> Result<()> {
@@ -105,6 +111,9 @@ fn info(common: &Common, config: &Config, api: Option<&str>, args: &SnapshotTarg
     ];
     for child in &snapshot.children {
         pairs.push(("clone", child.to_string()));
+    }
+    for warning in &snapshot.warnings {
+        pairs.push(("warning", warning.clone()));
     }
     let mut out = fields(&pairs);
     if !snapshot.sessions.is_empty() {

@@ -146,7 +146,7 @@ fn explain_refusal(error: ApiError) -> Error {
         ErrorCode::NoSpace => Kind::NoSpace,
         ErrorCode::Corrupt | ErrorCode::Io => Kind::Data,
         ErrorCode::NotPermitted => Kind::Permission,
-        ErrorCode::ShuttingDown => Kind::Unreachable,
+        ErrorCode::ShuttingDown | ErrorCode::Unavailable => Kind::Unreachable,
         _ => Kind::Other,
     };
     let shown = Error::new(kind, error.message);

@@ -43,7 +43,7 @@ pub(super) fn lock_within(
 }
 
 /// Whether the open file is the one at the path.
-fn is_at(file: &File, path: &Path) -> std::io::Result<bool> {
+pub(super) fn is_at(file: &File, path: &Path) -> std::io::Result<bool> {
     let opened = file.metadata()?;
     match fs::metadata(path) {
         Ok(there) => Ok((there.dev(), there.ino()) == (opened.dev(), opened.ino())),

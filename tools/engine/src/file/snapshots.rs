@@ -133,6 +133,7 @@ fn stat(name: &SnapshotName, meta: &Meta) -> SnapshotStat {
         id: meta.id,
         size_bytes: meta.size_bytes,
         created_unix_s: meta.created_unix_s,
+        damage: None,
     }
 }
 
@@ -158,11 +159,15 @@ pub(super) fn names(dir: &Path, volume: &VolumeName) -> Result<Vec<SnapshotName>
     Ok(names)
 }
 
-/// The snapshots of the volume in `dir`, the oldest first.
+/// The snapshots of the volume in `dir`, the oldest first. One whose description
+/// cannot be read hides no other.
 pub(super) fn list(dir: &Path, volume: &VolumeName) -> Result<Vec<SnapshotStat>> {
     let mut all = Vec::new();
     for name in names(dir, volume)? {
-        all.push(stat(&name, &Meta::load(&snapshot_dir(dir, &name))?));
+        all.push(match Meta::load(&snapshot_dir(dir, &name)) {
+            Ok(meta) => stat(&name, &meta),
+            Err(error) => SnapshotStat::damaged(name, error.to_string()),
+        });
     }
     all.sort_by(|a, b| (a.created_unix_s, &a.name).cmp(&(b.created_unix_s, &b.name)));
     Ok(all)
@@ -234,12 +239,17 @@ fn remove_prepared(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The same, if a crash left it before rolling back had begun.
-pub(super) fn remove_unused(dir: &Path) -> Result<()> {
-    match note_path(dir).exists() {
-        true => Ok(()),
-        false => remove_prepared(dir),
+/// Files that a crash left in a volume's directory and that nobody will use: a
+/// description that did not get its place, and what was prepared for rolling back
+/// if that had not begun.
+pub(super) fn unused(dir: &Path) -> Vec<PathBuf> {
+    let mut names = vec!["meta.new", marker::NEW_VOLUME_MARKER];
+    if !note_path(dir).exists() {
+        names.extend(["data.ready", "data.new", "meta.ready", "rollback.new"]);
     }
+    let mut paths: Vec<PathBuf> = names.iter().map(|name| dir.join(name)).collect();
+    paths.retain(|path| path.symlink_metadata().is_ok());
+    paths
 }
 
 /// What the volume in `dir` is now, and what it is when it was rolled back.

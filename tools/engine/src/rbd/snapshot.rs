@@ -32,6 +32,7 @@ impl ImageSnapshot {
             id: id.to_be_bytes(),
             size_bytes: self.size_bytes,
             created_unix_s: self.created_unix_s,
+            damage: None,
         }
     }
 }

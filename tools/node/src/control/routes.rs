@@ -176,17 +176,14 @@ async fn route(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Answer
         }
         (&Method::GET, ["node"]) => Ok(json(ok, &node_info(shared).await?)),
         (&Method::GET, ["health"]) => {
-            let health = volumes::blocking(move || Ok(health(&shared))).await?;
+            let health = health(&shared);
             let status = match health.status {
                 HealthStatus::Ok => ok,
                 _ => StatusCode::SERVICE_UNAVAILABLE,
             };
             Ok(json(status, &health))
         }
-        (&Method::GET, ["nodes"]) => {
-            let nodes = volumes::blocking(move || Ok(peers::list(&shared))).await?;
-            Ok(json(ok, &nodes))
-        }
+        (&Method::GET, ["nodes"]) => Ok(json(ok, &peers::list(&shared))),
         (&Method::GET, ["sessions"]) => Ok(json(ok, &volumes::sessions(&shared, None).await?)),
         (&Method::GET, ["volumes"]) => {
             let pool = pool_of(request.uri().query())?;
@@ -297,18 +294,20 @@ async fn node_info(shared: Arc<Shared>) -> Result<NodeInfo> {
     .await
 }
 
-/// The engines; one that fails is listed with the reason in its notes.
+/// The engines, as they were when they were asked last; one that fails is listed with
+/// the reason in its notes.
 fn engine_infos(shared: &Shared) -> Vec<EngineInfo> {
     shared
         .engines
         .iter()
         .map(|named| {
-            let status = named
-                .status()
-                .unwrap_or_else(|error| neonsan_engine::EngineStatus {
-                    notes: vec![format!("failing: {error}")],
-                    ..Default::default()
-                });
+            let mut status = named.supervised.status().unwrap_or_default();
+            if !named.supervised.is_up() {
+                let problems = named.supervised.health(&named.name).problems;
+                status
+                    .notes
+                    .extend(problems.iter().map(|p| format!("failing: {p}")));
+            }
             EngineInfo {
                 name: named.name.clone(),
                 kind: named.engine.kind().to_owned(),

@@ -26,6 +26,7 @@ fn info_of(stat: SnapshotStat, children: Vec<VolumeName>, all: &[SessionInfo]) -
         created_unix_s: stat.created_unix_s,
         children,
         sessions: all.iter().filter(reads).cloned().collect(),
+        warnings: stat.damage.into_iter().collect(),
         name: stat.name,
     }
 }

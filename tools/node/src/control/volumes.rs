@@ -71,6 +71,13 @@ pub(super) fn from_engine(error: &Error) -> ApiError {
                  user needs the caps mon \"profile rbd\" and osd \"profile rbd pool=POOL\"",
             ),
         ),
+        ErrorKind::Unavailable => (
+            ErrorCode::Unavailable,
+            Some(
+                "`neonsan node health` shows how the engines are; take one that is gone for good \
+                 out of the configuration",
+            ),
+        ),
         ErrorKind::NoResources | ErrorKind::Io => (ErrorCode::Io, None),
         ErrorKind::OutOfRange
         | ErrorKind::Misaligned
@@ -164,6 +171,10 @@ pub(super) async fn list(shared: Arc<Shared>, pool: Option<String>) -> Result<Vo
                 Ok(names) => names,
                 // With one engine only, nothing is left to be listed.
                 Err(error) if shared.engines.len() == 1 => return Err(from_engine(&error)),
+                Err(error) if error.kind() == ErrorKind::Unavailable => {
+                    missing.push(error.to_string());
+                    continue;
+                }
                 Err(error) => {
                     missing.push(format!("the engine {}: {error}", named.name));
                     continue;

@@ -26,6 +26,7 @@ use rustix::io::Errno;
 use super::output::Output;
 use super::status::status_of;
 use super::worker::Context;
+use crate::engines::Supervised;
 use crate::hub::OpenName;
 use crate::metrics::OpKind;
 use crate::shared::Budget;
@@ -99,6 +100,8 @@ pub(super) enum Pause {
 /// An admitted connection. Owned by its worker.
 pub(super) struct Active {
     pub(super) volume: OpenName,
+    /// Told of requests that its storage fails.
+    engine: Arc<Supervised>,
     queue: Box<dyn Queue>,
     receiver: Receiver,
     features: Features,
@@ -123,6 +126,7 @@ pub(super) struct Active {
 impl Active {
     pub(super) fn new(
         volume: OpenName,
+        engine: Arc<Supervised>,
         queue: Box<dyn Queue>,
         receiver: Receiver,
         features: Features,
@@ -130,6 +134,7 @@ impl Active {
     ) -> Self {
         Self {
             volume,
+            engine,
             queue,
             receiver,
             features,
@@ -597,8 +602,9 @@ impl Active {
         self.completions = completions;
     }
 
-    /// Logs a failure of the engine, at most once a second and connection.
+    /// Notes a failure of the engine, and logs it, at most once a second and connection.
     fn warn(&mut self, kind: OpKind, error: &neonsan_engine::Error) {
+        self.engine.request_failed(&self.volume, kind, error);
         let now = StdInstant::now();
         let recent = self
             .warned_at

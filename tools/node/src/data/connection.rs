@@ -14,6 +14,7 @@
 
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use neonsan_proto::{EventKind, Features, Refusal, Status};
 use neonsan_session::server::{ConnectionId, Handshake, Limits, Receiver};
@@ -329,7 +330,7 @@ impl Connection {
         let ToWorker::Admit {
             volume,
             name,
-            nodes,
+            engine_index,
             reply,
             geometry,
             read_only,
@@ -359,6 +360,7 @@ impl Connection {
         };
         let features = machine.features();
         let mut answer = Vec::new();
+        let nodes = context.shared.nodes_for(engine_index);
         machine.encode_accept(*reply, &nodes, &mut answer);
         self.output.push_bytes(answer);
         self.output.set_depth(depth);
@@ -368,7 +370,12 @@ impl Connection {
         );
         let receiver = Receiver::new(geometry, limits, features, crc32c::crc32c);
         self.phase = Phase::Active(Box::new(Active::new(
-            name, queue, receiver, features, budget,
+            name,
+            Arc::clone(&context.shared.engines[engine_index].supervised),
+            queue,
+            receiver,
+            features,
+            budget,
         )));
         self.heard_at = context.now;
         self.sent_at = context.now;

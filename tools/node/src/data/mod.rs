@@ -20,7 +20,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use neonsan_engine::Volume;
-use neonsan_proto::{Geometry, NodeAddress, OpenReply, Refusal, Status};
+use neonsan_proto::{Geometry, OpenReply, Refusal, Status};
 use neonsan_session::server::ConnectionId;
 use neonsan_session::CloseCause;
 use rustix::event::{eventfd, EventfdFlags};
@@ -49,8 +49,8 @@ pub enum ToWorker {
         volume: Arc<dyn Volume>,
         /// The volume's name.
         name: OpenName,
-        /// The nodes that serve it.
-        nodes: Vec<NodeAddress>,
+        /// The index of its engine.
+        engine_index: usize,
         /// The answer.
         reply: Box<OpenReply>,
         /// What requests are checked against.

@@ -13,7 +13,7 @@ pub(super) fn status_of(kind: ErrorKind) -> Status {
         ErrorKind::TooLarge => Status::TooLarge,
         ErrorKind::AtomicLimit => Status::AtomicLimit,
         ErrorKind::Unsupported => Status::Unsupported,
-        ErrorKind::NoResources => Status::Busy,
+        ErrorKind::NoResources | ErrorKind::Unavailable => Status::Busy,
         ErrorKind::NotOwner => Status::NotOwner,
         ErrorKind::Corrupt | ErrorKind::Io | ErrorKind::NotPermitted => Status::MediaError,
         ErrorKind::NotFound

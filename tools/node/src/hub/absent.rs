@@ -3,7 +3,7 @@
 //! until they have had the time for that, nobody may change the volume under
 //! them.
 //!
-//! Where a volume has one node only, that time begins with the node. Where it
+//! Where a volume has one node only, that time begins when its engine can be used. Where it
 //! has several, the host can come back to any of them, and the clocks of nodes
 //! need not agree. So this node counts from the moment at which it first saw
 //! that nobody has the volume and what is saved says who should.
@@ -66,9 +66,12 @@ pub fn absent_holder(
     name: &VolumeName,
 ) -> neonsan_engine::Result<Option<Absent>> {
     let linger_ms = u64::from(shared.config.timeouts.session_linger_ms);
-    let engine = &*shared.engines[engine].engine;
+    let named = &shared.engines[engine];
+    let engine = &*named.engine;
     let now = shared.clock.now();
-    if !engine.is_shared() && now.0 >= linger_ms {
+    // An engine that opened late could not be come back to before.
+    let usable_since = named.supervised.usable_since(&shared.clock);
+    if !engine.is_shared() && now.since_ms(usable_since) >= linger_ms {
         return Ok(None);
     }
     if engine.is_shared() && engine.is_in_other_hands(name)? {
@@ -85,7 +88,7 @@ pub fn absent_holder(
     let since = if engine.is_shared() {
         shared.observations.since(name, &saved, now, linger_ms)
     } else {
-        Instant(0)
+        usable_since
     };
     let left_ms = linger_ms.saturating_sub(now.since_ms(since));
     Ok((left_ms > 0).then(|| Absent::Expected {

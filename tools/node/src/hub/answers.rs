@@ -204,7 +204,8 @@ pub(super) fn refusal_for_open_error(name: &OpenName, error: &Error) -> (Status,
             Status::Busy,
             format!("{error}: is another neonsan-node still running?"),
         ),
-        ErrorKind::NoResources => (Status::Busy, error.to_string()),
+        // It may be there in a moment: a host waits rather than fail for good.
+        ErrorKind::NoResources | ErrorKind::Unavailable => (Status::Busy, error.to_string()),
         ErrorKind::NotOwner => (Status::NotOwner, error.to_string()),
         ErrorKind::NotPermitted => (Status::NotPermitted, error.to_string()),
         ErrorKind::AlreadyExists

@@ -541,7 +541,7 @@ impl Hub {
                 id,
                 volume: Arc::clone(&open.volume),
                 name: name.clone(),
-                nodes: self.shared.nodes_for(open.engine_index),
+                engine_index: open.engine_index,
                 reply: Box::new(reply),
                 geometry,
                 read_only: parameters.is_read_only(),

@@ -76,12 +76,19 @@ impl Image {
             // SAFETY: By the invariants; `kind` is ours to fill.
             let code =
                 unsafe { (functions.rbd_snap_get_namespace_type)(self.handle, id, &mut kind) };
+            // Deleted since it was listed.
+            if code == -libc::ENOENT {
+                continue;
+            }
             check(code, || format!("cannot get the kind of snapshot {name}"))?;
             if kind != SNAP_NAMESPACE_USER {
                 continue;
             }
             // SAFETY: By the invariants; `time` is ours to fill.
             let code = unsafe { (functions.rbd_snap_get_timestamp)(self.handle, id, &mut time) };
+            if code == -libc::ENOENT {
+                continue;
+            }
             check(code, || format!("cannot get the time of snapshot {name}"))?;
             snapshots.push(ImageSnapshot {
                 id,

@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+//! What crashes and damage leave in the directory of a file engine keeps nothing
+//! else from being served, and whether the storage works is found out by trying.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::fs::{self, File};
+use std::os::fd::AsRawFd as _;
+use std::path::Path;
+
+use common::{file_options, snapshot_name, spec, volume_name, xfs};
+use neonsan_engine::file::FileEngine;
+use neonsan_engine::{Engine, ErrorKind};
+use rustix::fs::{ioctl_getflags, ioctl_setflags, IFlags};
+
+const MIB: u64 = 1 << 20;
+const ID: &str = "0123456789abcdef0123456789abcdef";
+
+fn open(root: &Path) -> FileEngine {
+    FileEngine::open(file_options(root)).unwrap()
+}
+
+/// A directory of an engine with the volume `p/v`.
+fn root() -> tempfile::TempDir {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let engine = open(dir.path());
+    engine.create(&volume_name("p/v"), &spec(MIB, 512)).unwrap();
+    dir
+}
+
+#[test]
+fn leftovers_of_ours_are_cleared_and_others_are_not() {
+    let dir = root();
+    let volume = dir.path().join("p/v");
+    let foreign = dir.path().join("home/alice");
+    fs::create_dir_all(&foreign).unwrap();
+    fs::create_dir(volume.join("snapshots")).unwrap();
+    let half_made = [
+        dir.path().join(format!("p/.create-{ID}")),
+        dir.path().join(format!("p/.delete-{ID}")),
+        volume.join(format!("snapshots/.create-{ID}")),
+    ];
+    for path in &half_made {
+        fs::create_dir(path).unwrap();
+        fs::write(path.join("data"), b"x").unwrap();
+    }
+    let files = [
+        dir.path().join(format!(".probe-{ID}")),
+        dir.path().join(format!(".probe-{ID}-shared")),
+        volume.join("meta.new"),
+        volume.join("meta.ready"),
+        volume.join("data.ready"),
+        volume.join("rollback.new"),
+    ];
+    // The names of ours where nothing is ours, and names that are not quite ours.
+    let kept = [
+        foreign.join("meta.new"),
+        foreign.join("data.ready"),
+        dir.path().join(".probe-results"),
+        dir.path().join("p/notes"),
+    ];
+    for path in files.iter().chain(&kept) {
+        fs::write(path, b"x").unwrap();
+    }
+    fs::create_dir(dir.path().join("p/.create-today")).unwrap();
+    let engine = open(dir.path());
+    assert_eq!(engine.health().unwrap(), [""; 0]);
+    for path in half_made.iter().chain(&files) {
+        assert!(!path.exists(), "{} is still there", path.display());
+    }
+    for path in &kept {
+        assert!(path.exists(), "{} is gone", path.display());
+    }
+    assert!(dir.path().join("p/.create-today").exists());
+    drop(engine.open(&volume_name("p/v")).unwrap());
+}
+
+/// Not to be removed by anybody (`chattr +i`), until it goes out of scope.
+struct Immutable(File);
+
+impl Immutable {
+    /// `None` where the file system does not have that.
+    fn new(path: &Path) -> Option<Self> {
+        let file = File::open(path).unwrap();
+        let flags = ioctl_getflags(&file).ok()?;
+        ioctl_setflags(&file, flags | IFlags::IMMUTABLE).ok()?;
+        Some(Self(file))
+    }
+}
+
+impl Drop for Immutable {
+    fn drop(&mut self) {
+        let flags = ioctl_getflags(&self.0).unwrap();
+        ioctl_setflags(&self.0, flags - IFlags::IMMUTABLE).unwrap();
+    }
+}
+
+#[test]
+fn a_leftover_that_cannot_be_removed_keeps_nothing_from_being_served() {
+    let dir = root();
+    let leftover = dir.path().join(format!("p/.create-{ID}"));
+    fs::create_dir(&leftover).unwrap();
+    fs::write(leftover.join("data"), b"x").unwrap();
+    let Some(immutable) = Immutable::new(&leftover.join("data")) else {
+        eprintln!("skipped: this needs root and a file system with chattr +i");
+        return;
+    };
+    let engine = open(dir.path());
+    let problems = engine.health().unwrap();
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].contains(".create-"), "{problems:?}");
+    drop(engine.open(&volume_name("p/v")).unwrap());
+    engine.create(&volume_name("p/w"), &spec(MIB, 512)).unwrap();
+    drop((immutable, engine));
+    assert_eq!(open(dir.path()).health().unwrap(), [""; 0]);
+    assert!(!leftover.exists());
+}
+
+#[test]
+fn a_damaged_snapshot_is_listed_as_such_among_the_others() {
+    let dir = root();
+    let volume = dir.path().join("p/v");
+    for name in ["good", "bad", "empty"] {
+        let snapshot = volume.join("snapshots").join(name);
+        fs::create_dir_all(&snapshot).unwrap();
+        let files: &[&str] = match name {
+            "empty" => &[".neonsan-volume"],
+            _ => &[".neonsan-volume", "meta", "data"],
+        };
+        for file in files {
+            fs::copy(volume.join(file), snapshot.join(file)).unwrap();
+        }
+    }
+    fs::write(volume.join("snapshots/bad/meta"), b"not a description").unwrap();
+    let engine = open(dir.path());
+    let name = volume_name("p/v");
+    let listed = engine.snapshots(&name).unwrap();
+    assert_eq!(listed.len(), 3);
+    for snapshot in &listed {
+        let damage = snapshot.damage.as_deref();
+        match snapshot.name.snapshot() {
+            "good" => assert!(damage.is_none() && snapshot.size_bytes == MIB),
+            _ => assert!(damage.unwrap().contains("meta"), "{snapshot:?}"),
+        }
+    }
+    drop(engine.open_snapshot(&snapshot_name("p/v@good")).unwrap());
+    let error = engine
+        .open_snapshot(&snapshot_name("p/v@bad"))
+        .err()
+        .unwrap();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    for damaged in ["p/v@bad", "p/v@empty"] {
+        engine.delete_snapshot(&snapshot_name(damaged)).unwrap();
+    }
+    assert_eq!(engine.snapshots(&name).unwrap().len(), 1);
+}
+
+/// The file system below goes away without a reboot: what is in the page cache may
+/// still be read, and nothing else works.
+#[test]
+fn health_fails_when_the_file_system_below_has_gone() {
+    let (_dir, mount) = match xfs() {
+        Ok(made) => made,
+        Err(why) => {
+            eprintln!("skipped: {why}");
+            return;
+        }
+    };
+    let root = mount.0.join("volumes");
+    fs::create_dir(&root).unwrap();
+    let engine = open(&root);
+    assert_eq!(engine.health().unwrap(), [""; 0]);
+    let point = File::open(&mount.0).unwrap();
+    // `XFS_IOC_GOINGDOWN` with `XFS_FSOP_GOING_FLAGS_NOLOGFLUSH`.
+    let flags: u32 = 2;
+    // SAFETY: The request reads one `u32`, which `flags` is.
+    let down = unsafe { libc::ioctl(point.as_raw_fd(), 0x8004_587d, &raw const flags) };
+    assert_eq!(down, 0, "{}", std::io::Error::last_os_error());
+    drop(point);
+    assert!(engine.health().is_err());
+    drop(engine);
+}
