@@ -27,6 +27,9 @@ pub const MESSAGE_MAX_LEN: usize = 255;
 /// `host-name-max-len` of the spec.
 pub const HOST_NAME_MAX_LEN: usize = 255;
 
+/// `host-boot-len` of the spec.
+pub const HOST_BOOT_LEN: usize = 8;
+
 /// How a volume is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -41,7 +44,11 @@ pub enum Mode {
 
 impl Mode {
     /// Every value, in order.
-    pub const ALL: &'static [Mode] = &[Mode::Exclusive, Mode::Shared, Mode::ReadOnly];
+    pub const ALL: &'static [Mode] = &[
+        Mode::Exclusive,
+        Mode::Shared,
+        Mode::ReadOnly,
+    ];
 
     /// The value of an attribute; `None` if this version does not know it.
     pub fn from_raw(raw: u32) -> Option<Self> {
@@ -171,7 +178,13 @@ pub enum Op {
 
 impl Op {
     /// Every value, in order.
-    pub const ALL: &'static [Op] = &[Op::Read, Op::Write, Op::Flush, Op::Discard, Op::WriteZeroes];
+    pub const ALL: &'static [Op] = &[
+        Op::Read,
+        Op::Write,
+        Op::Flush,
+        Op::Discard,
+        Op::WriteZeroes,
+    ];
 
     /// The value of an attribute; `None` if this version does not know it.
     pub fn from_raw(raw: u32) -> Option<Self> {
@@ -234,7 +247,10 @@ pub mod checksum {
     pub const PAYLOAD: u32 = 1 << 1;
 
     /// Every flag with its name in the spec.
-    pub const NAMES: &[(&str, u32)] = &[("header", HEADER), ("payload", PAYLOAD)];
+    pub const NAMES: &[(&str, u32)] = &[
+        ("header", HEADER),
+        ("payload", PAYLOAD),
+    ];
 }
 
 /// What a volume can do. The same bits as on the wire.
@@ -288,7 +304,10 @@ pub enum SuspendMode {
 
 impl SuspendMode {
     /// Every value, in order.
-    pub const ALL: &'static [SuspendMode] = &[SuspendMode::Normal, SuspendMode::Error];
+    pub const ALL: &'static [SuspendMode] = &[
+        SuspendMode::Normal,
+        SuspendMode::Error,
+    ];
 
     /// The value of an attribute; `None` if this version does not know it.
     pub fn from_raw(raw: u32) -> Option<Self> {
@@ -594,7 +613,11 @@ pub mod attr {
         /// instead of being told. In an attach request they come on top of connections; later they
         /// are the last of those.
         pub const POLL_QUEUES: u16 = 32;
+        /// Identity of the host's boot, as on the wire (8 bytes, little-endian): another one after
+        /// each start of the kernel. Without force, what a session of the host has left is taken
+        /// over at once by another boot only. All zero, or absent: not said.
+        pub const HOST_BOOT: u16 = 33;
         /// The highest attribute type of this set.
-        pub const MAX: u16 = 32;
+        pub const MAX: u16 = 33;
     }
 }

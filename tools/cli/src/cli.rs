@@ -165,7 +165,7 @@ pub struct Attach {
     #[arg(long)]
     pub payload_crc: bool,
 
-    /// Identity of this host, which holds the volume [default: made from /etc/machine-id]
+    /// Identity of this host, which holds the volume [default: made from /etc/machine-id and the firmware's UUID]
     #[arg(long, value_name = "UUID")]
     pub host_id: Option<String>,
 

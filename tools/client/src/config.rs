@@ -6,6 +6,7 @@ use crate::Error;
 use neonsan_proto::{Features, Mode, VolumeName, MAX_DEPTH};
 use neonsan_session::Timeouts;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 /// What a client is told at attach.
 #[derive(Clone, Debug)]
@@ -34,6 +35,10 @@ pub struct Config {
     pub checksums: bool,
     /// The named timeouts.
     pub timeouts: Timeouts,
+    /// Where to note the session while it is open, so that the next client of the same volume, host
+    /// and boot resumes it at once should this process be killed; by default nowhere. A directory
+    /// that does not outlive the boot; it is made for the owner alone.
+    pub session_dir: Option<PathBuf>,
 }
 
 impl Config {
@@ -52,6 +57,7 @@ impl Config {
             depth: 128,
             checksums: false,
             timeouts: Timeouts::DEFAULT,
+            session_dir: None,
         }
     }
 

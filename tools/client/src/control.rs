@@ -4,11 +4,13 @@
 
 use crate::config::random_id;
 use crate::lane::Lane;
+use crate::left::Note;
 use crate::link::{self, ConnectError, Connected, Link};
 use crate::{Config, Error};
 use neonsan_proto::{Capabilities, Geometry, Kind, OpenReply, RequestFlags};
 use neonsan_session::client::{
-    self, check_same_volume, Action, ConnectKind, Durability, Notice, Session, SessionState,
+    self, check_same_volume, is_resumption_refused, Action, ConnectKind, Durability, Notice,
+    Session, SessionState, Used,
 };
 use neonsan_session::{CloseCause, Instant, Timeouts};
 use std::net::SocketAddr;
@@ -116,6 +118,12 @@ pub(crate) struct Control {
     closing: Vec<oneshot::Sender<()>>,
     /// The node was told that the session ends; until then it may answer by closing.
     release_until: Option<Instant>,
+    /// Where the session is noted, if it is.
+    note: Option<Note>,
+    /// The session is one that another client has left, and was not let in yet.
+    is_resuming: bool,
+    /// A node may hold the volume for this session.
+    may_be_held: bool,
 }
 
 /// How long a node may take to confirm that a session ended, before the client just goes.
@@ -128,7 +136,13 @@ impl Control {
         sender: UnboundedSender<Message>,
         attached: oneshot::Sender<Result<(), Error>>,
     ) -> Self {
-        let session_id = random_id();
+        let (mut note, left) = Note::claim(&config).unzip();
+        let left = left.flatten();
+        let session_id = left.map_or_else(random_id, |left| left.session_id);
+        let used = left.map_or_else(Used::default, |left| left.used);
+        if let Some(note) = &mut note {
+            note.write(&config, &session_id, used);
+        }
         let seed = u64::from_le_bytes(*session_id.first_chunk().unwrap_or(&[0; 8]));
         let session = Session::new(
             client::Config {
@@ -136,7 +150,7 @@ impl Control {
                 nodes: config.nodes.len() as u16,
                 timeouts: config.timeouts,
                 seed,
-                used: client::Used::default(),
+                used,
             },
             now(),
         );
@@ -153,6 +167,9 @@ impl Control {
             failures: 0,
             closing: Vec::new(),
             release_until: None,
+            note,
+            is_resuming: left.is_some(),
+            may_be_held: left.is_some(),
             config,
         }
     }
@@ -186,6 +203,11 @@ impl Control {
         for lane in self.shared.lanes() {
             lane.shut();
             lane.fail_all(CloseCause::Detached);
+        }
+        if !self.may_be_held {
+            if let Some(note) = self.note.take() {
+                note.remove();
+            }
         }
         for done in self.closing.drain(..) {
             let _ = done.send(());
@@ -233,6 +255,7 @@ impl Control {
                 cause,
             } => {
                 if self.release_until.is_some() {
+                    self.may_be_held = false;
                     self.session.close(now());
                 } else if self.is_current(connection, epoch) {
                     self.session.on_lost(connection, cause, now());
@@ -274,6 +297,22 @@ impl Control {
     }
 
     fn on_connect_failed(&mut self, connection: u16, error: ConnectError) {
+        if self.is_resuming && is_resumption_refused(error.cause) {
+            // That session is lost: the volume is asked for by one that is new.
+            self.is_resuming = false;
+            self.may_be_held = false;
+            self.session_id = random_id();
+            if let Some(note) = &mut self.note {
+                note.write(&self.config, &self.session_id, self.session.used());
+            }
+            self.session
+                .on_connect_failed(connection, error.cause, now());
+            return;
+        }
+        self.may_be_held |= !matches!(
+            error.cause,
+            CloseCause::Refused(_) | CloseCause::ConnectFailed(_)
+        );
         self.session
             .on_connect_failed(connection, error.cause, now());
         // Until the volume was usable once, every node gets one try.
@@ -285,6 +324,8 @@ impl Control {
     }
 
     fn on_connected(&mut self, connection: u16, connected: Box<Connected>) {
+        self.is_resuming = false;
+        self.may_be_held = true;
         let reply = connected.opened.reply;
         let first = self.shared.lanes.get().is_none();
         if !first {

@@ -29,6 +29,7 @@ mod control;
 mod error;
 mod io;
 mod lane;
+mod left;
 mod link;
 
 pub use config::Config;

@@ -8,7 +8,8 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::wire::{Open, Refused, Wire};
-use common::{create, directory, Node};
+use common::{block_on, create, directory, Node};
+use neonsan_client::{Client, Config};
 use neonsan_proto::{Kind, RequestFlags, Status};
 
 const MIB: u64 = 1 << 20;
@@ -123,6 +124,60 @@ fn a_node_that_restarted_knows_the_boot_of_who_held_the_volume() {
         let refused = Wire::open(node.data, &first(3)).err().unwrap();
         assert_eq!(refused.status, Status::Fenced);
     }
+}
+
+/// A client whose process is killed: its tasks end wherever they are, and nothing is said.
+fn attach_and_be_killed(config: Config) {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let client = runtime.block_on(Client::attach(config)).unwrap();
+    runtime
+        .block_on(client.write(0, vec![1; 512].into()))
+        .unwrap();
+    drop(runtime);
+}
+
+#[test]
+fn what_a_killed_client_left_is_resumed_by_the_next_one() {
+    let dir = directory();
+    let node = Node::start_with(dir.path(), LINGERS_LONG);
+    create(&node, "p/v", MIB, 512, "main");
+    let mut config = Config::new("p/v", vec![node.data]);
+    config.host_id = [1; 16];
+    config.host_boot = 7;
+    config.session_dir = Some(dir.path().join("notes"));
+    let notes = || std::fs::read_dir(dir.path().join("notes")).unwrap().count();
+    attach_and_be_killed(config.clone());
+    assert_eq!(notes(), 1);
+    // One that does not know the session waits like anybody.
+    let mut stranger = config.clone();
+    stranger.session_dir = None;
+    let refused = block_on(Client::attach(stranger)).err().unwrap();
+    assert!(refused.to_string().contains("held by host"), "{refused}");
+    // Again and again, by clients with any number of connections.
+    for connections in [1, 3, 2] {
+        config.connections = connections;
+        attach_and_be_killed(config.clone());
+    }
+    let client = async || {
+        let client = Client::attach(config.clone()).await.unwrap();
+        assert_eq!(client.read(0, 512).await.unwrap(), vec![1; 512]);
+        client.detach().await;
+    };
+    block_on(client());
+    assert_eq!(notes(), 0, "it ended in order");
+
+    // Somebody took the volume meanwhile: the session is lost, and the volume free again.
+    attach_and_be_killed(config.clone());
+    let thief = Open {
+        force: true,
+        ..Open::new("p/v", 2)
+    };
+    let thief = Wire::open(node.data, &thief).unwrap();
+    let refused = block_on(Client::attach(config.clone())).err().unwrap();
+    assert!(refused.to_string().contains("held by host"), "{refused}");
+    thief.release();
+    block_on(client());
+    assert_eq!(notes(), 0);
 }
 
 fn stop_in_order(node: &mut Node) {

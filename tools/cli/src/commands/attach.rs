@@ -36,7 +36,7 @@ struct Request {
     volume: String,
     nodes: Vec<ResolvedNode>,
     mode: uapi::Mode,
-    host_id: host::HostId,
+    host: host::Host,
     host_name: String,
     connections: Option<u32>,
     poll_queues: Option<u32>,
@@ -52,7 +52,17 @@ pub fn run(common: &Common, config: &Config, args: &Attach) -> Result<()> {
     let request = Request::new(config, args)?;
     let mut client = Client::connect()?;
     let what = format!("the volume {} cannot be attached", request.volume);
-    let replies = client.request(cmd::ATTACH, &request.to_attrs(), &what)?;
+    let attrs = request.to_attrs(true);
+    let replies = match client.request_known(cmd::ATTACH, &attrs, &what)? {
+        Some(replies) => replies,
+        None => {
+            warn(
+                "the kernel module that is loaded is older than this command: it does not tell \
+                 nodes of the host's boot; load the new one when no device is attached",
+            );
+            client.request(cmd::ATTACH, &request.to_attrs(false), &what)?
+        }
+    };
     let reply = replies.first().map(|reply| reply.attrs());
     let index = reply.and_then(|attrs| attrs.u32(attr::device::INDEX));
     let name = reply.and_then(|attrs| attrs.text(attr::device::NAME));
@@ -111,10 +121,8 @@ impl Request {
         }
         // What is wrong with the command comes before what is wrong with the machine.
         let nodes = resolve(&target, &args.nodes, config)?;
-        let host_id = match args.host_id.as_ref().or(config.host_id.as_ref()) {
-            Some(id) => host::parse_host_id(id)?,
-            None => host::default_host_id()?,
-        };
+        let set = args.host_id.as_deref().or(config.host_id.as_deref());
+        let host = host::Host::this(set)?;
         let payload_crc = args.payload_crc || config.attach.payload_crc.unwrap_or(false);
         let header_crc = args.header_crc || config.attach.header_crc.unwrap_or(false);
         let timeouts = args.timeouts.timeouts().or(&config.timeouts);
@@ -127,7 +135,7 @@ impl Request {
                 Mode::Shared => uapi::Mode::Shared,
                 Mode::ReadOnly => uapi::Mode::ReadOnly,
             },
-            host_id,
+            host,
             host_name: match &config.host_name {
                 Some(name) => host::cut_host_name(name),
                 None => host::default_host_name(),
@@ -147,13 +155,14 @@ impl Request {
         })
     }
 
-    fn to_attrs(&self) -> AttrsMut {
+    /// `boot`: with that of the host, which older modules do not know.
+    fn to_attrs(&self, boot: bool) -> AttrsMut {
         use attr::device as a;
         let mut attrs = AttrsMut::default();
         attrs
             .text(a::VOLUME, &self.volume)
             .u32(a::MODE, self.mode as u32)
-            .bytes(a::HOST_ID, &self.host_id)
+            .bytes(a::HOST_ID, &self.host.id)
             .text(a::HOST_NAME, &self.host_name)
             .u32(a::CHECKSUMS, self.checksums);
         for node in &self.nodes {
@@ -175,6 +184,9 @@ impl Request {
         }
         if self.force {
             attrs.flag(a::FORCE);
+        }
+        if boot && self.host.boot != 0 {
+            attrs.bytes(a::HOST_BOOT, &self.host.boot.to_le_bytes());
         }
         attrs
     }
@@ -318,9 +330,15 @@ mod tests {
             "--loss-timeout=0",
             "--request-timeout=30s",
         ];
-        let attrs = request(&config, &line).unwrap().to_attrs();
-        let attrs = Attrs(attrs.as_bytes());
+        let request = request(&config, &line).unwrap();
         use attr::device as a;
+        let older = request.to_attrs(false);
+        assert!(Attrs(older.as_bytes()).bytes(a::HOST_BOOT).is_none());
+        let attrs = request.to_attrs(true);
+        let attrs = Attrs(attrs.as_bytes());
+        let boot = attrs.bytes(a::HOST_BOOT).unwrap();
+        assert_eq!(boot, request.host.boot.to_le_bytes());
+        assert_eq!(boot.len(), uapi::HOST_BOOT_LEN);
         assert_eq!(attrs.text(a::VOLUME).unwrap(), "p/v");
         assert_eq!(attrs.u32(a::MODE), Some(uapi::Mode::Shared as u32));
         assert_eq!(attrs.u32(a::POLL_QUEUES), Some(2));

@@ -8,7 +8,7 @@ use super::volume::{client as control_client, create_for_import, runtime};
 use crate::cli::{Common, Transfer, VolumeExport, VolumeImport};
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
-use crate::host::{self, show_uuid};
+use crate::host::{show_uuid, Host};
 use crate::image::{file_error, Image};
 use crate::output::{print_json, warn};
 use crate::signals::Signals;
@@ -26,7 +26,7 @@ use std::fs::File;
 use std::future::Future;
 use std::io::IsTerminal as _;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::task::JoinSet;
 
@@ -223,12 +223,16 @@ fn client_config(
     client.mode = mode;
     client.connections = args.connections;
     client.checksums = config.attach.payload_crc.unwrap_or(false);
-    if let Some(id) = &config.host_id {
-        client.host_id = host::parse_host_id(id)?;
-    } else if let Ok(id) = host::default_host_id() {
-        client.host_id = id;
+    match Host::this(config.host_id.as_deref()) {
+        Ok(host) => {
+            client.host_id = host.id;
+            client.host_boot = host.boot;
+            client.session_dir = session_dir();
+        }
+        Err(error) if config.host_id.is_some() => return Err(error),
+        // The client has a random one of its own: good enough for as long as this command runs.
+        Err(_) => {}
     }
-    // Else the client has a random one of its own: good enough for as long as this command runs.
     client.timeouts = Timeouts {
         request_ms: times.request.unwrap_or(default.request_ms),
         connect_ms: times.connect.unwrap_or(default.connect_ms),
@@ -247,6 +251,16 @@ fn client_config(
         loss_ms: times.loss.unwrap_or(LOSS_MS),
     };
     Ok(client)
+}
+
+/// Where it is noted which sessions are open, so that the next command can resume what a killed one
+/// has left.
+fn session_dir() -> Option<PathBuf> {
+    if rustix::process::geteuid().is_root() {
+        return Some(PathBuf::from("/run/neonsan-client"));
+    }
+    let own = std::env::var_os("XDG_RUNTIME_DIR")?;
+    Some(Path::new(&own).join("neonsan-client"))
 }
 
 /// Sends every piece of the source and makes it durable. Returns the bytes sent, and those that

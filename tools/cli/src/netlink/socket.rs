@@ -30,6 +30,9 @@ const CTRL_ATTR_MCAST_GRP_ID: u16 = 2;
 /// Where the extended ack keeps its text: include/uapi/linux/netlink.h.
 const NLMSGERR_ATTR_MSG: u16 = 1;
 
+/// How the kernel refuses an attribute whose number is beyond those that the family knows.
+const UNKNOWN_ATTRIBUTE: &str = "Unknown attribute type";
+
 /// An answer or an event: its command and its attributes.
 pub struct Event {
     /// A number of `uapi::cmd`.
@@ -108,6 +111,20 @@ impl Client {
                 .u32(CTRL_ATTR_MCAST_GRP_ID)
         });
         Ok(())
+    }
+
+    /// Like [`Client::request`]; `None` if the module is too old to know an attribute.
+    pub fn request_known(
+        &mut self,
+        cmd: u8,
+        attrs: &AttrsMut,
+        what: &str,
+    ) -> Result<Option<Vec<Event>>> {
+        match self.exchange(cmd, uapi::FAMILY_VERSION, 0, attrs)? {
+            Ok(answers) => Ok(Some(answers)),
+            Err(refused) if refused.is_unknown_attribute() => Ok(None),
+            Err(refused) => Err(refused.explain(what)),
+        }
     }
 
     /// Sends a request and returns its replies. `what` begins the message of an error for which
@@ -277,6 +294,10 @@ impl Refused {
         })
     }
 
+    fn is_unknown_attribute(&self) -> bool {
+        self.errno == Errno::INVAL && self.text.as_deref() == Some(UNKNOWN_ATTRIBUTE)
+    }
+
     fn explain(self, what: &str) -> Error {
         let kind = kind_of(self.errno);
         match self.text {
@@ -351,6 +372,25 @@ mod tests {
     fn refusal(datagram: &[u8]) -> Option<Error> {
         let (header, payload) = messages(datagram).next().unwrap();
         Refused::parse(&header, payload).map(|refused| refused.explain("cannot do it"))
+    }
+
+    #[test]
+    fn an_older_module_is_told_by_the_attribute_that_it_does_not_know() {
+        let is_unknown = |errno, text| {
+            let datagram = ack(
+                NLM_F_CAPPED | NLM_F_ACK_TLVS,
+                errno,
+                &[0; HEADER_BYTES],
+                Some(text),
+            );
+            let (header, payload) = messages(&datagram).next().unwrap();
+            Refused::parse(&header, payload)
+                .unwrap()
+                .is_unknown_attribute()
+        };
+        assert!(is_unknown(22, "Unknown attribute type"));
+        assert!(!is_unknown(22, "name the host"));
+        assert!(!is_unknown(16, "Unknown attribute type"));
     }
 
     #[test]
