@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex};
@@ -12,7 +13,7 @@ use std::time::Duration;
 use neonsan_engine::file::{FileEngine, FileOptions};
 use neonsan_engine::mem::{MemEngine, MemOptions};
 use neonsan_engine::rbd::{RbdEngine, RbdOptions};
-use neonsan_engine::Engine;
+use neonsan_engine::{Engine, Error, ErrorKind};
 use rustix::rand::{getrandom, GetRandomFlags};
 use tokio::signal::unix::{signal, SignalKind};
 use tracing_appender::non_blocking::ErrorCounter;
@@ -70,9 +71,10 @@ impl NodeError {
 }
 
 fn open_engine(
+    state_path: &Path,
     timeouts: &TimeoutsConfig,
     engine: &EngineConfig,
-) -> Result<Arc<dyn Engine>, neonsan_engine::Error> {
+) -> Result<Arc<dyn Engine>, Error> {
     Ok(match engine {
         EngineConfig::File {
             path,
@@ -81,8 +83,8 @@ fn open_engine(
             #[cfg(feature = "test-faults")]
             test_volatile_cache,
         } => {
-            let remembered = Remembered::new(&config.state_path);
-            let refused = |why: String| neonsan_engine::Error::new(ErrorKind::NotPermitted, why);
+            let remembered = Remembered::new(state_path);
+            let refused = |why: String| Error::new(ErrorKind::NotPermitted, why);
             let engine = Arc::new(FileEngine::open(FileOptions {
                 root: path.clone(),
                 identity: remembered.identity(path).map_err(refused)?,
@@ -253,10 +255,11 @@ pub fn run(config: Config, lost_log_lines: ErrorCounter) -> Result<(), NodeError
     let default = config.default_engine_name().map_err(NodeError::Config)?;
     let (engines, supervisors) = engines::start(&config, default, |engine| {
         let (engine, timeouts) = (engine.clone(), config.timeouts.clone());
+        let state_path = config.state_path.clone();
         #[cfg(feature = "test-faults")]
         let faults = Arc::clone(&faults);
         Box::new(move || {
-            let engine = open_engine(&timeouts, &engine)?;
+            let engine = open_engine(&state_path, &timeouts, &engine)?;
             #[cfg(feature = "test-faults")]
             let engine = Arc::new(neonsan_engine::fault::FaultEngine::new(
                 engine,

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[allow(dead_code, reason = "what the tests of the engine do with it too")]
 #[path = "../../engine/tests/common/xfs.rs"]
 mod xfs;
 
