@@ -42,7 +42,7 @@ use neonsan_kernel::{
 };
 use neonsan_proto::{Features, Header, Kind, RequestFlags, HEADER_BYTES};
 use neonsan_session::{
-    client::{GateState, SendGate, Sender, Tally},
+    client::{GateState, MAX_PINGS, SendGate, Sender, Tally},
     CloseCause, Instant, Tag,
 };
 
@@ -50,8 +50,9 @@ use neonsan_session::{
 const BATCH_PIECES: usize = 256;
 /// Requests with payload in one call.
 const BATCH_REQUESTS: usize = 128;
-/// Room for headers of messages that are not requests: far more than can be unanswered at once.
-const CONTROL_HEADERS: usize = 16;
+/// Room for headers of messages that are not requests: the PONGs for as many PINGs as may come at once,
+/// and those that heartbeats bring while nothing is acknowledged.
+const CONTROL_HEADERS: usize = 2 * MAX_PINGS as usize;
 /// Calls to the socket in one turn: a thread that submits requests does not send for all others for
 /// ever, the work of the connection has the rest.
 const TURN_SENDS: u32 = 32;
