@@ -6,7 +6,7 @@ use crate::{
     clock::now,
     control,
     device::{Device, Lifecycle},
-    limits,
+    left, limits,
     params::{AttachParams, DeviceError, DEFAULT_QUEUE_DEPTH, MAX_POLL_QUEUES, MAX_QUEUE_DEPTH},
     queue::Queue,
     recovery, registry, uapi,
@@ -15,13 +15,13 @@ use kernel::{
     fmt,
     prelude::*,
     str::CString,
-    sync::Arc,
+    sync::{atomic::Relaxed, Arc},
     time::msecs_to_jiffies,
     types::ScopeGuard, //
 };
 use neonsan_kernel::block::mq::{Flags, GenDisk, GenDiskBuilder, TagSet};
 use neonsan_proto::{Capabilities, VolumeName};
-use neonsan_session::{CloseCause, Instant, Timeouts};
+use neonsan_session::{client::SessionState, CloseCause, Instant, Timeouts};
 
 /// How long the node may take to acknowledge the end of a session.
 const RELEASE_MS: u32 = 1000;
@@ -36,6 +36,7 @@ impl Device {
         let undo = ScopeGuard::new_with_data(device.clone(), |device| device.take_down());
         device.wake();
         device.wait_usable()?;
+        device.check_alone()?;
         device.add_disk()?;
         {
             let mut lifecycle = device.lifecycle().lock();
@@ -54,10 +55,13 @@ impl Device {
     #[inline(never)]
     fn enlist(params: KBox<AttachParams>) -> Result<Arc<Device>, DeviceError> {
         check(&params)?;
-        let mut params = Some(params);
-        registry::add(params.as_ref().and_then(|p| p.index), |index| {
-            let params = params.take().ok_or(EINVAL)?;
-            Ok(Device::new(index, params, now())?)
+        registry::add(params, |index, params| {
+            let left = left::take(&params);
+            let device = Device::new(index, params, left.as_deref(), now());
+            if let (Err(_), Some(left)) = (&device, left) {
+                left::remember(left);
+            }
+            Ok(device?)
         })
     }
 
@@ -90,6 +94,31 @@ impl Device {
                 | kernel::sync::CondVarTimeoutResult::Timeout => {}
             }
         }
+    }
+
+    /// Refuses a volume that the host has already by another name, or by nodes that were named
+    /// otherwise: now it is known by its identity. One that was taken by force is the device's own.
+    #[inline(never)]
+    fn check_alone(self: &Arc<Self>) -> Result<(), DeviceError> {
+        if self.forcing().load(Relaxed) {
+            return Ok(());
+        }
+        let other = registry::find(|d| d.index() != self.index() && d.has_volume_of(self));
+        let Some(other) = other else {
+            return Ok(());
+        };
+        // Nobody needs to wait for what was not wanted.
+        self.release();
+        Err(DeviceError::new(
+            EBUSY,
+            format_args!(
+                "the volume {} is the same as {}, which is attached already as /dev/neonsan{}: \
+                 use that, or detach it first",
+                self.params().volume,
+                other.params().volume,
+                other.index(),
+            ),
+        ))
     }
 
     /// Makes the disk and shows it.
@@ -271,6 +300,7 @@ impl Device {
 
     /// Tells the node that the session is over, and waits a little until it closes.
     fn release(self: &Arc<Self>) {
+        let is_connected = !self.is_released();
         self.send_release();
         let deadline = now().after_ms(RELEASE_MS.into());
         let (progress, changed) = self.progress();
@@ -287,6 +317,9 @@ impl Device {
             {
                 break;
             }
+        }
+        if is_connected && self.is_released() {
+            self.set_released();
         }
     }
 
@@ -310,6 +343,10 @@ impl Device {
 
     /// Takes the device away, in whatever state it is.
     fn take_down(self: &Arc<Self>) {
+        if let SessionState::Failed(_) = self.session().lock().state() {
+            // It is another's for good.
+            self.set_released();
+        }
         self.give_up();
         let disk = self.disk().lock().take();
         if let Some(disk) = disk {
@@ -320,6 +357,7 @@ impl Device {
         }
         self.finish_work();
         self.drop_connections();
+        self.leave();
         registry::remove(self);
         let (progress, changed) = self.progress();
         progress.lock().gone = true;

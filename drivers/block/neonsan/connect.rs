@@ -50,6 +50,7 @@ fn on_opened(connection: &Connection, established: Established, opened: &Opened)
     let device = &connection.device;
     let older = connection.shared.lock().established.replace(established);
     drop(older);
+    device.set_opened();
     let max_connections = opened.reply.max_connections.get();
     device.notes().lock().refusal = None;
     let node_count = device.nodes().lock().len() as u16;
@@ -75,6 +76,10 @@ fn on_opened(connection: &Connection, established: Established, opened: &Opened)
 #[inline(never)]
 fn on_failed(connection: &Connection, Failure { cause, error }: Failure) {
     let device = &connection.device;
+    if !matches!(cause, CloseCause::Refused(_) | CloseCause::ConnectFailed(_)) {
+        // Whatever became of what was asked.
+        device.set_held();
+    }
     if let Some(error) = error {
         device.note_connect_failure(connection.index, cause, error);
     }
@@ -158,7 +163,7 @@ fn begin_handshake(device: &Device, task: &ConnectTask) -> Result<KBox<Handshake
 #[inline(never)]
 fn on_refused(device: &Device, node: u16, cause: CloseCause, handshake: &Handshake) -> Failure {
     let text = handshake.refused().map_or("", |refused| refused.text);
-    match device.begin_forcing(cause, text) {
+    match device.begin_anew(cause) || device.begin_forcing(cause, text) {
         true => Failure { cause, error: None },
         false => Failure::new(device, node, cause, text),
     }

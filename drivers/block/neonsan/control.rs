@@ -70,6 +70,10 @@ static ATTACH_POLICY: Policy = Policy::new(&[
         attr::device::POLL_QUEUES,
         Check::u32_range(0, MAX_POLL_QUEUES as i16),
     ),
+    (
+        attr::device::HOST_BOOT,
+        Check::exact(uapi::HOST_BOOT_LEN as i16),
+    ),
 ]);
 
 static DETACH_POLICY: Policy = Policy::new(&[

@@ -10,7 +10,7 @@
 //! 3. `progress` (mutex): who waits for the control machine looks at it with this held.
 //! 4. `session` (mutex): the control machine.
 //! 5. A connection's own, see [`crate::connection`].
-//! 6. `connections`, `volume`, `nodes`, `notes` (mutexes): only around reading or changing them.
+//! 6. `connections`, `volume`, `nodes`, `notes`, `session_id` (mutexes): only around reading or changing them.
 //! 7. `events`, `timeouts` (spin locks, interrupts off): likewise.
 //! 8. `at_rest` (spin lock, interrupts off): around queueing work.
 
@@ -19,12 +19,13 @@ mod work;
 
 use crate::{
     connection::Connection,
+    left::{self, Left},
     limits,
     nodes::Nodes,
     notes::Notes,
     params::{AttachParams, DeviceError, Node},
     queue::Queue,
-    uapi::SuspendMode,
+    uapi::{self, SuspendMode},
 };
 use kernel::{
     impl_has_delayed_work, impl_has_work, new_condvar, new_delayed_work, new_mutex,
@@ -44,7 +45,7 @@ use neonsan_kernel::{
 };
 use neonsan_proto::{Capabilities, Features, Geometry, Mode, OpenReply, VolumeName};
 use neonsan_session::{
-    client::{self, AtRisk, Config, Durability, Identity, Opened, Session, Tally},
+    client::{self, AtRisk, Config, Durability, Identity, Opened, Session, SessionState, Tally},
     CloseCause, Instant, Timeouts,
 };
 
@@ -125,13 +126,21 @@ pub(crate) enum Lifecycle {
 #[repr(align(64))]
 struct Answered(Tally);
 
+/// A mode as on the wire.
+pub(crate) fn wire_mode(mode: uapi::Mode) -> Mode {
+    match mode {
+        uapi::Mode::Exclusive => Mode::Exclusive,
+        uapi::Mode::Shared => Mode::Shared,
+        uapi::Mode::ReadOnly => Mode::ReadOnly,
+    }
+}
+
 /// A device.
 #[pin_data]
 pub(crate) struct Device {
     index: u32,
     name: CString,
     params: KBox<AttachParams>,
-    session_id: [u8; 16],
     queue: OwnedQueue,
     /// For connecting, which waits for the network: when no memory is left for workers, one rescuer
     /// does all of a queue's work, and must not wait there.
@@ -148,6 +157,13 @@ pub(crate) struct Device {
     answered: KVec<Answered>,
     /// Attach was forced, and a node has named the holder: from now on it is asked by force.
     forcing: AtomicFlag,
+    /// The session is one that another device has left, and no node has let it in yet.
+    resuming: AtomicFlag,
+    /// A node may hold the volume for the session.
+    may_be_held: AtomicFlag,
+    /// Another only if a node does not let a resumed session in.
+    #[pin]
+    session_id: Mutex<[u8; 16]>,
     #[pin]
     lifecycle: Mutex<Lifecycle>,
     #[pin]
@@ -194,13 +210,19 @@ impl_has_delayed_work! {
 }
 
 impl Device {
-    /// A device without a disk, of which the session has not begun. May sleep.
+    /// A device without a disk, of which the session has not begun. It resumes the session that
+    /// another one has left for it, if there is one. May sleep.
     #[inline(never)]
-    pub(crate) fn new(index: u32, params: KBox<AttachParams>, now: Instant) -> Result<Arc<Self>> {
+    pub(crate) fn new(
+        index: u32,
+        params: KBox<AttachParams>,
+        left: Option<&Left>,
+        now: Instant,
+    ) -> Result<Arc<Self>> {
         let wish = params.all_connections();
         let depth = crate::params::DEFAULT_QUEUE_DEPTH;
         let depth = params.queue_depth.unwrap_or(depth);
-        let device = Self::without_connections(index, params, now)?;
+        let device = Self::without_connections(index, params, left, now)?;
         let mut connections = KVec::with_capacity(wish as usize, GFP_KERNEL)?;
         for i in 0..wish {
             connections.push(
@@ -216,6 +238,7 @@ impl Device {
     fn without_connections(
         index: u32,
         params: KBox<AttachParams>,
+        left: Option<&Left>,
         now: Instant,
     ) -> Result<Arc<Self>> {
         let name = CString::try_from_fmt(fmt!("neonsan{index}"))?;
@@ -224,6 +247,9 @@ impl Device {
         let changes = OwnedQueue::new_unbound(&name)?;
         let mut session_id = [0; 16];
         random::fill(&mut session_id);
+        if let Some(left) = left {
+            session_id = left.session_id;
+        }
         let mut seed = [0; 8];
         random::fill(&mut seed);
         let wish = params.all_connections();
@@ -232,7 +258,7 @@ impl Device {
             nodes: params.nodes.len() as u16,
             timeouts: params.timeouts,
             seed: u64::from_ne_bytes(seed),
-            used: Default::default(),
+            used: left.map_or_else(Default::default, |left| left.used),
         };
         let mut states = KVec::with_capacity(wish as usize, GFP_KERNEL)?;
         states.resize(wish as usize, client::Connection::default(), GFP_KERNEL)?;
@@ -248,7 +274,6 @@ impl Device {
                 index,
                 name,
                 params,
-                session_id,
                 queue,
                 connecting,
                 changes,
@@ -257,6 +282,9 @@ impl Device {
                 at_risk: AtRisk::new(),
                 answered,
                 forcing: AtomicFlag::new(false),
+                resuming: AtomicFlag::new(left.is_some()),
+                may_be_held: AtomicFlag::new(left.is_some()),
+                session_id <- new_mutex!(session_id, "neonsan_session_id"),
                 lifecycle <- new_mutex!(Lifecycle::Attaching, "neonsan_lifecycle"),
                 disk <- new_mutex!(None, "neonsan_disk"),
                 suspended <- new_mutex!(None, "neonsan_suspended"),
@@ -300,7 +328,7 @@ impl Device {
 
     /// Identity of the session.
     pub(crate) fn session_id(&self) -> [u8; 16] {
-        self.session_id
+        *self.session_id.lock()
     }
 
     /// The node with this index in the list of nodes.
@@ -438,16 +466,12 @@ impl Device {
         }
         Ok(f(&Identity {
             volume,
-            mode: match params.mode {
-                crate::uapi::Mode::Exclusive => Mode::Exclusive,
-                crate::uapi::Mode::Shared => Mode::Shared,
-                crate::uapi::Mode::ReadOnly => Mode::ReadOnly,
-            },
+            mode: wire_mode(params.mode),
             // The first try without force is told by the node who the holder is.
             force: self.forcing.load(Relaxed),
-            session_id: self.session_id,
+            session_id: self.session_id(),
             host_id: params.host_id,
-            host_boot: 0,
+            host_boot: params.host_boot,
             host_name: params.host_name.as_str(),
             offered,
             required: offered,
@@ -458,6 +482,80 @@ impl Device {
     /// The limits of the disk.
     pub(crate) fn queue_limits(volume: &Volume) -> QueueLimits {
         limits::queue_limits(&volume.geometry, volume.features)
+    }
+
+    // ---- who else has the volume ----
+
+    /// Whether this device keeps out one that is to be attached with `params`: the same host may
+    /// not have the same volume twice in modes that conflict. Sleeps.
+    pub(crate) fn keeps_out(&self, params: &AttachParams) -> bool {
+        let own = &self.params;
+        own.volume.as_str() == params.volume.as_str()
+            && own.net == params.net
+            && own
+                .nodes
+                .iter()
+                .any(|a| params.nodes.iter().any(|b| a.addr == b.addr))
+            && self.is_in_the_way_of(params)
+    }
+
+    /// The same of one whose volume was opened, by whatever name and node. Sleeps.
+    pub(crate) fn has_volume_of(&self, device: &Device) -> bool {
+        let own = self.volume().map(|volume| volume.volume_id);
+        own.is_some()
+            && own == device.volume().map(|volume| volume.volume_id)
+            && self.is_in_the_way_of(&device.params)
+    }
+
+    /// Another identity is another host, and one that has lost the volume for good has it no more.
+    fn is_in_the_way_of(&self, params: &AttachParams) -> bool {
+        let own = &self.params;
+        own.host_id == params.host_id
+            && wire_mode(own.mode).conflicts_with(wire_mode(params.mode))
+            && !self.is_closing()
+            && !matches!(self.session.lock().state(), SessionState::Failed(_))
+    }
+
+    // ---- the session that was left ----
+
+    /// The node knows that the session is over.
+    pub(crate) fn set_released(&self) {
+        self.may_be_held.store(false, Relaxed);
+    }
+
+    /// A node has let the session in, or may have.
+    pub(crate) fn set_held(&self) {
+        self.may_be_held.store(true, Relaxed);
+    }
+
+    /// A node has let the session in.
+    pub(crate) fn set_opened(&self) {
+        self.resuming.store(false, Relaxed);
+        self.set_held();
+    }
+
+    /// Whether the refusal is of a session that was left by another device, and is lost: then the next
+    /// try is that of a new session.
+    pub(crate) fn begin_anew(&self, cause: CloseCause) -> bool {
+        if !self.resuming.load(Relaxed) || !client::is_resumption_refused(cause) {
+            return false;
+        }
+        random::fill(&mut *self.session_id.lock());
+        self.resuming.store(false, Relaxed);
+        self.may_be_held.store(false, Relaxed);
+        true
+    }
+
+    /// What is left for the next device of the volume, unless a node knows that the session is over.
+    /// Every connection has come to rest. Sleeps.
+    pub(crate) fn leave(&self) {
+        if !self.may_be_held.load(Relaxed) {
+            return;
+        }
+        let used = self.session.lock().used();
+        if let Ok(left) = Left::new(&self.params, self.session_id(), used) {
+            left::remember(left);
+        }
     }
 
     // ---- what happened ----

@@ -32,6 +32,7 @@ mod debugfs;
 mod device;
 mod error;
 mod info;
+mod left;
 mod limits;
 mod nodes;
 mod notes;
@@ -79,12 +80,14 @@ impl Drop for Devices {
     fn drop(&mut self) {
         registry::close();
         registry::detach_all();
+        left::forget_all();
     }
 }
 
 impl kernel::Module for NeonSan {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         registry::init();
+        left::init();
         let devices = Devices;
         Ok(NeonSan {
             _debugfs: debugfs::create()?,

@@ -115,6 +115,8 @@ pub(crate) struct AttachParams {
     pub(crate) mode: uapi::Mode,
     /// Identity of the host, not zero.
     pub(crate) host_id: [u8; 16],
+    /// Identity of its boot; zero: not said.
+    pub(crate) host_boot: u64,
     /// Its name for people.
     pub(crate) host_name: Text<HOST_NAME_BYTES>,
     /// The number in the device's name; `None`: the lowest that is free.

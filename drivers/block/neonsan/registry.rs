@@ -4,7 +4,7 @@
 
 use crate::{
     device::Device,
-    params::DeviceError, //
+    params::{AttachParams, DeviceError}, //
 };
 use kernel::{prelude::*, sync::Arc};
 
@@ -47,17 +47,34 @@ pub(crate) fn first_from(index: u32) -> Option<Arc<Device>> {
         .cloned()
 }
 
+/// The first device of which this is true. `is_it` may take the locks of a device.
+pub(crate) fn find(is_it: impl Fn(&Device) -> bool) -> Option<Arc<Device>> {
+    let registry = DEVICES.lock();
+    registry.devices.iter().find(|d| is_it(d)).cloned()
+}
+
 /// Chooses an index (the wished one, or the lowest that is free), makes the device of it with
-/// `make`, and puts it into the list.
+/// `make`, and puts it into the list, unless the host has the volume already.
 pub(crate) fn add(
-    wish: Option<u32>,
-    make: impl FnOnce(u32) -> Result<Arc<Device>, DeviceError>,
+    params: KBox<AttachParams>,
+    make: impl FnOnce(u32, KBox<AttachParams>) -> Result<Arc<Device>, DeviceError>,
 ) -> Result<Arc<Device>, DeviceError> {
+    let wish = params.index;
     let mut registry = DEVICES.lock();
     if registry.closed {
         return Err(DeviceError::new(
             ESHUTDOWN,
             format_args!("the kernel module is being unloaded"),
+        ));
+    }
+    if let Some(other) = registry.devices.iter().find(|d| d.keeps_out(&params)) {
+        return Err(DeviceError::new(
+            EBUSY,
+            format_args!(
+                "the volume {} is attached already as /dev/{}: use that, or detach it first",
+                params.volume,
+                other.name().to_str().unwrap_or("neonsan"),
+            ),
         ));
     }
     let is_taken = |index| {
@@ -80,7 +97,7 @@ pub(crate) fn add(
         .devices
         .reserve(1, GFP_KERNEL)
         .map_err(Error::from)?;
-    let device = make(index)?;
+    let device = make(index, params)?;
     let place = registry.devices.iter().position(|d| d.index() > index);
     let place = place.unwrap_or(registry.devices.len());
     registry

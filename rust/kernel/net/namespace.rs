@@ -37,6 +37,12 @@ impl Net {
     }
 }
 
+impl PartialEq for Net {
+    fn eq(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+}
+
 impl Clone for Net {
     fn clone(&self) -> Self {
         // SAFETY: By the type's invariants.

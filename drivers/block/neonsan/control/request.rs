@@ -34,6 +34,8 @@ pub(super) fn attach_params(request: &Request<'_>) -> Result<KBox<AttachParams>,
             ),
         ));
     };
+    let host_boot = attributes.get(a::HOST_BOOT).and_then(|boot| boot.array());
+    let host_boot = host_boot.map_or(0, u64::from_le_bytes);
     let mode = number(a::MODE).map_or(Some(uapi::Mode::Exclusive), uapi::Mode::from_raw);
     let Some(mode) = mode else {
         return Err(Refusal::new(
@@ -52,6 +54,7 @@ pub(super) fn attach_params(request: &Request<'_>) -> Result<KBox<AttachParams>,
         nodes,
         mode,
         host_id,
+        host_boot,
         host_name: host_name(attributes),
         index: number(a::INDEX),
         connections: wish(a::CONNECTIONS),
