@@ -2,6 +2,7 @@
 
 //! What hosts and nodes share.
 
+use crate::claims::Claims;
 use crate::clock::Core;
 use crate::engine::Engine;
 use crate::model::Model;
@@ -24,6 +25,7 @@ pub(crate) struct Env {
     pub(crate) model: Model,
     pub(crate) setup: Setup,
     pub(crate) counts: Counts,
+    pub(crate) claims: Claims,
     /// Which nodes' machines accept connections.
     pub(crate) listening: Vec<bool>,
 }

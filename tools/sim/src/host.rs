@@ -89,6 +89,11 @@ impl Host {
         host
     }
 
+    /// Whether it is an older boot of the host that attaches now: its kernel is gone.
+    pub(crate) fn is_over_by(&self, attach: &Attach) -> bool {
+        self.attach.host_id == attach.host_id && self.attach.host_boot < attach.host_boot
+    }
+
     /// Whether every request of its workload has been issued and completed.
     pub(crate) fn is_done(&self) -> bool {
         let idle = self.links.iter().all(|link| link.outstanding() == 0);

@@ -13,13 +13,15 @@
 //! - no lost, stale, torn or misplaced byte, in reads and on the disk in the end, with the promises
 //!   of FLUSH and FUA across losses of the write cache;
 //! - no request is completed twice, none fails without a reason;
-//! - an exclusive volume has one holder, and nothing displaced touches the engine;
+//! - an exclusive volume has one holder, nothing displaced touches the engine, and without force
+//!   nobody is displaced before its time;
 //! - neither end finds the other breaking the protocol (unless bits are turned over);
 //! - the machines and their sockets agree, and no machine asks to be woken for nothing;
 //! - once faults end, every request ends within a bound of virtual time.
 
 #![forbid(unsafe_code)]
 
+mod claims;
 mod clock;
 mod content;
 mod engine;

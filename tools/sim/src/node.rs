@@ -108,8 +108,12 @@ impl Node {
             .trace(|| format!("node {} gone ({closing:?})", self.index));
         self.life = Life::Gone;
         self.stopping = false;
-        for conn in self.peers.keys() {
+        let now = env.core.now();
+        for (conn, peer) in &self.peers {
             env.net.close(&mut env.core, *conn, Side::Node, closing);
+            if let Some(ticket) = &peer.ticket {
+                env.claims.ended(&ticket.session, now);
+            }
         }
         for conn in self.missed_accepts.drain(..) {
             env.net.close(&mut env.core, conn, Side::Node, closing);
@@ -272,8 +276,10 @@ impl Node {
             Ok(Pumped::Idle) => {}
             Ok(Pumped::Introduced) => self.introduce(env, conn),
             Ok(Pumped::Release) => {
-                if self.term.is_some() {
+                let ticket = self.peers.get(&conn).and_then(|peer| peer.ticket);
+                if let Some(ticket) = ticket.filter(|_| self.term.is_some()) {
                     self.gate.on_release(id_of(conn));
+                    env.claims.released(&ticket.session);
                 }
                 self.close(env, conn, CloseCause::Released);
             }
@@ -415,9 +421,17 @@ impl Node {
         env.core
             .trace(|| format!("node {} {conn:?}: let in", self.index));
         env.counts.admissions += 1;
+        let now = env.core.now();
         if let Some(lost) = env.engine.let_in(&mut env.core, &ticket, opens) {
             env.model.settle_host(host_of(&lost));
+            // Several nodes do not see the same end of a connection.
+            let linger_ms = env.setup.gate.linger_ms;
+            let objection = env.claims.objection(&lost, &request, linger_ms, now);
+            if let Some(what) = objection.filter(|_| env.setup.nodes == 1) {
+                env.core.fail(what);
+            }
         }
+        env.claims.let_in(&request, now);
         let geometry = env.geometry();
         let limits = peer::limits(env, ticket.read_only);
         let reply = OpenReply {
@@ -477,7 +491,10 @@ impl Node {
             .get(&conn)
             .is_some_and(|p| p.phase == Phase::Closed && p.in_engine == 0);
         if drained {
-            self.peers.remove(&conn);
+            let gone = self.peers.remove(&conn).and_then(|peer| peer.ticket);
+            if let Some(ticket) = gone {
+                env.claims.ended(&ticket.session, env.core.now());
+            }
             self.gate.on_drained(id_of(conn), env.core.now());
         }
     }

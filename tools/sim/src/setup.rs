@@ -403,10 +403,11 @@ fn attaches(rng: &mut Rng, calm_at_us: u64, requests: u32) -> Vec<Attach> {
     // Most runs have one host; the others have up to three that take turns.
     while attaches.len() < 4 && rng.permille(350) {
         at_us += rng.range(500_000, calm_at_us / 2);
+        let host_id = rng.range(1, 3) as u8;
         attaches.push(Attach {
             at_us,
-            host_id: rng.range(1, 3) as u8,
-            host_boot: 1,
+            host_id,
+            host_boot: boot(rng, &attaches, host_id),
             force: rng.permille(700),
             read_only: false,
             requests: rng.pick(&[requests, requests / 2, 20, 8]),
@@ -415,6 +416,22 @@ fn attaches(rng: &mut Rng, calm_at_us: u64, requests: u32) -> Vec<Attach> {
         });
     }
     attaches
+}
+
+/// The boot of a host that attaches: the same as before, so that this is another session of it, or
+/// the next one, or the host does not say.
+fn boot(rng: &mut Rng, before: &[Attach], host_id: u8) -> u64 {
+    let of_host = before.iter().filter(|attach| attach.host_id == host_id);
+    let last = of_host
+        .map(|attach| attach.host_boot)
+        .max()
+        .unwrap_or(0)
+        .max(1);
+    match rng.below(10) {
+        0 => 0,
+        1..=5 => last + 1,
+        _ => last,
+    }
 }
 
 fn yanked(rng: &mut Rng, calm_at_us: u64) -> Option<u64> {

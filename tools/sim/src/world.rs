@@ -2,6 +2,7 @@
 
 //! One run: lets events happen until everything is done, and checks all along.
 
+use crate::claims::Claims;
 use crate::clock::{Core, Event, Tracing};
 use crate::engine::Engine;
 use crate::env::{Counts, Env};
@@ -38,6 +39,7 @@ pub(crate) fn run(setup: Setup, tracing: Tracing) -> Outcome {
         engine: Engine::new(setup.engine, setup.blocks, setup.nodes),
         model: Model::new(setup.blocks, setup.engine.volatile_cache),
         counts: Counts::default(),
+        claims: Claims::default(),
         listening: vec![true; setup.nodes],
         setup,
     };
@@ -175,6 +177,9 @@ impl World {
             }
             Event::Attach { index } => {
                 let attach = env.setup.attaches[index];
+                for older in self.hosts.iter_mut().filter(|h| h.is_over_by(&attach)) {
+                    older.finish(env);
+                }
                 let host = Host::new(env, index, attach);
                 self.hosts.push(host);
                 if let Some(after_us) = attach.yanked_after_us {
