@@ -35,6 +35,9 @@ pub use types::{
 pub use client::{Client, ClientError, Endpoint};
 
 /// Where the control API listens when nothing else is configured.
+pub const DEFAULT_CONTROL_SOCKET: &str = "/run/neonsan/control.sock";
+
+/// The port of the control API where an address is given without one.
 pub const DEFAULT_CONTROL_PORT: u16 = 9667;
 
 /// Where the data protocol listens when nothing else is configured.

@@ -36,6 +36,9 @@ pub struct Config {
     /// The control API.
     #[serde(default)]
     pub control: ControlConfig,
+    /// Metrics on a port of their own.
+    #[serde(default)]
+    pub metrics: MetricsConfig,
     /// What the process does about its memory.
     #[serde(default)]
     pub memory: MemoryConfig,
@@ -156,6 +159,9 @@ pub struct DataConfig {
     pub advertise: Vec<SocketAddr>,
     /// Addresses of nodes that clients are told of in any case.
     pub nodes: Vec<SocketAddr>,
+    /// Users of this machine that may connect beside root and the node's own: a name, a number,
+    /// `@group` for its members, or `*` for all.
+    pub local_users: Vec<String>,
     /// Agree to checksums of headers and payloads when a client offers them.
     pub checksums: bool,
 }
@@ -170,6 +176,7 @@ impl Default for DataConfig {
             workers: 0,
             advertise: Vec::new(),
             nodes: Vec::new(),
+            local_users: Vec::new(),
             checksums: true,
         }
     }
@@ -183,15 +190,27 @@ pub struct ControlConfig {
     pub listen: Vec<String>,
     /// Permissions of Unix sockets, as an octal string.
     pub socket_mode: String,
+    /// Names by which the control API may be called over TCP, beside addresses, `localhost` and the
+    /// name of this machine.
+    pub hosts: Vec<String>,
 }
 
 impl Default for ControlConfig {
     fn default() -> Self {
         Self {
-            listen: vec![format!("127.0.0.1:{}", neonsan_api::DEFAULT_CONTROL_PORT)],
+            listen: vec![format!("unix:{}", neonsan_api::DEFAULT_CONTROL_SOCKET)],
             socket_mode: "0660".to_owned(),
+            hosts: Vec::new(),
         }
     }
+}
+
+/// Metrics on a port of their own, which changes nothing and tells of no volume.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MetricsConfig {
+    /// Addresses to listen on.
+    pub listen: Vec<SocketAddr>,
 }
 
 /// What the process does about its memory.
@@ -209,8 +228,15 @@ pub struct MemoryConfig {
 pub struct LimitsConfig {
     /// Sessions at a time, over all volumes.
     pub max_sessions: u32,
+    /// Sessions of one peer; 0: three quarters of `max_sessions`.
+    pub max_peer_sessions: u32,
     /// Data connections at a time.
     pub max_connections: u32,
+    /// Data connections of one peer; 0: three quarters of `max_connections`.
+    pub max_peer_connections: u32,
+    /// Data connections of one peer that have not introduced themselves; beyond that the oldest make
+    /// room for new ones.
+    pub max_peer_handshakes: u32,
     /// Connections of one session; one that began with more keeps them.
     pub max_session_connections: u16,
     /// Requests in flight on one connection.
@@ -227,7 +253,10 @@ impl Default for LimitsConfig {
     fn default() -> Self {
         Self {
             max_sessions: 1024,
+            max_peer_sessions: 0,
             max_connections: 4096,
+            max_peer_connections: 0,
+            max_peer_handshakes: 64,
             max_session_connections: 16,
             max_depth: 128,
             max_session_in_flight_bytes: 64 << 20,
@@ -364,6 +393,13 @@ impl Config {
         Ok(config)
     }
 
+    /// All TCP addresses to listen on.
+    pub fn tcp_addresses(&self) -> impl Iterator<Item = SocketAddr> + '_ {
+        let data = self.data.listen.iter().copied();
+        let metrics = self.metrics.listen.iter().copied();
+        data.chain(self.control.tcp()).chain(metrics)
+    }
+
     /// The engine of volumes that are created without naming one.
     pub fn default_engine_name(&self) -> Result<&str, String> {
         match (&self.default_engine, self.engines.keys().next()) {
@@ -398,6 +434,16 @@ impl ControlAddress {
 }
 
 impl ControlConfig {
+    /// The TCP addresses among those to listen on.
+    pub fn tcp(&self) -> impl Iterator<Item = SocketAddr> + '_ {
+        self.listen
+            .iter()
+            .filter_map(|address| match ControlAddress::parse(address) {
+                Ok(ControlAddress::Tcp(address)) => Some(address),
+                Ok(ControlAddress::Unix(_)) | Err(_) => None,
+            })
+    }
+
     /// Permissions of Unix sockets.
     pub fn mode(&self) -> Option<u32> {
         u32::from_str_radix(&self.socket_mode, 8)

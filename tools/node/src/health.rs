@@ -13,7 +13,7 @@ pub fn health(shared: &Shared) -> Health {
         .iter()
         .map(|named| named.supervised.health(&named.name))
         .collect();
-    let problems: Vec<String> = engines
+    let mut problems: Vec<String> = engines
         .iter()
         .flat_map(|engine| {
             let say = |problem: &String| format!("the engine {}: {problem}", engine.name);
@@ -21,6 +21,7 @@ pub fn health(shared: &Shared) -> Health {
         })
         .collect();
     let serves = |state| matches!(state, EngineState::Ok | EngineState::Degraded);
+    problems.extend(shared.waiting.problems());
     let status = if shared.is_going_away() {
         HealthStatus::ShuttingDown
     } else if !engines.iter().any(|engine| serves(engine.state)) {

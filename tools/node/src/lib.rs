@@ -13,6 +13,7 @@
 //! Workers and hub talk by messages. Nothing on the I/O path takes a lock that
 //! another connection takes.
 
+mod access;
 pub mod config;
 mod control;
 mod data;
@@ -20,13 +21,15 @@ mod engines;
 mod health;
 mod hub;
 mod init;
+mod listen;
 mod metrics;
 mod node;
 mod own_host;
 mod peers;
 pub mod program;
+mod reload;
 mod remembered;
-mod sd_notify;
+mod service;
 mod shared;
 
 pub use node::{run, NodeError};

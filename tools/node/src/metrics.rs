@@ -83,6 +83,10 @@ pub struct WorkerMetrics {
     pub accepted: AtomicU64,
     /// Connections refused because there were too many.
     pub over_limit: AtomicU64,
+    /// Connections from this machine that were not let in.
+    pub denied: AtomicU64,
+    /// Counts the worker's turns with the time.
+    beats: AtomicU64,
     /// Ended connections by cause. Locked when one ends, not for I/O.
     closes: Mutex<BTreeMap<&'static str, u64>>,
 }
@@ -105,6 +109,11 @@ impl WorkerMetrics {
         }
     }
 
+    /// The worker has looked at the time.
+    pub fn beat(&self) {
+        self.beats.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Counts the end of a connection.
     pub fn closed(&self, cause: &CloseCause) {
         let mut closes = self.closes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -119,6 +128,8 @@ pub struct Metrics {
     /// Data connections open now.
     pub connections: AtomicU64,
     sessions: AtomicU64,
+    /// Counts the hub's turns with the time.
+    hub_beats: AtomicU64,
     /// Lines of the log that were lost: the log's own count.
     lost_log_lines: ErrorCounter,
 }
@@ -130,6 +141,7 @@ impl Metrics {
             workers: (0..workers).map(|_| Arc::default()).collect(),
             connections: AtomicU64::new(0),
             sessions: AtomicU64::new(0),
+            hub_beats: AtomicU64::new(0),
             lost_log_lines,
         }
     }
@@ -137,6 +149,19 @@ impl Metrics {
     /// The counters of a worker.
     pub fn worker(&self, index: usize) -> Arc<WorkerMetrics> {
         Arc::clone(&self.workers[index])
+    }
+
+    /// The hub has looked at the time.
+    pub fn hub_beat(&self) {
+        self.hub_beats.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often each thread of the data path has looked at the time: the hub, then the workers.
+    pub fn beats(&self) -> Vec<u64> {
+        let hub = std::iter::once(&self.hub_beats);
+        hub.chain(self.workers.iter().map(|worker| &worker.beats))
+            .map(|beats| beats.load(Ordering::Relaxed))
+            .collect()
     }
 
     /// Sets the number of sessions open now.
@@ -276,6 +301,12 @@ pub fn exposition(shared: &Shared) -> String {
         "counter",
         "Data connections refused because there were too many.",
         metrics.sum(|w| &w.over_limit),
+    );
+    page.single(
+        "connections_denied_total",
+        "counter",
+        "Data connections from this machine of users who may not use the data port.",
+        metrics.sum(|w| &w.denied),
     );
     page.family(
         "connections_closed_total",

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 //! Start and end of a node.
 
+use std::future::Future as _;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
+use std::task::Poll;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -15,19 +17,22 @@ use neonsan_engine::mem::{MemEngine, MemOptions};
 use neonsan_engine::rbd::{RbdEngine, RbdOptions};
 use neonsan_engine::{Engine, Error, ErrorKind};
 use rustix::rand::{getrandom, GetRandomFlags};
-use tokio::signal::unix::{signal, SignalKind};
+use tokio::signal::unix::{signal, Signal, SignalKind};
 use tracing_appender::non_blocking::ErrorCounter;
 
+use crate::access::Admission;
 use crate::config::{Config, EngineConfig, TimeoutsConfig};
 use crate::control;
 use crate::data::{Mailbox, ToWorker, Worker};
 use crate::engines;
 use crate::hub::{Hub, Observations, ToHub};
+use crate::listen::{listen_later, listen_or_wait, Waiting};
 use crate::metrics::Metrics;
 use crate::peers::{self, Peers};
+use crate::reload::Reloader;
 use crate::remembered::Remembered;
-use crate::sd_notify::notify;
-use crate::shared::{hex, Budget, Clock, Shared};
+use crate::service;
+use crate::shared::{hex, Budget, Clock, Live, Shared};
 
 /// Why a node could not start, or not stop in order.
 #[derive(Debug, thiserror::Error)]
@@ -135,32 +140,119 @@ fn open_engine(
     })
 }
 
-fn listen(addresses: &[SocketAddr]) -> Result<(Vec<TcpListener>, Vec<SocketAddr>), NodeError> {
-    let mut listeners = Vec::new();
-    let mut bound = Vec::new();
-    for address in addresses {
-        let failed = |source| NodeError::Listen {
-            address: address.to_string(),
-            hint: NodeError::listen_hint(&source, "data.listen"),
-            source,
-        };
-        // The standard library sets SO_REUSEADDR, so that a restart does not
-        // wait for old connections to be forgotten.
-        let listener = TcpListener::bind(address).map_err(failed)?;
-        listener.set_nonblocking(true).map_err(failed)?;
-        let local = listener.local_addr().map_err(failed)?;
-        tracing::info!(address = %local, "data port open");
-        if !local.ip().is_loopback() {
-            tracing::warn!(
-                address = %local,
-                "the data port is not on loopback: nothing authenticates clients yet, so every \
-                 host that reaches it can read and write every volume"
-            );
-        }
-        bound.push(local);
-        listeners.push(listener);
+/// The name of the setting for the data port's addresses.
+const DATA_LISTEN: &str = "data.listen";
+
+/// Says that the data port is open, and what that means.
+fn announce(listener: &TcpListener) -> io::Result<SocketAddr> {
+    let local = listener.local_addr()?;
+    tracing::info!(address = %local, "data port open");
+    if !local.ip().is_loopback() {
+        tracing::warn!(
+            address = %local,
+            "the data port is not on loopback: nothing authenticates clients yet, so every host \
+             that reaches it can read and write every volume"
+        );
     }
-    Ok((listeners, bound))
+    Ok(local)
+}
+
+/// Listens on the addresses of the data port, on one of them at least: until there is one the node
+/// serves nobody. Gives the listeners, and all addresses.
+async fn listen(
+    config: &Config,
+    waiting: &Waiting,
+) -> Result<(Vec<TcpListener>, Vec<SocketAddr>), NodeError> {
+    let wanted = &config.data.listen;
+    let mut listeners = listen_or_wait(config, DATA_LISTEN, wanted, waiting)?;
+    if listeners.is_empty() {
+        service::status("waiting for an address of data.listen to be there");
+        let mut first = wanted
+            .iter()
+            .map(|address| Box::pin(listen_later(config, DATA_LISTEN, *address, waiting)))
+            .collect::<Vec<_>>();
+        // Polled in turn: the first that is there is enough, the others are waited for later.
+        let listener = std::future::poll_fn(|context| {
+            for later in &mut first {
+                if let Poll::Ready(listener) = later.as_mut().poll(context) {
+                    return Poll::Ready(listener);
+                }
+            }
+            Poll::Pending
+        });
+        listeners.push(listener.await);
+    }
+    let mut addresses = Vec::new();
+    for listener in &listeners {
+        addresses.push(announce(listener)?);
+    }
+    let late = wanted.iter().filter(|a| waiting.contains(DATA_LISTEN, **a));
+    addresses.extend(late.copied());
+    Ok((listeners, addresses))
+}
+
+/// Opens the data port on addresses that come later.
+fn listen_to_the_rest(shared: &Arc<Shared>) {
+    for &address in &shared.config.data.listen {
+        if !shared.waiting.contains(DATA_LISTEN, address) {
+            continue;
+        }
+        let shared = Arc::clone(shared);
+        tokio::spawn(async move {
+            let waiting = &shared.waiting;
+            let listener = listen_later(&shared.config, DATA_LISTEN, address, waiting).await;
+            if let Err(error) = announce(&listener) {
+                tracing::warn!(%error, "cannot tell where the data port is open");
+            }
+            shared.mailboxes[0].post(ToWorker::Listen(listener));
+        });
+    }
+}
+
+/// What the node is asked by signals. They are taken from the start: a reload that comes early must
+/// not end the node.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    /// Within a runtime.
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits until the node is asked to stop.
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+
+    /// Reloads whenever it is asked to, until the node is asked to stop.
+    async fn serve(&mut self, shared: &Shared, reloader: Option<&Reloader>) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.hangup.recv() => {
+                    let Some(reloader) = reloader else {
+                        tracing::warn!("there is no configuration file to be read again");
+                        continue;
+                    };
+                    service::reloading();
+                    let status = reloader.reload(shared);
+                    service::ready(&status);
+                }
+            }
+        }
+    }
 }
 
 fn random_boot_id() -> io::Result<[u8; 16]> {
@@ -220,7 +312,7 @@ fn end_at_once(why: &str) -> ! {
 
 /// Lets the process have as many files as it may: a connection has two or
 /// three, and the usual soft limit is 1024.
-fn raise_file_limit(config: &Config) {
+pub(crate) fn raise_file_limit(config: &Config) {
     use rustix::process::{getrlimit, setrlimit, Resource, Rlimit};
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
@@ -241,8 +333,18 @@ fn raise_file_limit(config: &Config) {
     }
 }
 
-/// Runs a node until it is told to stop by SIGTERM or SIGINT.
+/// Runs a node until it is told to stop by SIGTERM or SIGINT. It has no file to read again on SIGHUP.
 pub fn run(config: Config, lost_log_lines: ErrorCounter) -> Result<(), NodeError> {
+    run_reloading(config, lost_log_lines, None)
+}
+
+/// Runs a node until it is told to stop by SIGTERM or SIGINT; SIGHUP lets `reloader` read the
+/// configuration again.
+pub(crate) fn run_reloading(
+    config: Config,
+    lost_log_lines: ErrorCounter,
+    reloader: Option<Reloader>,
+) -> Result<(), NodeError> {
     raise_file_limit(&config);
     if rustix::process::geteuid().is_root() {
         tracing::info!("running as root, which a node does not need");
@@ -250,6 +352,12 @@ pub fn run(config: Config, lost_log_lines: ErrorCounter) -> Result<(), NodeError
     if config.memory.serves_own_host {
         crate::own_host::shield().map_err(NodeError::Config)?;
     }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("control")
+        .enable_all()
+        .build()?;
+    let mut signals = runtime.block_on(async { Signals::new() })?;
     #[cfg(feature = "test-faults")]
     let faults = fault_plan();
     let default = config.default_engine_name().map_err(NodeError::Config)?;
@@ -268,7 +376,17 @@ pub fn run(config: Config, lost_log_lines: ErrorCounter) -> Result<(), NodeError
             Ok(engine)
         })
     })?;
-    let (listeners, data_addresses) = listen(&config.data.listen)?;
+    let waiting = Waiting::default();
+    let listening = runtime.block_on(async {
+        tokio::select! {
+            listening = listen(&config, &waiting) => listening.map(Some),
+            () = signals.stop() => Ok(None),
+        }
+    })?;
+    let Some((listeners, data_addresses)) = listening else {
+        supervisors.stop();
+        return Ok(());
+    };
     let workers = match config.data.workers {
         0 => thread::available_parallelism().map_or(1, usize::from),
         n => n,
@@ -296,36 +414,32 @@ pub fn run(config: Config, lost_log_lines: ErrorCounter) -> Result<(), NodeError
         engines,
         hub,
         data_addresses,
+        live: RwLock::new(Arc::new(Live::new(config.clone()))),
+        admission: Admission::default(),
+        waiting,
         config,
         #[cfg(feature = "test-faults")]
         faults,
     });
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .thread_name("control")
-        .enable_all()
-        .build()?;
-    let control = runtime.block_on(control::bind(&shared.config.control))?;
+    let control = runtime.block_on(async { control::bind(&shared) })?;
     let threads = start_threads(&shared, listeners, hub_messages)?;
     let listening = peers::start(&shared)?;
     let drained = runtime.block_on(async {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        tokio::spawn(control::serve(control, Arc::clone(&shared)));
+        control::serve(control, &shared);
+        listen_to_the_rest(&shared);
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
             boot_id = %hex(&shared.boot_id),
             workers,
             "node ready"
         );
-        notify("READY=1");
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        notify("STOPPING=1");
-        io::Result::Ok(shut_down(&shared).await)
-    })?;
+        service::ready("serving");
+        let watched = Arc::clone(&shared);
+        tokio::spawn(async move { service::watch(&watched).await });
+        signals.serve(&shared, reloader.as_ref()).await;
+        service::stopping();
+        shut_down(&shared).await
+    });
     if let Some(listening) = listening {
         listening.stop();
     }

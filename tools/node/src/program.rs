@@ -10,6 +10,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{Config, LogConfig, LogFormat, DEFAULT_CONFIG, EXIT_CONFIG};
 use crate::init::{self, ForgetArgs, InitArgs};
+use crate::reload::{Reloader, SetFilter};
 
 /// The NeonSAN storage node: serves volumes to hosts.
 #[derive(Debug, Parser)]
@@ -42,12 +43,26 @@ enum Task {
 /// Lines of the log that may wait to be written.
 const LOG_LINES: usize = 4096;
 
+/// The log, while the node runs.
+struct Log {
+    /// Writes what is waiting when it goes.
+    guard: WorkerGuard,
+    /// Counts lines that were lost.
+    lost: ErrorCounter,
+    /// Sets another filter; `None` if the environment names one, which stays.
+    set_filter: Option<SetFilter>,
+}
+
+fn filter_of(text: &str) -> Result<EnvFilter, String> {
+    EnvFilter::try_new(text).map_err(|e| format!("log.filter {text:?}: {e}"))
+}
+
 /// Starts the log. It is written by a thread of its own as long as the guard lives: who serves volumes
 /// never waits for the log, whose reader, or whose file, may wait for a volume of ours. Lines for which
 /// there is no room are lost, and counted.
-fn start_logs(config: &LogConfig) -> Result<(WorkerGuard, ErrorCounter), String> {
-    let filter = std::env::var("NEONSAN_LOG").unwrap_or_else(|_| config.filter.clone());
-    let filter = EnvFilter::try_new(&filter).map_err(|e| format!("log.filter {filter:?}: {e}"))?;
+fn start_logs(config: &LogConfig) -> Result<Log, String> {
+    let from_environment = std::env::var("NEONSAN_LOG").ok();
+    let filter = filter_of(from_environment.as_deref().unwrap_or(&config.filter))?;
     let (writer, guard) = NonBlockingBuilder::default()
         .buffered_lines_limit(LOG_LINES)
         .thread_name("log")
@@ -57,11 +72,25 @@ fn start_logs(config: &LogConfig) -> Result<(WorkerGuard, ErrorCounter), String>
         .with_env_filter(filter)
         .with_writer(writer)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
-    match config.format {
-        LogFormat::Text => builder.with_target(false).init(),
-        LogFormat::Json => builder.json().init(),
-    }
-    Ok((guard, lost))
+    let set_filter: SetFilter = match config.format {
+        LogFormat::Text => {
+            let builder = builder.with_target(false).with_filter_reloading();
+            let handle = builder.reload_handle();
+            builder.init();
+            Box::new(move |text| handle.reload(filter_of(text)?).map_err(|e| e.to_string()))
+        }
+        LogFormat::Json => {
+            let builder = builder.json().with_filter_reloading();
+            let handle = builder.reload_handle();
+            builder.init();
+            Box::new(move |text| handle.reload(filter_of(text)?).map_err(|e| e.to_string()))
+        }
+    };
+    Ok(Log {
+        guard,
+        lost,
+        set_filter: from_environment.is_none().then_some(set_filter),
+    })
 }
 
 /// Runs the program; `adjust` changes what the configuration says, for the lab's own nodes.
@@ -87,19 +116,20 @@ pub fn main(adjust: fn(&mut Config)) -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
-    let (guard, lost_log_lines) = match start_logs(&config.log) {
+    let log = match start_logs(&config.log) {
         Ok(log) => log,
         Err(error) => {
             eprintln!("neonsan-node: {error}");
             return ExitCode::from(EXIT_CONFIG);
         }
     };
-    match crate::run(config, lost_log_lines) {
+    let reloader = Reloader::new(args.config, log.set_filter);
+    match crate::node::run_reloading(config, log.lost, Some(reloader)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error}");
             // What is waiting is written when the guard goes: the reason stands behind it.
-            drop(guard);
+            drop(log.guard);
             eprintln!("neonsan-node: {error}");
             ExitCode::FAILURE
         }

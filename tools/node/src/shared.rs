@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Instant as StdInstant, SystemTime, UNIX_EPOCH};
 
 use neonsan_api::VolumeName;
@@ -13,10 +13,12 @@ use neonsan_engine::{Engine, EngineStatus};
 use neonsan_proto::NodeAddress;
 use neonsan_session::Instant;
 
+use crate::access::{Admission, LocalUsers};
 use crate::config::Config;
 use crate::data::Mailbox;
 use crate::engines::Supervised;
 use crate::hub::{Observations, ToHub};
+use crate::listen::Waiting;
 use crate::metrics::Metrics;
 use crate::peers::Peers;
 
@@ -58,7 +60,7 @@ impl Clock {
 #[derive(Debug)]
 pub struct Budget {
     used: AtomicU64,
-    max: u64,
+    max: AtomicU64,
 }
 
 impl Budget {
@@ -66,15 +68,21 @@ impl Budget {
     pub fn new(max: u64) -> Self {
         Self {
             used: AtomicU64::new(0),
-            max,
+            max: AtomicU64::new(max),
         }
+    }
+
+    /// Sets another bound. What is taken beyond it stays taken until it is given back.
+    pub fn set_max(&self, max: u64) {
+        self.max.store(max, Ordering::Relaxed);
     }
 
     /// Takes `bytes` if they are there; gives what was taken before.
     pub fn take(&self, bytes: u64) -> Option<u64> {
+        let max = self.max.load(Ordering::Relaxed);
         self.used
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-                used.checked_add(bytes).filter(|&total| total <= self.max)
+                used.checked_add(bytes).filter(|&total| total <= max)
             })
             .ok()
     }
@@ -112,10 +120,35 @@ impl NamedEngine {
     }
 }
 
-/// What all threads share. Constant after the start, but for counters.
-pub struct Shared {
-    /// The configuration.
+/// What a reload changes.
+#[derive(Clone, Debug)]
+pub struct Live {
+    /// The configuration of the start with the limits, users and hosts of the last reload.
     pub config: Config,
+    /// Users of this machine that may connect to the data port.
+    pub local_users: LocalUsers,
+}
+
+impl Live {
+    /// That of a configuration.
+    pub fn new(config: Config) -> Self {
+        Self {
+            local_users: LocalUsers::look_up(&config.data.local_users, "data.local_users"),
+            config,
+        }
+    }
+}
+
+/// What all threads share. Constant after the start, but for counters and what is live.
+pub struct Shared {
+    /// The configuration of the start. What a reload changes is in `live`.
+    pub config: Config,
+    /// Written by a reload; read where a connection, a session or a control request begins.
+    pub live: RwLock<Arc<Live>>,
+    /// The data connections of each peer.
+    pub admission: Admission,
+    /// Addresses that are waited for.
+    pub waiting: Waiting,
     /// Identity of this run of the node. Clients are told that of their
     /// volume's engine.
     pub boot_id: [u8; 16],
@@ -151,6 +184,11 @@ impl Shared {
     pub fn nodes_for(&self, engine: usize) -> Vec<NodeAddress> {
         let is_shared = self.engines[engine].engine.is_shared();
         self.peers.addresses(engine, is_shared)
+    }
+
+    /// What holds now.
+    pub fn live(&self) -> Arc<Live> {
+        Arc::clone(&self.live.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Whether the node is stopping.

@@ -82,7 +82,7 @@ impl Disk for VolumeDisk {
 
 fn set_faults(node: &Node, body: &str) {
     let (head, answer) = node.http(&format!(
-        "PUT /v1/test-faults HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+        "PUT /v1/test-faults HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
          Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     ));

@@ -100,7 +100,7 @@ fn an_engine_that_cannot_be_opened_leaves_the_others_served_and_comes_later() {
     assert_eq!(engine(&node, "bad").state, EngineState::Down);
     assert_eq!(engine(&node, "mem").state, EngineState::Ok);
     let head = node
-        .http("GET /v1/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        .http("GET /v1/health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         .0;
     assert!(head.starts_with("HTTP/1.1 503"), "{head}");
     assert_eq!(node.metric("neonsan_node_engine_up{engine=\"bad\"}"), 0.0);
@@ -239,7 +239,7 @@ mod with_faults {
 
     fn set_faults(node: &Node, body: &str) {
         let (head, answer) = node.http(&format!(
-            "PUT /v1/test-faults HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+            "PUT /v1/test-faults HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
              Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
         ));

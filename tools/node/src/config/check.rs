@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 //! What a configuration must keep to beside its form.
 
+use std::net::SocketAddr;
+
 use neonsan_api::VolumeName;
 use neonsan_engine::file::{examine, Place};
 use tracing_subscriber::EnvFilter;
 
+use crate::access::check_user;
 use crate::remembered::Remembered;
 
 use super::{Config, ControlAddress, EngineConfig, MAX_IO_BYTES};
@@ -85,6 +88,17 @@ impl Config {
             ControlAddress::parse(address)
                 .map_err(|reason| format!("control.listen has {address:?}: {reason}"))?;
         }
+        for user in &self.data.local_users {
+            check_user(user)
+                .map_err(|reason| format!("data.local_users has {user:?}: {reason}"))?;
+        }
+        for host in &self.control.hosts {
+            ensure(
+                !host.is_empty() && !host.contains([':', '/', ' ']),
+                &format!("control.hosts has {host:?}: write a name alone, without a port"),
+            )?;
+        }
+        self.check_addresses()?;
         ensure(
             self.data.workers <= MAX_WORKERS,
             &format!("data.workers must be at most {MAX_WORKERS}"),
@@ -95,9 +109,10 @@ impl Config {
         ensure(
             limits.max_sessions > 0
                 && limits.max_connections > 0
-                && limits.max_control_connections > 0,
-            "limits.max_sessions, limits.max_connections and limits.max_control_connections must \
-             be more than 0",
+                && limits.max_control_connections > 0
+                && limits.max_peer_handshakes > 0,
+            "limits.max_sessions, limits.max_connections, limits.max_peer_handshakes and \
+             limits.max_control_connections must be more than 0",
         )?;
         ensure(
             (1..=neonsan_proto::MAX_CONNECTIONS).contains(&limits.max_session_connections),
@@ -175,6 +190,29 @@ impl Config {
         }
         notes
     }
+
+    /// Two settings must not want one address. `0.0.0.0` and `[::]` are two.
+    fn check_addresses(&self) -> Result<(), String> {
+        let mut wanted: Vec<(&str, SocketAddr)> = Vec::new();
+        wanted.extend(self.data.listen.iter().map(|a| ("data.listen", *a)));
+        wanted.extend(self.control.tcp().map(|a| ("control.listen", a)));
+        wanted.extend(self.metrics.listen.iter().map(|a| ("metrics.listen", *a)));
+        for (index, (setting, address)) in wanted.iter().enumerate() {
+            for (other_setting, other) in &wanted[..index] {
+                let same_family = address.is_ipv4() == other.is_ipv4();
+                let is_same = address.ip() == other.ip()
+                    || (same_family
+                        && (address.ip().is_unspecified() || other.ip().is_unspecified()));
+                if is_same && address.port() == other.port() && address.port() != 0 {
+                    return Err(format!(
+                        "{setting} has {address} and {other_setting} has {other}, which is the \
+                         same: give one of them another port"
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -205,6 +243,17 @@ mod tests {
                 "max_control_connections",
             ),
             ("[data]\nworkers = 100000\n", "data.workers"),
+            ("[data]\nlocal_users = [\"1x\"]\n", "data.local_users"),
+            ("[control]\nhosts = [\"a:1\"]\n", "control.hosts"),
+            (
+                "[data]\nlisten = [\"0.0.0.0:9\", \"127.0.0.1:9\"]\n",
+                "data.listen",
+            ),
+            ("[metrics]\nlisten = [\"0.0.0.0:9666\"]\n", "metrics.listen"),
+            (
+                "[control]\nlisten = [\"127.0.0.1:9666\"]\n",
+                "control.listen",
+            ),
             ("[log]\nfilter = \"x=loud\"\n", "log.filter"),
         ] {
             let error = Config::parse(&format!("{text}{ENGINE}")).unwrap_err();
@@ -237,5 +286,16 @@ mod tests {
             "{state}[engine.a]\nkind = \"file\"\npath = {a:?}\n"
         ));
         assert!(error.unwrap_err().contains("state_path"));
+    }
+
+    #[test]
+    fn all_addresses_of_both_families_go_together() {
+        for text in [
+            "[control]\nlisten = [\"0.0.0.0:9\", \"[::]:9\"]\n",
+            "[data]\nlisten = [\"127.0.0.1:9\", \"127.0.0.2:9\", \"[::]:9\"]\n",
+            "[data]\nlisten = [\"127.0.0.1:0\", \"127.0.0.1:0\"]\n",
+        ] {
+            Config::parse(&format!("{text}{ENGINE}")).unwrap();
+        }
     }
 }

@@ -1,21 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
-//! The control API's server: HTTP/1.1 with JSON on loopback or a Unix socket.
+//! The control API's server: HTTP/1.1 with JSON on a Unix socket, or on TCP where the configuration
+//! says so; and the metrics, which have a listener of their own.
 //!
-//! It has no authentication of its own, so it does not trust where a request
-//! comes from either: one with an `Origin` (a page in somebody's browser) is
-//! refused, and so is a change that is not declared as JSON, which a page
-//! cannot send without being asked first.
+//! It has no authentication of its own but for the users that a Unix socket lets in, so it does not
+//! trust where a request comes from either: one with an `Origin` (a page in somebody's browser) is
+//! refused, and so are one that calls the node by a foreign name, and a change that is not declared as
+//! JSON, which a page cannot send without being asked first.
+//!
+//! * [`unix`]: the Unix socket; [`host`]: names; [`places`]: how many connections.
+//! * [`routes`]: which request is answered by what.
 
 mod claim;
 #[cfg(feature = "test-faults")]
 mod faults;
+mod host;
+mod places;
 mod routes;
 mod snapshots;
+mod unix;
 mod volumes;
 
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,12 +29,14 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::net::{TcpListener, UnixListener};
 
-use crate::config::{ControlAddress, ControlConfig};
+use crate::config::ControlAddress;
+use crate::listen::{listen_later, listen_or_wait};
 use crate::node::NodeError;
 use crate::shared::Shared;
+use places::{Places, Ticket};
+use unix::{Caller, UnixSocket};
 
 /// Time for a client to send the head of a request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -36,102 +44,178 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for a connection with all its requests.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// A bound address.
-pub(crate) enum Listener {
-    Tcp(TcpListener),
-    /// With the path to remove at the end.
-    Unix(UnixListener, PathBuf),
+/// Connections to the metrics at a time.
+const MAX_METRICS_CONNECTIONS: usize = 16;
+
+/// What a listener serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Door {
+    /// The control API.
+    Control,
+    /// Metrics and health, and nothing that changes anything.
+    Metrics,
 }
 
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Self::Unix(_, path) = self {
-            // Another node may have replaced it meanwhile; then that one
-            // makes a new socket when it is restarted.
-            let _ = std::fs::remove_file(path);
+impl Door {
+    fn setting(self) -> &'static str {
+        match self {
+            Self::Control => "control.listen",
+            Self::Metrics => "metrics.listen",
         }
     }
 }
 
-/// Binds all configured addresses.
-pub(crate) async fn bind(config: &ControlConfig) -> Result<Vec<Listener>, NodeError> {
-    let mut listeners = Vec::new();
-    for address in &config.listen {
-        let listener = bind_one(config, address)
-            .await
-            .map_err(|source| NodeError::Listen {
-                address: address.clone(),
-                hint: NodeError::listen_hint(&source, "control.listen"),
+/// A bound address.
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener, Arc<UnixSocket>),
+}
+
+/// All that are bound, and those TCP addresses that may come later.
+pub(crate) struct Listeners {
+    bound: Vec<(Door, Listener)>,
+    later: Vec<(Door, SocketAddr)>,
+}
+
+/// Binds all configured addresses. To be called within the runtime.
+pub(crate) fn bind(shared: &Shared) -> Result<Listeners, NodeError> {
+    let config = &shared.config;
+    let mut listeners = Listeners {
+        bound: Vec::new(),
+        later: Vec::new(),
+    };
+    let control: Vec<SocketAddr> = config.control.tcp().collect();
+    for (door, addresses) in [
+        (Door::Control, &control),
+        (Door::Metrics, &config.metrics.listen),
+    ] {
+        for &address in addresses {
+            let waiting = &shared.waiting;
+            for tcp in listen_or_wait(config, door.setting(), &[address], waiting)? {
+                let tcp = TcpListener::from_std(tcp)?;
+                announce(door, &tcp)?;
+                listeners.bound.push((door, Listener::Tcp(tcp)));
+            }
+            if waiting.contains(door.setting(), address) {
+                listeners.later.push((door, address));
+            }
+        }
+    }
+    for text in &config.control.listen {
+        // `Config::check` has seen that it is an address, and that there is a mode.
+        let Ok(ControlAddress::Unix(path)) = ControlAddress::parse(text) else {
+            continue;
+        };
+        let mode = config.control.mode().unwrap_or(0o600);
+        let (listener, socket) =
+            UnixSocket::listen(&path, mode).map_err(|source| NodeError::Listen {
+                address: text.clone(),
+                hint: String::new(),
                 source,
             })?;
-        listeners.push(listener);
+        let listener = UnixListener::from_std(listener)?;
+        tracing::info!(address = %text, "control API open");
+        let listener = Listener::Unix(listener, Arc::new(socket));
+        listeners.bound.push((Door::Control, listener));
     }
     Ok(listeners)
 }
 
-async fn bind_one(config: &ControlConfig, address: &str) -> io::Result<Listener> {
-    // `Config::check` has seen that it is one.
-    let parsed = ControlAddress::parse(address)
-        .map_err(|reason| io::Error::new(io::ErrorKind::InvalidInput, reason))?;
-    let socket = match parsed {
-        ControlAddress::Tcp(socket) => socket,
-        ControlAddress::Unix(path) => {
-            // A socket to which nobody listens is left over from a node that died.
-            if path.exists() && UnixStream::connect(&path).await.is_err() {
-                std::fs::remove_file(&path)?;
-            }
-            let listener = UnixListener::bind(&path)?;
-            // `Config::check` has seen that there is a mode.
-            let mode = config.mode().unwrap_or(0o600);
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))?;
-            tracing::info!(address, "control API open");
-            return Ok(Listener::Unix(listener, path));
-        }
-    };
-    let listener = TcpListener::bind(socket).await?;
+/// Says that a port is open, and what that means.
+fn announce(door: Door, listener: &TcpListener) -> io::Result<()> {
     let local = listener.local_addr()?;
-    tracing::info!(address = %local, "control API open");
-    if !local.ip().is_loopback() {
-        tracing::warn!(
-            address = %local,
-            "the control API is not on loopback: every host that reaches it can delete every volume"
-        );
+    match door {
+        Door::Metrics => tracing::info!(address = %local, "metrics open"),
+        Door::Control => {
+            tracing::info!(address = %local, "control API open");
+            let reachable_by = match local.ip().is_loopback() {
+                true => "every user of this machine",
+                false => "every host that reaches it",
+            };
+            tracing::warn!(
+                address = %local,
+                "the control API listens on TCP, where nothing authenticates who calls it: \
+                 {reachable_by} can delete every volume; a Unix socket lets in root and a group"
+            );
+        }
     }
-    Ok(Listener::Tcp(listener))
+    Ok(())
 }
 
-/// Serves all listeners for as long as the runtime lives.
-pub(crate) async fn serve(listeners: Vec<Listener>, shared: Arc<Shared>) {
-    let places = Arc::new(Semaphore::new(
-        shared.config.limits.max_control_connections as usize,
-    ));
-    for listener in listeners {
-        let shared = Arc::clone(&shared);
-        let places = Arc::clone(&places);
+/// Serves all listeners for as long as the runtime lives, within which it is called.
+pub(crate) fn serve(listeners: Listeners, shared: &Arc<Shared>) {
+    let control = Places::default();
+    let metrics = Places::default();
+    let places = |door| match door {
+        Door::Control => control.clone(),
+        Door::Metrics => metrics.clone(),
+    };
+    for (door, listener) in listeners.bound {
+        tokio::spawn(accept(door, listener, places(door), Arc::clone(shared)));
+    }
+    for (door, address) in listeners.later {
+        let (places, shared) = (places(door), Arc::clone(shared));
         tokio::spawn(async move {
-            loop {
-                let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-                    return;
-                };
-                let accepted: io::Result<Box<dyn Stream>> = match &listener {
-                    Listener::Tcp(tcp) => tcp.accept().await.map(|(s, _)| Box::new(s) as _),
-                    Listener::Unix(unix, _) => unix.accept().await.map(|(s, _)| Box::new(s) as _),
-                };
-                match accepted {
-                    Ok(stream) => {
-                        let shared = Arc::clone(&shared);
-                        tokio::spawn(async move {
-                            converse(stream, shared).await;
-                            drop(place);
-                        });
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, "cannot accept control connections for a moment");
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                    }
-                }
+            let (config, waiting) = (&shared.config, &shared.waiting);
+            let tcp = listen_later(config, door.setting(), address, waiting).await;
+            let opened = TcpListener::from_std(tcp).and_then(|tcp| {
+                announce(door, &tcp)?;
+                Ok(tcp)
+            });
+            match opened {
+                Ok(tcp) => accept(door, Listener::Tcp(tcp), places, Arc::clone(&shared)).await,
+                Err(error) => tracing::error!(%address, %error, "cannot serve the control API"),
             }
         });
+    }
+}
+
+async fn accept(door: Door, listener: Listener, places: Places, shared: Arc<Shared>) {
+    loop {
+        let accepted: io::Result<(Box<dyn Stream>, Option<Caller>)> = match &listener {
+            Listener::Tcp(tcp) => tcp.accept().await.map(|(s, _)| (Box::new(s) as _, None)),
+            Listener::Unix(unix, socket) => match unix.accept().await {
+                Ok((stream, _)) => match Caller::of(&stream) {
+                    Ok(caller) if socket.allows(&caller) => {
+                        Ok((Box::new(stream) as _, Some(caller)))
+                    }
+                    Ok(caller) => {
+                        tracing::warn!(
+                            uid = caller.uid,
+                            pid = caller.pid,
+                            "a user who may not use the control API connected to it"
+                        );
+                        continue;
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot tell who calls the control API");
+                        continue;
+                    }
+                },
+                Err(error) => Err(error),
+            },
+        };
+        let (stream, caller) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept control connections for a moment");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let max = match door {
+            Door::Control => shared.live().config.limits.max_control_connections as usize,
+            Door::Metrics => MAX_METRICS_CONNECTIONS,
+        };
+        let Some(ticket) = places.enter(max) else {
+            tracing::warn!(
+                "refused a control connection: all that may be are busy \
+                 (limits.max_control_connections)"
+            );
+            continue;
+        };
+        let shared = Arc::clone(&shared);
+        tokio::spawn(converse(door, stream, caller, ticket, shared));
     }
 }
 
@@ -139,14 +223,35 @@ trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-async fn converse(stream: Box<dyn Stream>, shared: Arc<Shared>) {
-    let service = service_fn(move |request| routes::answer(Arc::clone(&shared), request));
+async fn converse(
+    door: Door,
+    stream: Box<dyn Stream>,
+    caller: Option<Caller>,
+    ticket: Ticket,
+    shared: Arc<Shared>,
+) {
+    let (caller, ticket) = (caller.as_ref(), &ticket);
+    let service = service_fn(move |request| {
+        let shared = Arc::clone(&shared);
+        async move {
+            match door {
+                Door::Control => routes::answer(shared, request, caller, ticket).await,
+                Door::Metrics => routes::answer_metrics(shared, request, ticket).await,
+            }
+        }
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .serve_connection(TokioIo::new(stream), service);
-    match tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
-        Ok(Ok(())) | Err(_) => {}
-        Ok(Err(error)) => tracing::debug!(%error, "a control connection ended"),
+    tokio::select! {
+        ended = tokio::time::timeout(CONNECTION_TIMEOUT, connection) => {
+            if let Ok(Err(error)) = ended {
+                tracing::debug!(%error, "a control connection ended");
+            }
+        }
+        () = ticket.must_leave() => {
+            tracing::debug!("an idle control connection made room for another");
+        }
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
+use hyper::http::request::Parts;
 use hyper::{header, Method, Request, Response, StatusCode};
 use neonsan_api::{
     ApiError, EngineInfo, ErrorCode, HealthStatus, NodeInfo, NodeLimits, SnapshotCreate,
@@ -17,6 +18,9 @@ use neonsan_api::{
 use serde::de::DeserializeOwned;
 use serde::Serialize;
 
+use super::host::check_host;
+use super::places::{Busy, Ticket};
+use super::unix::Caller;
 use super::{snapshots, volumes};
 use crate::health::health;
 use crate::shared::{hex, Shared};
@@ -61,40 +65,117 @@ fn failure(error: &ApiError) -> Answer {
     with_body(status, "application/json", body)
 }
 
-/// Answers one request, whatever it is.
+/// Answers one request to the control API, whatever it is. `caller` is who called over a Unix socket.
 pub(super) async fn answer(
     shared: Arc<Shared>,
     request: Request<Incoming>,
+    caller: Option<&Caller>,
+    ticket: &Ticket,
 ) -> std::result::Result<Answer, Infallible> {
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
-    let answer = match route(shared, request).await {
-        Ok(answer) => answer,
-        Err(error) => failure(&error),
+    let answer = match admit(&shared, request, caller.is_none(), ticket).await {
+        Ok((request, busy)) => {
+            let answer = route(shared, request).await;
+            drop(busy);
+            answer
+        }
+        Err(error) => Err(error),
     };
+    let answer = answer.unwrap_or_else(|error| failure(&error));
     let status = answer.status().as_u16();
+    let (uid, pid) = (caller.map(|c| c.uid), caller.map(|c| c.pid));
     if method == Method::GET {
-        tracing::debug!(%method, path, status, "control request");
+        tracing::debug!(%method, path, status, uid, pid, "control request");
     } else {
-        tracing::info!(%method, path, status, "control request");
+        tracing::info!(%method, path, status, uid, pid, "control request");
     }
     Ok(answer)
+}
+
+/// Answers one request to the metrics' own listener.
+pub(super) async fn answer_metrics(
+    shared: Arc<Shared>,
+    request: Request<Incoming>,
+    ticket: &Ticket,
+) -> std::result::Result<Answer, Infallible> {
+    let Some(_busy) = ticket.begin() else {
+        return Ok(failure(&made_room()));
+    };
+    let health_path = format!("{API_PREFIX}/health");
+    let answer = match (request.method(), request.uri().path()) {
+        (&Method::GET, "/metrics") => metrics_page(shared).await,
+        (&Method::GET, path) if path == health_path => Ok(health_page(&shared)),
+        (method, path) => Err(ApiError::new(
+            ErrorCode::NotFound,
+            format!("there is no {method} {path} here"),
+        )
+        .with_hint(format!(
+            "here are /metrics and {health_path} only; the rest is at control.listen"
+        ))),
+    };
+    Ok(answer.unwrap_or_else(|error| failure(&error)))
+}
+
+fn made_room() -> ApiError {
+    ApiError::new(
+        ErrorCode::Busy,
+        "the connection had to make room for others before its request had arrived",
+    )
+    .with_hint("try again")
+}
+
+/// Looks at where a request comes from, and waits for all of it. From then on its connection is busy.
+async fn admit<'a>(
+    shared: &Shared,
+    request: Request<Incoming>,
+    is_tcp: bool,
+    ticket: &'a Ticket,
+) -> Result<(Request<Bytes>, Busy<'a>)> {
+    let (head, body) = request.into_parts();
+    if is_tcp {
+        check_host(&head, &shared.live().config.control.hosts)?;
+    }
+    check_origin(&head)?;
+    let body = Limited::new(body, MAX_BODY_BYTES).collect();
+    let body = tokio::time::timeout(BODY_TIMEOUT, body)
+        .await
+        .map_err(|_| bad_request("the body did not arrive in time"))?
+        .map_err(|e| bad_request(format!("the body cannot be read: {e}")))?
+        .to_bytes();
+    let busy = ticket.begin().ok_or_else(made_room)?;
+    Ok((Request::from_parts(head, body), busy))
+}
+
+async fn metrics_page(shared: Arc<Shared>) -> Result<Answer> {
+    let page = volumes::blocking(move || Ok(metrics::exposition(&shared))).await?;
+    let content_type = "text/plain; version=0.0.4; charset=utf-8";
+    Ok(with_body(StatusCode::OK, content_type, page))
+}
+
+fn health_page(shared: &Shared) -> Answer {
+    let health = health(shared);
+    let status = match health.status {
+        HealthStatus::Ok => StatusCode::OK,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    json(status, &health)
 }
 
 fn bad_request(text: impl Into<String>) -> ApiError {
     ApiError::new(ErrorCode::BadRequest, text)
 }
 
-fn check_origin(request: &Request<Incoming>) -> Result<()> {
-    if request.headers().contains_key(header::ORIGIN) {
+fn check_origin(head: &Parts) -> Result<()> {
+    if head.headers.contains_key(header::ORIGIN) {
         return Err(ApiError::new(
             ErrorCode::NotPermitted,
             "requests from web pages are refused",
         ));
     }
-    let is_change = !matches!(*request.method(), Method::GET | Method::HEAD);
-    let content_type = request
-        .headers()
+    let is_change = !matches!(head.method, Method::GET | Method::HEAD);
+    let content_type = head
+        .headers
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default();
@@ -106,14 +187,9 @@ fn check_origin(request: &Request<Incoming>) -> Result<()> {
     Ok(())
 }
 
-async fn read_json<T: DeserializeOwned>(request: Request<Incoming>) -> Result<T> {
-    let body = Limited::new(request.into_body(), MAX_BODY_BYTES).collect();
-    let body = tokio::time::timeout(BODY_TIMEOUT, body)
-        .await
-        .map_err(|_| bad_request("the body did not arrive in time"))?
-        .map_err(|e| bad_request(format!("the body cannot be read: {e}")))?
-        .to_bytes();
-    serde_json::from_slice(&body).map_err(|e| bad_request(format!("the body is wrong: {e}")))
+fn read_json<T: DeserializeOwned>(request: &Request<Bytes>) -> Result<T> {
+    serde_json::from_slice(request.body())
+        .map_err(|e| bad_request(format!("the body is wrong: {e}")))
 }
 
 fn name_of(pool: &str, volume: &str) -> Result<VolumeName> {
@@ -151,14 +227,11 @@ fn pool_of(query: Option<&str>) -> Result<Option<String>> {
     Ok(pool)
 }
 
-async fn route(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Answer> {
-    check_origin(&request)?;
+async fn route(shared: Arc<Shared>, request: Request<Bytes>) -> Result<Answer> {
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
     if method == Method::GET && path == "/metrics" {
-        let page = volumes::blocking(move || Ok(metrics::exposition(&shared))).await?;
-        let content_type = "text/plain; version=0.0.4; charset=utf-8";
-        return Ok(with_body(StatusCode::OK, content_type, page));
+        return metrics_page(shared).await;
     }
     let not_found = || {
         ApiError::new(
@@ -175,14 +248,7 @@ async fn route(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Answer
             Ok(with_body(ok, "application/yaml; charset=utf-8", OPENAPI))
         }
         (&Method::GET, ["node"]) => Ok(json(ok, &node_info(shared).await?)),
-        (&Method::GET, ["health"]) => {
-            let health = health(&shared);
-            let status = match health.status {
-                HealthStatus::Ok => ok,
-                _ => StatusCode::SERVICE_UNAVAILABLE,
-            };
-            Ok(json(status, &health))
-        }
+        (&Method::GET, ["health"]) => Ok(health_page(&shared)),
         (&Method::GET, ["nodes"]) => Ok(json(ok, &peers::list(&shared))),
         (&Method::GET, ["sessions"]) => Ok(json(ok, &volumes::sessions(&shared, None).await?)),
         (&Method::GET, ["volumes"]) => {
@@ -190,7 +256,7 @@ async fn route(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Answer
             Ok(json(ok, &volumes::list(shared, pool).await?))
         }
         (&Method::POST, ["volumes"]) => {
-            let create = read_json(request).await?;
+            let create = read_json(&request)?;
             let info = volumes::create(shared, create).await?;
             Ok(json(StatusCode::CREATED, &info))
         }
@@ -205,7 +271,7 @@ async fn route(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Answer
         }
         (&Method::POST, ["volumes", pool, volume, "resize"]) => {
             let name = name_of(pool, volume)?;
-            let resize = read_json(request).await?;
+            let resize = read_json(&request)?;
             Ok(json(ok, &volumes::resize(shared, name, resize).await?))
         }
         (&Method::POST, ["volumes", pool, volume, "flatten"]) => {
@@ -220,7 +286,7 @@ async fn route(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Answer
         }
         #[cfg(feature = "test-faults")]
         (&Method::PUT, ["test-faults"]) => {
-            let faults = read_json::<super::faults::FaultsBody>(request).await?;
+            let faults = read_json::<super::faults::FaultsBody>(&request)?;
             shared.faults.set(faults.into_faults()?);
             Ok(json(ok, &serde_json::json!({})))
         }
@@ -231,7 +297,7 @@ async fn route(shared: Arc<Shared>, request: Request<Incoming>) -> Result<Answer
 /// What is below `snapshots` of a volume; `None`: there is no such thing.
 async fn route_snapshots(
     shared: Arc<Shared>,
-    request: Request<Incoming>,
+    request: Request<Bytes>,
     method: &Method,
     volume: &VolumeName,
     parts: &[&str],
@@ -241,7 +307,7 @@ async fn route_snapshots(
     Ok(Some(match (method, parts) {
         (&Method::GET, []) => json(ok, &snapshots::list(shared, volume.clone()).await?),
         (&Method::POST, []) => {
-            let create: SnapshotCreate = read_json(request).await?;
+            let create: SnapshotCreate = read_json(&request)?;
             let name = named(&create.snapshot)?;
             json(StatusCode::CREATED, &snapshots::create(shared, name).await?)
         }
@@ -255,7 +321,7 @@ async fn route_snapshots(
         }
         (&Method::POST, [snapshot, "clone"]) => {
             let name = named(snapshot)?;
-            let clone = read_json(request).await?;
+            let clone = read_json(&request)?;
             let info = snapshots::clone(shared, name, clone).await?;
             json(StatusCode::CREATED, &info)
         }
@@ -265,7 +331,8 @@ async fn route_snapshots(
 
 async fn node_info(shared: Arc<Shared>) -> Result<NodeInfo> {
     volumes::blocking(move || {
-        let limits = &shared.config.limits;
+        let live = shared.live();
+        let limits = &live.config.limits;
         let timeouts = &shared.config.timeouts;
         let count = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
         Ok(NodeInfo {
@@ -276,6 +343,7 @@ async fn node_info(shared: Arc<Shared>) -> Result<NodeInfo> {
             data_addresses: shared
                 .data_addresses
                 .iter()
+                .filter(|address| !shared.waiting.contains("data.listen", **address))
                 .map(ToString::to_string)
                 .collect(),
             engines: engine_infos(&shared),

@@ -27,6 +27,7 @@ use super::output::Output;
 use super::pace::{self, Pace};
 use super::worker::Context;
 use super::ToWorker;
+use crate::access::Arrival;
 use crate::hub::{Introduction, ToHub};
 
 /// Time for a refusal to be sent.
@@ -48,6 +49,7 @@ enum Phase {
 pub(super) struct Connection {
     pub(super) id: ConnectionId,
     peer: SocketAddr,
+    arrival: Arrival,
     /// Gone from `Draining` on.
     socket: Option<OwnedFd>,
     phase: Phase,
@@ -89,6 +91,7 @@ impl Connection {
         id: ConnectionId,
         socket: OwnedFd,
         peer: SocketAddr,
+        arrival: Arrival,
         context: &Context<'_>,
     ) -> Self {
         let features = if context.shared.config.data.checksums {
@@ -99,6 +102,7 @@ impl Connection {
         Self {
             id,
             peer,
+            arrival,
             socket: Some(socket),
             phase: Phase::Handshake(Box::new(Handshake::new(features, PRODUCT, crc32c::crc32c))),
             output: Output::default(),
@@ -281,12 +285,18 @@ impl Connection {
         if let Phase::Handshake(machine) = std::mem::replace(&mut self.phase, Phase::Ended) {
             self.phase = Phase::Waiting(machine);
         }
+        context.shared.admission.introduced(self.id);
+        if let Some(text) = self.arrival.denied.take() {
+            // The hub does not hear of it: nothing that it asks is looked at.
+            return self.refuse(Status::NotPermitted, Refusal::default(), &text, context);
+        }
         context
             .shared
             .tell_hub(ToHub::Introduce(Box::new(Introduction {
                 id: self.id,
                 introduced,
                 peer: self.peer,
+                key: self.arrival.peer,
             })));
     }
 
@@ -321,7 +331,13 @@ impl Connection {
                 Phase::Waiting(_) | Phase::Refusing { .. } => {}
                 Phase::Draining(_) | Phase::Ended => {}
             },
-            ToWorker::Accept { .. } | ToWorker::Stop => {}
+            // It has said nothing for long, or its peer has too many that say nothing.
+            ToWorker::MakeRoom { .. } => {
+                if let Phase::Handshake(_) = self.phase {
+                    self.close(CloseCause::ConnectTimeout, context);
+                }
+            }
+            ToWorker::Accept { .. } | ToWorker::Listen(_) | ToWorker::Stop => {}
         }
         self.turn(EventFlags::empty(), context);
     }

@@ -15,7 +15,7 @@ mod pace;
 mod status;
 mod worker;
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -25,6 +25,7 @@ use neonsan_session::server::ConnectionId;
 use neonsan_session::CloseCause;
 use rustix::event::{eventfd, EventfdFlags};
 
+use crate::access::Arrival;
 use crate::hub::OpenName;
 use crate::shared::Budget;
 
@@ -40,7 +41,16 @@ pub enum ToWorker {
         socket: OwnedFd,
         /// Where it comes from.
         peer: SocketAddr,
+        /// For whom it counts, and whether it may reach a volume.
+        arrival: Arrival,
     },
+    /// The connection has to make room for a new one, unless it has introduced itself.
+    MakeRoom {
+        /// The connection.
+        id: ConnectionId,
+    },
+    /// An address that was waited for has come: accept connections there too. For the first worker.
+    Listen(TcpListener),
     /// The connection is let in: answer, and take its requests.
     Admit {
         /// The connection.

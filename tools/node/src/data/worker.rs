@@ -28,6 +28,7 @@ use rustix::time::{
 
 use super::connection::Connection;
 use super::{Mailbox, ToWorker};
+use crate::access::{Arrival, Doorkeeper, Full};
 use crate::metrics::WorkerMetrics;
 use crate::shared::Shared;
 
@@ -40,6 +41,9 @@ const STALL_RETRY: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 2_000_000,
 };
+
+/// Connections accepted in one turn: those that are there, and the mailbox, have theirs in between.
+const ACCEPT_BATCH: usize = 64;
 
 /// Spare buffers kept by a worker.
 const POOL_BYTES: usize = 32 << 20;
@@ -87,6 +91,8 @@ pub struct Worker {
     timer: OwnedFd,
     /// Only the first worker has any.
     listeners: Vec<TcpListener>,
+    /// Asked about each connection that is accepted.
+    doorkeeper: Option<Doorkeeper>,
     /// Listeners are watched; not so after the process ran out of files, for
     /// one tick.
     listening: bool,
@@ -129,6 +135,7 @@ impl Worker {
             epoll,
             timer,
             listeners,
+            doorkeeper: (index == 0).then(Doorkeeper::new),
             listening: false,
             next_connection: 0,
             slots: Vec::new(),
@@ -222,6 +229,7 @@ impl Worker {
                 if let Err(error) = self.listen() {
                     tracing::error!(%error, "cannot listen");
                 }
+                self.metrics.beat();
             }
         }
         Ok(())
@@ -247,10 +255,7 @@ impl Worker {
             self.slots[slot] = None;
             self.free.push(slot);
             self.by_id.remove(&id);
-            self.shared
-                .metrics
-                .connections
-                .fetch_sub(1, Ordering::Relaxed);
+            self.forget(id);
             return;
         }
         if connection.is_stalled() && !self.stalled.contains(&slot) {
@@ -277,7 +282,9 @@ impl Worker {
     fn on_message(&mut self, message: ToWorker) {
         let id = match &message {
             ToWorker::Accept { .. } => return self.adopt(message),
-            ToWorker::Admit { id, .. }
+            ToWorker::Listen(_) => return self.add_listener(message),
+            ToWorker::MakeRoom { id }
+            | ToWorker::Admit { id, .. }
             | ToWorker::Refuse { id, .. }
             | ToWorker::Revoke { id, .. }
             | ToWorker::Resized { id, .. } => *id,
@@ -302,10 +309,39 @@ impl Worker {
         }
     }
 
+    /// Listens on an address that was waited for.
+    fn add_listener(&mut self, message: ToWorker) {
+        let ToWorker::Listen(listener) = message else {
+            return;
+        };
+        if self.going_away {
+            return;
+        }
+        self.stop_listening();
+        self.listeners.push(listener);
+        if let Err(error) = self.listen() {
+            tracing::error!(%error, "cannot listen");
+        }
+    }
+
+    /// The connection is gone.
+    fn forget(&self, id: ConnectionId) {
+        self.shared.admission.closed(id);
+        self.shared
+            .metrics
+            .connections
+            .fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Leaves a message with a connection's worker.
+    fn post(&mut self, id: ConnectionId, message: ToWorker) {
+        let worker = (id.0 % self.shared.mailboxes.len() as u64) as usize;
+        self.shared.mailboxes[worker].post(message);
+    }
+
     /// Accepts what waits on a listener, and hands it out.
     fn accept(&mut self, listener: usize) {
-        let workers = self.shared.mailboxes.len() as u64;
-        loop {
+        for _ in 0..ACCEPT_BATCH {
             let Some(socket) = self.listeners.get(listener) else {
                 return;
             };
@@ -320,49 +356,79 @@ impl Worker {
                     return;
                 }
             };
-            let open = self.shared.metrics.connections.load(Ordering::Relaxed);
-            if open >= u64::from(self.shared.config.limits.max_connections) {
-                tracing::warn!(%peer, open, "refused a connection: limits.max_connections is reached");
-                self.metrics.over_limit.fetch_add(1, Ordering::Relaxed);
+            let Some(doorkeeper) = &mut self.doorkeeper else {
+                return;
+            };
+            let live = self.shared.live();
+            let arrival = doorkeeper.look(stream.as_fd(), peer, &live.local_users);
+            if let Some(reason) = &arrival.denied {
+                tracing::warn!(%peer, "a connection is not let in: {reason}");
+                self.metrics.denied.fetch_add(1, Ordering::Relaxed);
+            }
+            let id = ConnectionId(self.next_connection);
+            let limits = &live.config.limits;
+            let now = self.shared.clock.now();
+            let admitted = self.shared.admission.admit(id, arrival.peer, limits, now);
+            for id in admitted.leaving {
+                self.post(id, ToWorker::MakeRoom { id });
+            }
+            if let Some(full) = admitted.full {
+                self.refuse(peer, full);
                 continue;
             }
+            self.next_connection += 1;
             self.shared
                 .metrics
                 .connections
                 .fetch_add(1, Ordering::Relaxed);
-            let id = ConnectionId(self.next_connection);
-            self.next_connection += 1;
             let message = ToWorker::Accept {
                 id,
                 socket: stream.into(),
                 peer,
+                arrival,
             };
-            let worker = (id.0 % workers) as usize;
-            if worker == self.index {
+            if id.0 % self.shared.mailboxes.len() as u64 == self.index as u64 {
                 self.adopt(message);
             } else {
-                self.shared.mailboxes[worker].post(message);
+                self.post(id, message);
             }
         }
     }
 
+    /// Says that a connection is closed at once, and which limit it is about.
+    fn refuse(&self, peer: SocketAddr, full: Full) {
+        let open = self.shared.metrics.connections.load(Ordering::Relaxed);
+        let limit = match full {
+            Full::All => "limits.max_connections is reached",
+            Full::Peer => "this peer has as many as it may have (limits.max_peer_connections)",
+            Full::Reserve => {
+                "what is left of limits.max_connections is for peers that have few connections"
+            }
+        };
+        tracing::warn!(%peer, open, "refused a connection: {limit}");
+        self.metrics.over_limit.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Makes an accepted socket a connection of this worker.
     fn adopt(&mut self, message: ToWorker) {
-        let ToWorker::Accept { id, socket, peer } = message else {
+        let ToWorker::Accept {
+            id,
+            socket,
+            peer,
+            arrival,
+        } = message
+        else {
             return;
         };
         if self.going_away {
             // Another worker accepted it before it heard of that.
             drop(socket);
-        } else if let Err(error) = self.try_adopt(id, socket, peer) {
+        } else if let Err(error) = self.try_adopt(id, socket, peer, arrival) {
             tracing::error!(%peer, %error, "cannot serve a connection");
         } else {
             return;
         }
-        self.shared
-            .metrics
-            .connections
-            .fetch_sub(1, Ordering::Relaxed);
+        self.forget(id);
     }
 
     fn try_adopt(
@@ -370,6 +436,7 @@ impl Worker {
         id: ConnectionId,
         socket: OwnedFd,
         peer: SocketAddr,
+        arrival: Arrival,
     ) -> Result<(), Errno> {
         rustix::io::ioctl_fionbio(&socket, true)?;
         // Replies are sent when they are ready, whole.
@@ -382,7 +449,7 @@ impl Worker {
             now: self.shared.clock.at(began),
             began,
         };
-        let mut connection = Connection::new(id, socket, peer, &context);
+        let mut connection = Connection::new(id, socket, peer, arrival, &context);
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
             self.slots.len() - 1

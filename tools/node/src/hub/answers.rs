@@ -68,7 +68,8 @@ impl OpenParameters<'_> {
     /// The answer, and the limits that requests are checked against.
     pub(super) fn reply(&self, shared: &Shared) -> (OpenReply, Geometry) {
         let geometry = self.geometry();
-        let config = &shared.config;
+        let live = shared.live();
+        let config = &live.config;
         let max_io_bytes = self.open.limits.max_io_bytes;
         // As much as the session may have, but a whole request at least.
         let max_inflight_bytes = u32::try_from(config.limits.max_session_in_flight_bytes)

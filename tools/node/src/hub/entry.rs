@@ -31,6 +31,7 @@ use neonsan_session::Instant;
 use tokio::sync::oneshot;
 
 use super::{record, Introduction, OpenName};
+use crate::access::PeerKey;
 use crate::config::Config;
 use crate::shared::{hex, Budget};
 
@@ -79,6 +80,8 @@ pub(super) struct ConnectionNote {
 pub(super) struct SessionNote {
     /// The name of its host, for people.
     pub(super) host_name: String,
+    /// For whom it counts.
+    pub(super) key: PeerKey,
     /// Its bytes in flight; shared with the workers of its connections.
     pub(super) budget: Arc<Budget>,
 }
@@ -215,6 +218,7 @@ impl Entry {
             .entry(request.session_id)
             .or_insert_with(|| SessionNote {
                 host_name: request.host_name().to_owned(),
+                key: introduction.key,
                 budget: Arc::new(Budget::new(config.limits.max_session_in_flight_bytes)),
             });
     }

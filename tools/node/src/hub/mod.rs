@@ -34,6 +34,7 @@ use neonsan_session::server::{
 use neonsan_session::CloseCause;
 use tokio::sync::oneshot;
 
+use crate::access::{Full, PeerKey, Shares};
 use crate::data::ToWorker;
 use crate::shared::Shared;
 pub use absent::{absent_holder, all_fenced, Absent, Observations};
@@ -50,6 +51,23 @@ const TICK: Duration = Duration::from_millis(100);
 /// What a node that stops says to who wants to be let in.
 const GOING_AWAY: &str = "the node is stopping: use another, or wait until it is back";
 
+fn too_many_sessions(full: Full, own: u32, total: u32) -> String {
+    let limit = match full {
+        Full::All => format!("it has {total}, as many as it may have (its limits.max_sessions)"),
+        Full::Peer => format!(
+            "this client has {own}, as many as one may have (limits.max_peer_sessions of the node)"
+        ),
+        Full::Reserve => format!(
+            "it has {total}, this client {own} of them, and what is left of limits.max_sessions is \
+             for clients that have few"
+        ),
+    };
+    format!(
+        "the node takes no more sessions: {limit}; detach a device, use another node, or raise the \
+         limit"
+    )
+}
+
 /// A connection that wants to be let in.
 pub struct Introduction {
     /// The connection.
@@ -58,6 +76,8 @@ pub struct Introduction {
     pub introduced: Introduced,
     /// Where it comes from.
     pub peer: SocketAddr,
+    /// For whom its session counts.
+    pub key: PeerKey,
 }
 
 /// What the hub is told.
@@ -163,6 +183,7 @@ impl Hub {
     }
 
     fn tick(&mut self) {
+        self.shared.metrics.hub_beat();
         self.look_for_losses();
         self.look_for_sizes();
         let now = self.shared.clock.now();
@@ -305,7 +326,8 @@ impl Hub {
                 "the node does not know the session (was it restarted?): open it again",
             ),
             Some(State::Closed) | None => {
-                let config = &self.shared.config;
+                let live = self.shared.live();
+                let config = &live.config;
                 let entry = self
                     .entries
                     .entry(name.clone())
@@ -364,7 +386,7 @@ impl Hub {
             Ok(Found::Here(volume)) => {
                 tracing::info!(volume = %name, engine = volume.engine, "volume opened");
                 let now = self.shared.clock.now();
-                let waiting = entry.become_open(*volume, &self.shared.config, now);
+                let waiting = entry.become_open(*volume, &self.shared.live().config, now);
                 for introduction in waiting {
                     self.introduce(introduction);
                 }
@@ -398,11 +420,8 @@ impl Hub {
         let now = self.shared.clock.now();
         let id = introduction.id;
         let Introduced { kind, request, .. } = introduction.introduced;
-        let total: usize = self
-            .entries
-            .values()
-            .map(|e| e.gate.holders().count())
-            .sum();
+        let live = self.shared.live();
+        let (own, total) = self.count_sessions(introduction.key);
         let Some(entry) = self.entries.get_mut(name) else {
             return;
         };
@@ -411,16 +430,16 @@ impl Hub {
                 .gate
                 .holders()
                 .any(|h| h.session_id == request.session_id);
-        if is_new && total >= self.shared.config.limits.max_sessions as usize {
-            let text = format!(
-                "the node has {total} sessions, as many as it may have (its limits.max_sessions): \
-                 detach a device, use another node, or raise the limit"
-            );
+        if let Some(full) = is_new
+            .then(|| Shares::of_sessions(&live.config.limits).full(own, total))
+            .flatten()
+        {
+            let text = too_many_sessions(full, own, total);
             return self.refuse(id, Status::TooManySessions, text);
         }
         match entry.gate.introduce(id, kind, &request, now) {
             Opening::Waiting => {
-                entry.note(&introduction, &self.shared.config);
+                entry.note(&introduction, &live.config);
                 self.volumes.insert(id, name.clone());
                 self.pump(name);
             }
@@ -430,6 +449,19 @@ impl Hub {
                 self.pump(name);
             }
         }
+    }
+
+    /// The sessions that count for a peer, and all.
+    fn count_sessions(&self, key: PeerKey) -> (u32, u32) {
+        let (mut own, mut all) = (0, 0);
+        for entry in self.entries.values() {
+            for holder in entry.gate.holders() {
+                all += 1;
+                let note = entry.session_notes.get(&holder.session_id);
+                own += u32::from(note.is_some_and(|note| note.key == key));
+            }
+        }
+        (own, all)
     }
 
     fn refuse_by_gate(&self, name: &OpenName, id: ConnectionId, reason: &RefuseReason) {

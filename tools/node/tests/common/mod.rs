@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, dead_code)]
 
 pub mod ceph;
+pub mod netns;
 pub mod wire;
 
 use std::fs;
@@ -119,9 +120,26 @@ impl Node {
     }
 
     /// The same with arguments before the node's own.
+    pub fn start_command(command: Command, config: &Path) -> Self {
+        let mut node = Self::spawn(command, config);
+        node.data = address_in(&node.wait_for("data port open"));
+        node.control = address_in(&node.wait_for("control API open"));
+        node.wait_for("node ready");
+        node
+    }
+
+    /// The same for a node whose control API is on a Unix socket alone: `control` is nowhere.
+    pub fn start_on_socket(command: Command, config: &Path) -> Self {
+        let mut node = Self::spawn(command, config);
+        node.data = address_in(&node.wait_for("data port open"));
+        node.wait_for("node ready");
+        node
+    }
+
+    /// A node that has just been started: where it listens is not known yet.
     // `Drop` waits for the child; clippy 1.85 looks at the panics before `Self` exists.
     #[allow(clippy::zombie_processes)]
-    pub fn start_command(mut command: Command, config: &Path) -> Self {
+    pub fn spawn(mut command: Command, config: &Path) -> Self {
         let mut child = command
             .arg("--config")
             .arg(config)
@@ -141,22 +159,14 @@ impl Node {
             }
         });
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
-        let mut node = Self {
+        Self {
             child,
             lines,
             log_reader,
             log: Vec::new(),
             data: nowhere,
             control: nowhere,
-        };
-        let address = |line: &str| -> SocketAddr {
-            let (_, address) = line.split_once("address=").unwrap();
-            address.trim().parse().unwrap()
-        };
-        node.data = address(&node.wait_for("data port open"));
-        node.control = address(&node.wait_for("control API open"));
-        node.wait_for("node ready");
-        node
+        }
     }
 
     /// Waits for a line of the log which has `text`.
@@ -233,7 +243,7 @@ impl Node {
     /// The metrics page.
     pub fn metrics(&self) -> String {
         let (head, body) =
-            self.http("GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+            self.http("GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n");
         assert!(head.starts_with("HTTP/1.1 200"), "{head}");
         body
     }
@@ -248,13 +258,7 @@ impl Node {
 
     /// Sends a raw request to the control API: head and body of the answer.
     pub fn http(&self, request: &str) -> (String, String) {
-        let mut stream = TcpStream::connect(self.control).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.write_all(request.as_bytes()).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        (head.to_owned(), body.to_owned())
+        http_at(self.control, request)
     }
 }
 
@@ -269,6 +273,23 @@ impl Drop for Node {
             eprintln!("the node's log:\n{}", self.log.join("\n"));
         }
     }
+}
+
+/// The address in a line of the log.
+pub fn address_in(line: &str) -> SocketAddr {
+    let (_, address) = line.split_once("address=").unwrap();
+    address.trim().parse().unwrap()
+}
+
+/// Sends a raw request: head and body of the answer.
+pub fn http_at(address: SocketAddr, request: &str) -> (String, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.to_owned(), body.to_owned())
 }
 
 /// Runs something of the async client.

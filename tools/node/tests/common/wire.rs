@@ -59,6 +59,14 @@ impl<'a> Open<'a> {
     }
 }
 
+/// The bytes of an OPEN as the first connection says it, without checksums.
+pub fn open_message(open: &Open<'_>) -> Vec<u8> {
+    let request = open.request(0, 1);
+    let len = request.as_bytes().len() as u32;
+    let header = Header::request(Kind::Open, RequestFlags::NONE, 0, 0, len);
+    [header.as_bytes(), request.as_bytes()].concat()
+}
+
 /// A message from the node.
 #[derive(Debug)]
 pub struct Message {
