@@ -7,6 +7,7 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -23,7 +24,7 @@ use tokio::net::{TcpStream, UnixStream};
 use crate::{
     ApiError, ErrorCode, Health, NodeInfo, NodeList, SessionInfo, SnapshotClone, SnapshotCreate,
     SnapshotInfo, SnapshotList, SnapshotName, VolumeCreate, VolumeInfo, VolumeList, VolumeName,
-    VolumeResize, API_PREFIX, DEFAULT_CONTROL_PORT,
+    VolumeResize, API_PREFIX, DEFAULT_CONTROL_PORT, DEFAULT_CONTROL_SOCKET,
 };
 
 /// Longest answer that is read; a node with 100,000 volumes stays below it.
@@ -121,6 +122,18 @@ pub enum ClientError {
         /// What the system said.
         source: io::Error,
     },
+    /// No connection to a node of this machine, in either way.
+    #[error("no node of this machine answers: {first}: {first_source}; {second}: {second_source}")]
+    Nowhere {
+        /// The address that was tried first.
+        first: Endpoint,
+        /// What the system said.
+        first_source: io::Error,
+        /// The one that was tried then.
+        second: Endpoint,
+        /// What the system said.
+        second_source: io::Error,
+    },
     /// The answer did not come in time.
     #[error("the node at {endpoint} did not answer within {} s", timeout.as_secs_f32())]
     Timeout {
@@ -146,6 +159,8 @@ pub enum ClientError {
 #[derive(Clone, Debug)]
 pub struct Client {
     endpoint: Endpoint,
+    /// Called where nobody listens at `endpoint`.
+    otherwise: Option<Endpoint>,
     timeout: Duration,
 }
 
@@ -154,8 +169,20 @@ impl Client {
     pub fn new(endpoint: Endpoint) -> Self {
         Self {
             endpoint,
+            otherwise: None,
             timeout: DEFAULT_TIMEOUT,
         }
+    }
+
+    /// A client of the node on this machine: at the default socket, or else, where nobody listens
+    /// there, at the default port of `host`, which must be this machine.
+    pub fn of_this_machine(host: &str) -> Self {
+        let mut client = Self::new(Endpoint::Unix(DEFAULT_CONTROL_SOCKET.into()));
+        client.otherwise = Some(Endpoint::Tcp {
+            host: host.to_owned(),
+            port: DEFAULT_CONTROL_PORT,
+        });
+        client
     }
 
     /// Sets the time that one call may take.
@@ -321,22 +348,8 @@ impl Client {
         body: Bytes,
     ) -> Result<(StatusCode, Bytes), ClientError> {
         let call = async {
-            let connect_error = |source| ClientError::Connect {
-                endpoint: self.endpoint.clone(),
-                source,
-            };
-            match &self.endpoint {
-                Endpoint::Tcp { host, port } => {
-                    let stream = in_time(TcpStream::connect((host.as_str(), *port)));
-                    let stream = stream.await.map_err(connect_error)?;
-                    self.converse(stream, method, path, body).await
-                }
-                Endpoint::Unix(socket) => {
-                    let stream = in_time(UnixStream::connect(socket));
-                    let stream = stream.await.map_err(connect_error)?;
-                    self.converse(stream, method, path, body).await
-                }
-            }
+            let (stream, host) = self.connect().await?;
+            self.converse(stream, host, method, path, body).await
         };
         tokio::time::timeout(self.timeout, call)
             .await
@@ -346,22 +359,44 @@ impl Client {
             })?
     }
 
+    /// A connection, and what the node is called on it.
+    async fn connect(&self) -> Result<(Box<dyn Stream>, String), ClientError> {
+        let first = match connect_to(&self.endpoint).await {
+            Ok(connected) => return Ok(connected),
+            Err(source) => source,
+        };
+        // Only where nobody listens: one who may not use the socket is not to reach another node.
+        let nobody = matches!(
+            first.kind(),
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+        );
+        match &self.otherwise {
+            Some(second) if nobody => {
+                connect_to(second)
+                    .await
+                    .map_err(|second_source| ClientError::Nowhere {
+                        first: self.endpoint.clone(),
+                        first_source: first,
+                        second: second.clone(),
+                        second_source,
+                    })
+            }
+            Some(_) | None => Err(ClientError::Connect {
+                endpoint: self.endpoint.clone(),
+                source: first,
+            }),
+        }
+    }
+
     /// Sends one request over `stream` and reads the whole answer.
-    async fn converse<S>(
+    async fn converse(
         &self,
-        stream: S,
+        stream: Box<dyn Stream>,
+        host: String,
         method: Method,
         path: &str,
         body: Bytes,
-    ) -> Result<(StatusCode, Bytes), ClientError>
-    where
-        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    {
-        let host = match &self.endpoint {
-            Endpoint::Tcp { host, port } if host.contains(':') => format!("[{host}]:{port}"),
-            Endpoint::Tcp { host, port } => format!("{host}:{port}"),
-            Endpoint::Unix(_) => "localhost".to_owned(),
-        };
+    ) -> Result<(StatusCode, Bytes), ClientError> {
         let request = Request::builder()
             .method(method)
             .uri(format!("{API_PREFIX}{path}"))
@@ -415,6 +450,29 @@ impl Client {
         ClientError::Protocol {
             endpoint: self.endpoint.clone(),
             reason,
+        }
+    }
+}
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// A connection, and what the node is called on it: over TCP by its address, under whatever name it
+/// was found, since a node does not know all the names that it has.
+async fn connect_to(endpoint: &Endpoint) -> io::Result<(Box<dyn Stream>, String)> {
+    match endpoint {
+        Endpoint::Tcp { host, port } => {
+            let stream = in_time(TcpStream::connect((host.as_str(), *port))).await?;
+            let host = match stream.peer_addr()?.ip() {
+                IpAddr::V4(v4) => format!("{v4}:{port}"),
+                IpAddr::V6(v6) => format!("[{v6}]:{port}"),
+            };
+            Ok((Box::new(stream), host))
+        }
+        Endpoint::Unix(socket) => {
+            let stream = in_time(UnixStream::connect(socket)).await?;
+            Ok((Box::new(stream), "localhost".to_owned()))
         }
     }
 }

@@ -321,7 +321,8 @@ pub struct Watch {
 #[derive(Args, Debug)]
 pub struct Volume {
     /// Control API of the node: http://host[:port] or unix:/path [default: port 9667 of the
-    /// target's host, or that of the config file, or 127.0.0.1:9667]
+    /// target's host, or that of the config file; of this machine /run/neonsan/control.sock, or
+    /// else port 9667]
     #[arg(long, global = true, value_name = "ADDRESS")]
     pub api: Option<String>,
 
@@ -424,7 +425,7 @@ pub struct VolumeFlatten {
 #[derive(Args, Debug)]
 pub struct Node {
     /// Control API of a node: http://host[:port] or unix:/path [default: that of the config file,
-    /// or 127.0.0.1:9667]
+    /// or of this machine /run/neonsan/control.sock, or else port 9667]
     #[arg(long, global = true, value_name = "ADDRESS")]
     pub api: Option<String>,
 

@@ -138,6 +138,15 @@ impl NodeAddress {
         }
     }
 
+    /// Whether it is written as this machine itself: a loopback address, or `localhost`.
+    pub fn is_this_machine(&self) -> bool {
+        match &self.host {
+            Host::Address(address) => address.to_canonical().is_loopback(),
+            Host::Scoped(..) => false,
+            Host::Name(name) => name.eq_ignore_ascii_case("localhost"),
+        }
+    }
+
     /// The host's name, if it is not written as a number.
     pub fn name(&self) -> Option<&str> {
         match &self.host {
@@ -296,6 +305,19 @@ mod tests {
             ("p/v@s", "p/v@s"),
         ] {
             assert_eq!(text.parse::<Target>().unwrap().to_string(), shown, "{text}");
+        }
+        for (text, is_this) in [
+            ("127.0.0.1", true),
+            ("127.9.9.9:7", true),
+            ("[::1]:9666", true),
+            ("::ffff:127.0.0.1", true),
+            ("LocalHost", true),
+            ("192.0.2.1", false),
+            ("localhost.example", false),
+            ("fe80::1", false),
+        ] {
+            let node: NodeAddress = text.parse().unwrap();
+            assert_eq!(node.is_this_machine(), is_this, "{text}");
         }
         let plain: NodeAddress = "2001:db8::1".parse().unwrap();
         assert_eq!(plain.to_string(), "[2001:db8::1]:9666");

@@ -262,3 +262,78 @@ fn a_node_is_listed_by_itself() {
     assert_eq!(list["nodes"][0]["state"], "ok");
     assert_eq!(list["nodes"][0]["addresses"][0], lab.data.to_string());
 }
+
+/// The command in a file system where `/run/neonsan` is the directory `run` of the lab, and without any
+/// network.
+fn on_this_machine(run: &std::path::Path, before: &[&str], words: &[&str]) -> Command {
+    let script = "mount -t tmpfs tmpfs /run && mkdir /run/neonsan && \
+                  mount --bind \"$1\" /run/neonsan && shift && exec \"$@\"";
+    // In a chroot, whose root is no mount, unshare cannot make mounts private; that of the lab is in
+    // private mounts as a whole.
+    let works = std::process::Command::new("unshare")
+        .args(["--mount", "true"])
+        .output();
+    let mounts: &[&str] = match works.unwrap().status.success() {
+        true => &["--mount"],
+        false => &["--mount", "--propagation", "unchanged"],
+    };
+    let mut command = Command::new("unshare");
+    command
+        .args(mounts)
+        .args(["--net", "sh", "-c", script, "sh"]);
+    command.arg(run).args(before);
+    command
+        .arg(assert_cmd::cargo::cargo_bin("neonsan"))
+        .args(words);
+    command
+}
+
+#[test]
+fn the_node_of_this_machine_is_asked_at_its_socket() {
+    let lab = Lab::new();
+    let run = lab.path("run");
+    lab.volume(&["create", "p/v", "--size", "1M"])
+        .assert()
+        .success();
+    on_this_machine(&run, &[], &["volume", "list"])
+        .assert()
+        .success()
+        .stdout(contains("p/v"));
+    on_this_machine(&run, &[], &["node", "list"])
+        .assert()
+        .success();
+    for target in [
+        "p/v",
+        "neonsan://127.0.0.1/p/v",
+        "neonsan://localhost:9/p/v",
+        "neonsan://[::1]/p/v",
+    ] {
+        on_this_machine(&run, &[], &["volume", "info", target])
+            .assert()
+            .success()
+            .stdout(contains("p/v"));
+    }
+    // The socket is this machine's and no other's.
+    on_this_machine(&run, &[], &["volume", "info", "neonsan://192.0.2.1/p/v"])
+        .assert()
+        .code(8)
+        .stderr(contains("192.0.2.1:9667"));
+    // Who may not use it does not end up at another node.
+    let nobody = [
+        "setpriv",
+        "--reuid=65534",
+        "--regid=65534",
+        "--clear-groups",
+    ];
+    on_this_machine(&run, &nobody, &["volume", "list"])
+        .assert()
+        .failure()
+        .stderr(contains("/run/neonsan/control.sock").and(contains("run the command as root")));
+    // Where nobody listens, both ways are named.
+    let empty = lab.path("empty");
+    std::fs::create_dir(&empty).unwrap();
+    on_this_machine(&empty, &[], &["volume", "list"])
+        .assert()
+        .code(8)
+        .stderr(contains("/run/neonsan/control.sock").and(contains("127.0.0.1:9667")));
+}

@@ -74,20 +74,25 @@ fn explain_long(error: ClientError, look: &str) -> Error {
 }
 
 /// The control API to ask: --api, else that of the target's host, else the config file's, else the
-/// one on this host.
+/// one on this machine. This machine is asked by its socket, or else by its port.
 pub(super) fn client(
     api: Option<&str>,
     config: &Config,
     target: Option<&Target>,
 ) -> Result<Client> {
-    let of_target = target
-        .and_then(|target| target.nodes.first())
-        .map(|node| node.host());
-    let address = api
-        .map(str::to_owned)
-        .or(of_target)
-        .or_else(|| config.api.clone())
-        .unwrap_or_else(|| "127.0.0.1".into());
+    let of_target = target.and_then(|target| target.nodes.first());
+    let address = match (api, of_target, &config.api) {
+        (Some(api), _, _) => api.to_owned(),
+        (None, Some(node), _) if node.is_this_machine() => {
+            let host = node.host();
+            // As the resolver wants it: IPv6 without brackets.
+            let host = host.trim_start_matches('[').trim_end_matches(']');
+            return Ok(Client::of_this_machine(host));
+        }
+        (None, Some(node), _) => node.host(),
+        (None, None, Some(api)) => api.clone(),
+        (None, None, None) => return Ok(Client::of_this_machine("127.0.0.1")),
+    };
     let endpoint: Endpoint = address.parse().map_err(explain)?;
     Ok(Client::new(endpoint))
 }
@@ -116,22 +121,29 @@ fn explain(error: ClientError) -> Error {
     match error {
         ClientError::Endpoint(_) => Error::new(Kind::Usage, error.to_string())
             .with_hint("write http://host[:port] or unix:/path"),
-        ClientError::Connect { ref source, .. } => {
-            let kind = match source.kind() {
-                std::io::ErrorKind::PermissionDenied => Kind::Permission,
-                _ => Kind::Unreachable,
-            };
-            Error::new(kind, error.to_string()).with_hint(
-                "check that neonsan-node runs there and that its control API listens at this \
-                 address (port 9667 unless configured otherwise); --api names another",
+        ClientError::Connect { ref source, .. }
+            if source.kind() == std::io::ErrorKind::PermissionDenied =>
+        {
+            Error::new(Kind::Permission, error.to_string()).with_hint(
+                "the socket is for root and a group, that of the node (neonsan) unless configured \
+                 otherwise: run the command as root, or become a member",
             )
         }
+        ClientError::Connect { .. } => Error::new(Kind::Unreachable, error.to_string()).with_hint(
+            "check that neonsan-node runs there and that its control API listens at this address \
+             (a node of another machine does so only where its control.listen says it); --api \
+             names another",
+        ),
+        ClientError::Nowhere { .. } => Error::new(Kind::Unreachable, error.to_string()).with_hint(
+            "check that neonsan-node runs here (systemctl status neonsan-node); --api names \
+             another node, or another place that its control.listen says",
+        ),
         ClientError::Timeout { .. } => {
             Error::new(Kind::Unreachable, error.to_string()).with_hint("check the node's log")
         }
         ClientError::Protocol { .. } => Error::new(Kind::Protocol, error.to_string()).with_hint(
-            "the control API listens on another port than the data protocol: 9667 unless \
-             configured otherwise; --api names another",
+            "the control API listens on another port than the data protocol (control.listen of the \
+             node says which); --api names another",
         ),
         ClientError::Refused(error) => explain_refusal(error),
     }

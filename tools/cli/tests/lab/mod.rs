@@ -31,12 +31,15 @@ impl Lab {
         let volumes = directory.path().join("volumes");
         neonsan_engine::file::init(&volumes, &neonsan_engine::file::InitOptions::default())
             .unwrap();
+        let socket = directory.path().join("run/control.sock");
+        std::fs::create_dir(directory.path().join("run")).unwrap();
         let text = format!(
             "default_engine = \"main\"\nstate_path = {:?}\n[engine.main]\nkind = \"file\"\npath = {:?}\n\
              [engine.mem]\nkind = \"mem\"\ncapacity_bytes = 67108864\n\
-             [data]\nlisten = [\"{data}\"]\n[control]\nlisten = [\"{control}\"]\n",
+             [data]\nlisten = [\"{data}\"]\n[control]\nlisten = [\"{control}\", \"unix:{}\"]\n",
             directory.path().join("state"),
-            volumes
+            volumes,
+            socket.display()
         );
         let config = neonsan_node::config::Config::parse(&text).unwrap();
         std::thread::spawn(move || {
