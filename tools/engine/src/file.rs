@@ -79,6 +79,7 @@ use meta::Meta;
 use opening::lock_within;
 pub use places::Place;
 use probe::Storage;
+use record::Records;
 use volume::FileVolume;
 
 /// The lock of who changes a file, and that of who reads it.
@@ -108,6 +109,7 @@ pub struct FileEngine {
     identity: EngineIdentity,
     storage: Arc<Storage>,
     boot_id: Arc<BootId>,
+    records: Records,
     /// What could not be cleared away at the start.
     leftovers: Vec<String>,
     /// Holds the lock on `<root>/.lock`.
@@ -226,6 +228,7 @@ impl FileEngine {
         let leftovers = leftovers::clear(root);
         Ok(Self {
             boot_id,
+            records: Records::default(),
             leftovers,
             options,
             identity,
@@ -483,11 +486,11 @@ impl Engine for FileEngine {
     }
 
     fn load_record(&self, name: &VolumeName) -> Result<Option<Vec<u8>>> {
-        record::load(&self.existing_dir(name)?)
+        self.records.load(&self.existing_dir(name)?)
     }
 
     fn save_record(&self, name: &VolumeName, record: &[u8]) -> Result<()> {
-        record::store(&self.existing_dir(name)?, record)
+        self.records.store(&self.existing_dir(name)?, record)
     }
 
     fn delete(&self, name: &VolumeName) -> Result<()> {
@@ -510,6 +513,7 @@ impl Engine for FileEngine {
         fs::rename(&dir, &temporary)
             .map_err(|e| Error::os(e, format!("cannot delete {}", dir.display())))?;
         sync_dir(&pool)?;
+        self.records.forget(&dir);
         // From here on the volume is gone; the rest only frees its space, and
         // the next start tries again.
         if let Err(error) = layout::remove(&temporary) {
@@ -563,7 +567,7 @@ impl Engine for FileEngine {
         let _lock = self.open_finished(name.volume(), &dir, Duration::ZERO)?;
         // Nobody deletes it meanwhile.
         let _held = self.open_snapshot_data(name, &snapshot_dir, WITH_OTHERS)?;
-        snapshots::begin_rollback(&dir, name, record)?;
+        snapshots::begin_rollback(&dir, name, &self.records, record)?;
         snapshots::finish_rollback(&dir, name)
     }
 

@@ -33,7 +33,8 @@ use rustix::io::Errno;
 
 use super::layout::{file_options, is_leftover, make_dir, write_file, SNAPSHOTS};
 use super::meta::Meta;
-use super::{layout, marker, record, remove_failed, sync_dir, temporary, FileEngine};
+use super::record::Records;
+use super::{layout, marker, remove_failed, sync_dir, temporary, FileEngine};
 use crate::identity::{random_id, unix_seconds};
 use crate::interface::{no_such_snapshot, snapshot_exists};
 use crate::{Error, ErrorKind, Result, SnapshotStat};
@@ -274,7 +275,12 @@ fn copy_data(dir: &Path, name: &SnapshotName, path: &Path) -> Result<()> {
 /// Makes everything that rolling back needs space for, then begins: from here on
 /// it will be done, whatever happens. The caller holds the volume and the
 /// snapshot. After an error nothing has happened, unless the note is there.
-pub(super) fn begin_rollback(dir: &Path, name: &SnapshotName, record: &[u8]) -> Result<()> {
+pub(super) fn begin_rollback(
+    dir: &Path,
+    name: &SnapshotName,
+    records: &Records,
+    record: &[u8],
+) -> Result<()> {
     let path = note_path(dir);
     let new = dir.join("rollback.new");
     let begin = || {
@@ -289,7 +295,7 @@ pub(super) fn begin_rollback(dir: &Path, name: &SnapshotName, record: &[u8]) -> 
             .and_then(|file| file.sync_all())
             .map_err(context)?;
         sync_dir(dir)?;
-        record::store(dir, record)?;
+        records.store(dir, record)?;
         fs::rename(&new, &path).map_err(context)
     };
     begin().inspect_err(|_| {
