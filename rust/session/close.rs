@@ -75,6 +75,9 @@ pub enum CloseCause {
     Fenced,
     /// The node is about to stop.
     GoingAway,
+    /// The node's storage may have lost answered writes: the session must be opened again, which
+    /// tells the client of another boot id.
+    WritesLost,
     /// The session ended in order.
     Released,
     /// The device was detached.
@@ -112,6 +115,7 @@ impl CloseCause {
             | CloseCause::Replaced
             | CloseCause::Fenced
             | CloseCause::GoingAway
+            | CloseCause::WritesLost
             | CloseCause::Released
             | CloseCause::Detached
             | CloseCause::NoMemory => false,
@@ -146,6 +150,7 @@ impl CloseCause {
             CloseCause::Replaced => "replaced",
             CloseCause::Fenced => "fenced",
             CloseCause::GoingAway => "going-away",
+            CloseCause::WritesLost => "writes-lost",
             CloseCause::Released => "released",
             CloseCause::Detached => "detached",
             CloseCause::NoMemory => "no-memory",
@@ -209,6 +214,9 @@ impl fmt::Display for CloseCause {
             CloseCause::Replaced => f.write_str("a newer connection took the place of this one"),
             CloseCause::Fenced => f.write_str("another host took the volume"),
             CloseCause::GoingAway => f.write_str("the node is about to stop"),
+            CloseCause::WritesLost => {
+                f.write_str("the node's storage may have lost answered writes: the session must be opened again")
+            }
             CloseCause::Released => f.write_str("the session ended"),
             CloseCause::Detached => f.write_str("the device was detached"),
             CloseCause::NoMemory => f.write_str("out of memory"),

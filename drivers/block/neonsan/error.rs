@@ -49,7 +49,7 @@ pub(crate) fn errno_of(cause: CloseCause) -> Error {
         CloseCause::VolumeChanged(_) | CloseCause::Fenced => ESTALE,
         CloseCause::NoMemory => ENOMEM,
         CloseCause::Detached | CloseCause::Released | CloseCause::Replaced => ESHUTDOWN,
-        CloseCause::GoingAway => ESHUTDOWN,
+        CloseCause::GoingAway | CloseCause::WritesLost => ESHUTDOWN,
         CloseCause::NotNeonsan(_)
         | CloseCause::BadGeometry(_)
         | CloseCause::HeaderChecksum

@@ -93,6 +93,11 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
+
+    /// The system's error number, if it was the system that failed.
+    pub(crate) fn errno(&self) -> Option<i32> {
+        self.source.as_ref()?.raw_os_error()
+    }
 }
 
 /// The one place where error numbers become kinds.

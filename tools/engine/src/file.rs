@@ -8,8 +8,8 @@
 //! <root>/.neonsan-engine        that it is an engine's, and which (see `marker`)
 //! <root>/.lock                  held by the node process which uses <root>
 //! <root>/.health                written and read now and then (see `health`)
-//! <root>/.boot                  identity of what a loss of power takes (see
-//!                               `boot`)
+//! <root>/.boot                  identity of what is answered and not on stable
+//!                               storage (see `boot`, `durability`, `witness`)
 //! <root>/<pool>/<volume>/.neonsan-volume  that it is a volume (see `marker`)
 //! <root>/<pool>/<volume>/meta   what the volume is (see `meta`)
 //! <root>/<pool>/<volume>/record  the node's note of who holds it (see `record`)
@@ -52,7 +52,9 @@ mod probe;
 mod queue;
 mod record;
 mod snapshots;
+mod unsynced;
 mod volume;
+mod witness;
 mod work;
 
 use std::fs::{self, File};
@@ -71,7 +73,7 @@ use crate::{
     Engine, EngineStatus, Error, ErrorKind, Limits, Result, SnapshotStat, Volume, VolumeSpec,
     VolumeStat, BUFFER_ALIGN,
 };
-use boot::BootId;
+use durability::Durability;
 pub use init::{init, InitOptions, Initialized};
 use layout::{file_options, make_dir};
 pub use marker::EngineIdentity;
@@ -80,7 +82,8 @@ use opening::lock_within;
 pub use places::Place;
 use probe::Storage;
 use record::Records;
-use volume::FileVolume;
+use unsynced::Unsynced;
+use volume::{Common, FileVolume};
 
 /// The lock of who changes a file, and that of who reads it.
 const ALONE: FlockOperation = FlockOperation::NonBlockingLockExclusive;
@@ -108,7 +111,8 @@ pub struct FileEngine {
     options: FileOptions,
     identity: EngineIdentity,
     storage: Arc<Storage>,
-    boot_id: Arc<BootId>,
+    durability: Arc<Durability>,
+    unsynced: Arc<Unsynced>,
     records: Records,
     /// What could not be cleared away at the start.
     leftovers: Vec<String>,
@@ -219,20 +223,26 @@ impl FileEngine {
                 in_root("another process (another neonsan-node?) uses the directory"),
             ));
         }
-        let storage = Arc::new(Storage::probe(
-            root,
-            options.buffered,
-            options.min_block_bytes,
-        )?);
-        let boot_id = Arc::new(BootId::load(root)?);
+        let mut storage = Storage::probe(root, options.buffered, options.min_block_bytes)?;
+        let beginning = boot::begin(root)?;
+        storage.notes.push(match &beginning.witness {
+            Ok(witness) => {
+                format!("the boot id outlives a killed node on this superblock ({witness})")
+            }
+            Err(why) => format!(
+                "a node that is killed comes back with another boot id, so hosts that wrote \
+                 without flushing are told by a failing flush: {why}"
+            ),
+        });
         let leftovers = leftovers::clear(root);
         Ok(Self {
-            boot_id,
+            durability: Arc::new(Durability::new(root.clone(), beginning)),
+            unsynced: Arc::default(),
             records: Records::default(),
             leftovers,
             options,
             identity,
-            storage,
+            storage: Arc::new(storage),
             lock,
         })
     }
@@ -245,6 +255,14 @@ impl FileEngine {
     /// What the storage below was found to be, one sentence each.
     pub fn notes(&self) -> &[String] {
         &self.storage.notes
+    }
+
+    fn common(&self) -> Common {
+        Common {
+            storage: Arc::clone(&self.storage),
+            durability: Arc::clone(&self.durability),
+            unsynced: Arc::clone(&self.unsynced),
+        }
     }
 
     fn pool_dir(&self, name: &VolumeName) -> PathBuf {
@@ -391,10 +409,23 @@ impl Engine for FileEngine {
     }
 
     fn boot_id(&self) -> [u8; 16] {
-        self.boot_id.get()
+        self.durability.boot_id()
+    }
+
+    fn losses(&self) -> u64 {
+        self.durability.losses()
+    }
+
+    fn stop(&self) -> Result<()> {
+        if let Err(error) = self.unsynced.sync() {
+            self.durability.lose(&error.to_string());
+            return Err(error);
+        }
+        self.durability.note_stopped()
     }
 
     fn status(&self) -> Result<EngineStatus> {
+        self.durability.look();
         let stat = rustix::fs::statvfs(&self.options.root).map_err(|e| {
             Error::os(
                 e,
@@ -410,7 +441,13 @@ impl Engine for FileEngine {
     }
 
     fn health(&self) -> Result<Vec<String>> {
-        health::check(&self.options.root, &self.lock, self.storage.direct)?;
+        self.durability.look();
+        // Its sync may be the one that hears of what the disk has lost.
+        let asking = self.durability.ask();
+        let checked = health::check(&self.options.root, &self.lock, self.storage.direct);
+        let checked = self.durability.noted(checked);
+        self.durability.told(asking);
+        checked?;
         let mut problems = self.leftovers.clone();
         problems.extend(health::unreadable_pools(&self.options.root)?);
         Ok(problems)
@@ -425,7 +462,8 @@ impl Engine for FileEngine {
             created_unix_s: unix_seconds(),
             unknown: tlv::Entries::default(),
         };
-        self.make(name, |dir| Self::make_data(dir, &meta).map(|()| meta))
+        let made = self.make(name, |dir| Self::make_data(dir, &meta).map(|()| meta));
+        self.durability.noted(made)
     }
 
     fn list(&self) -> Result<Vec<VolumeName>> {
@@ -480,17 +518,23 @@ impl Engine for FileEngine {
         let data = self.open_finished(name, &dir, self.options.lock_wait)?;
         // Read under the lock: a resize changes it.
         let meta = Meta::load(&dir)?;
-        let (storage, boot_id) = (Arc::clone(&self.storage), Arc::clone(&self.boot_id));
-        let volume = FileVolume::open(name.as_str(), dir, data, meta, storage, boot_id)?;
+        self.durability.look();
+        let volume = FileVolume::open(name.as_str(), dir, data, meta, self.common())?;
         Ok(Arc::new(volume))
     }
 
     fn load_record(&self, name: &VolumeName) -> Result<Option<Vec<u8>>> {
-        self.records.load(&self.existing_dir(name)?)
+        let dir = self.existing_dir(name)?;
+        self.durability.noted(self.records.load(&dir))
     }
 
     fn save_record(&self, name: &VolumeName, record: &[u8]) -> Result<()> {
-        self.records.store(&self.existing_dir(name)?, record)
+        let dir = self.existing_dir(name)?;
+        // Its sync may be the one that hears of what the disk has lost.
+        let asking = self.durability.ask();
+        let stored = self.durability.noted(self.records.store(&dir, record));
+        self.durability.told(asking);
+        stored
     }
 
     fn delete(&self, name: &VolumeName) -> Result<()> {
@@ -512,7 +556,8 @@ impl Engine for FileEngine {
         let temporary = temporary(&pool, "delete")?;
         fs::rename(&dir, &temporary)
             .map_err(|e| Error::os(e, format!("cannot delete {}", dir.display())))?;
-        sync_dir(&pool)?;
+        self.durability.noted(sync_dir(&pool))?;
+        self.unsynced.forget(&dir);
         self.records.forget(&dir);
         // From here on the volume is gone; the rest only frees its space, and
         // the next start tries again.
@@ -530,15 +575,13 @@ impl Engine for FileEngine {
         let dir = self.existing_snapshot(name)?;
         let data = self.open_snapshot_data(name, &dir, WITH_OTHERS)?;
         let meta = Meta::load(&dir)?;
-        let storage = Arc::clone(&self.storage);
         let volume = FileVolume::new(
             &name.to_string(),
             Some(name.clone()),
             dir,
             data,
             meta,
-            storage,
-            Arc::clone(&self.boot_id),
+            self.common(),
         )?;
         Ok(Arc::new(volume))
     }
@@ -557,7 +600,8 @@ impl Engine for FileEngine {
         if snapshots::pending(&volume_dir, name.volume())?.as_ref() == Some(name) {
             self.open_finished(name.volume(), &volume_dir, Duration::ZERO)?;
         }
-        snapshots::delete(&volume_dir, name)
+        let deleted = snapshots::delete(&volume_dir, name);
+        self.durability.noted(deleted)
     }
 
     fn roll_back(&self, name: &SnapshotName, record: &[u8]) -> Result<()> {
@@ -567,8 +611,10 @@ impl Engine for FileEngine {
         let _lock = self.open_finished(name.volume(), &dir, Duration::ZERO)?;
         // Nobody deletes it meanwhile.
         let _held = self.open_snapshot_data(name, &snapshot_dir, WITH_OTHERS)?;
-        snapshots::begin_rollback(&dir, name, &self.records, record)?;
-        snapshots::finish_rollback(&dir, name)
+        self.durability
+            .noted(snapshots::begin_rollback(&dir, name, &self.records, record))?;
+        let finished = snapshots::finish_rollback(&dir, name);
+        self.durability.noted(finished)
     }
 
     fn clone_snapshot(&self, from: &SnapshotName, to: &VolumeName) -> Result<VolumeStat> {
@@ -580,13 +626,14 @@ impl Engine for FileEngine {
             created_unix_s: unix_seconds(),
             ..Meta::load(&dir)?
         };
-        self.make(to, |dir| {
+        let made = self.make(to, |dir| {
             let path = dir.join("data");
             snapshots::share(&source, &path)?
                 .sync_all()
                 .map_err(|e| Error::os(e, format!("cannot write {}", path.display())))?;
             Ok(meta)
-        })
+        });
+        self.durability.noted(made)
     }
 
     /// Files that share blocks are whole each: a clone needs nobody.

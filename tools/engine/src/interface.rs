@@ -345,9 +345,28 @@ pub trait Engine: Send + Sync {
 
     /// Identity of its volatile state: another one whenever completed but
     /// unflushed writes may have been lost since it was last the same. It may
-    /// change while the engine lives: a volume goes with what this says after it
-    /// was opened.
+    /// change while the engine lives. A queue goes with what this says when the
+    /// queue has been made: once it says something else, the queue completes no
+    /// flush and no change with FUA with success. Never blocks.
     fn boot_id(&self) -> [u8; 16];
+
+    /// How often it changed for a loss since the engine was opened. Never blocks.
+    fn losses(&self) -> u64 {
+        0
+    }
+
+    /// Puts everything on stable storage that was completed, and notes that for the
+    /// next process, so that it begins with this boot id whatever becomes of the
+    /// storage's caches. The last call: no queue works any more. Blocks as long as
+    /// the storage takes.
+    ///
+    /// # Errors
+    ///
+    /// When something could not be synced, or that could not be noted: then the
+    /// next process finds out for itself what may be lost.
+    fn stop(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// Its state now.
     fn status(&self) -> Result<EngineStatus>;

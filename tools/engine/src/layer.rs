@@ -52,6 +52,14 @@ impl<L: Layer> Engine for L {
         self.own_boot_id()
     }
 
+    fn losses(&self) -> u64 {
+        self.inner().losses()
+    }
+
+    fn stop(&self) -> Result<()> {
+        self.inner().stop()
+    }
+
     fn status(&self) -> Result<EngineStatus> {
         let mut status = self.inner().status()?;
         status.notes.push(self.note().to_owned());

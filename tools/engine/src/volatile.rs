@@ -24,6 +24,9 @@ use crate::{
     Volume, VolumeStat,
 };
 
+/// Requests of the flusher at a time.
+const FLUSHER_DEPTH: u32 = 64;
+
 /// Most blocks that one write to storage has.
 const RUN_BLOCKS: usize = 128;
 
@@ -64,7 +67,7 @@ impl Layer for VolatileEngine {
     }
 
     fn wrap(&self, volume: Arc<dyn Volume>) -> Result<Arc<dyn Volume>> {
-        Ok(Arc::new(VolatileVolume::new(volume)?))
+        Ok(Arc::new(VolatileVolume::new(volume, &self.inner)?))
     }
 }
 
@@ -98,6 +101,7 @@ struct Job {
 
 struct VolatileVolume {
     inner: Arc<dyn Volume>,
+    engine: Arc<dyn Engine>,
     blocks: Arc<Mutex<Blocks>>,
     /// `None` only while it is being dropped.
     jobs: Option<Sender<Job>>,
@@ -105,11 +109,12 @@ struct VolatileVolume {
 }
 
 impl VolatileVolume {
-    fn new(inner: Arc<dyn Volume>) -> Result<Self> {
+    fn new(inner: Arc<dyn Volume>, engine: &Arc<dyn Engine>) -> Result<Self> {
         let blocks = Arc::new(Mutex::new(Blocks::new()));
         let (jobs, received) = mpsc::channel();
         let flusher = Flusher {
-            queue: Arc::clone(&inner).queue(64)?,
+            queue: Arc::clone(&inner).queue(FLUSHER_DEPTH)?,
+            volume: Arc::clone(&inner),
             blocks: Arc::clone(&blocks),
             block_bytes: u64::from(inner.stat().logical_block_size),
         };
@@ -119,6 +124,7 @@ impl VolatileVolume {
             .map_err(|e| Error::os(e, "cannot start a thread"))?;
         Ok(Self {
             inner,
+            engine: Arc::clone(engine),
             blocks,
             jobs: Some(jobs),
             flusher: Some(flusher),
@@ -200,6 +206,7 @@ impl Volume for VolatileVolume {
         }
         let (answers, answered) = mpsc::channel();
         Ok(Box::new(VolatileQueue {
+            boot_id: self.engine.boot_id(),
             volume: self,
             inner,
             reads: HashMap::new(),
@@ -215,6 +222,8 @@ impl Volume for VolatileVolume {
 
 struct VolatileQueue {
     volume: Arc<VolatileVolume>,
+    /// That of the engine behind, when the queue was made.
+    boot_id: [u8; 16],
     inner: Box<dyn Queue>,
     /// Where the reads in `inner` began.
     reads: HashMap<u64, u64>,
@@ -347,8 +356,13 @@ impl Queue for VolatileQueue {
     fn reap(&mut self, completions: &mut Vec<Completion>) {
         // Resets the event; it fails when there was none.
         let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
-        while let Ok(answer) = self.answered.try_recv() {
+        while let Ok(mut answer) = self.answered.try_recv() {
             self.flushing -= 1;
+            // The flusher's own queue may have been made since.
+            if answer.result.is_ok() && self.volume.engine.boot_id() != self.boot_id {
+                let text = "what was written before may be lost";
+                answer.result = Err(Error::new(ErrorKind::Io, text));
+            }
             completions.push(answer);
         }
         completions.extend(self.done.drain(..));
@@ -375,6 +389,7 @@ impl Queue for VolatileQueue {
 /// The only one that writes to storage.
 struct Flusher {
     queue: Box<dyn Queue>,
+    volume: Arc<dyn Volume>,
     blocks: Arc<Mutex<Blocks>>,
     block_bytes: u64,
 }
@@ -382,9 +397,17 @@ struct Flusher {
 impl Flusher {
     fn run(mut self, jobs: &Receiver<Job>) {
         while let Ok(job) = jobs.recv() {
+            let result = self.flush(job.range);
+            if result.is_err() {
+                // After a loss the old one never succeeds again.
+                match Arc::clone(&self.volume).queue(FLUSHER_DEPTH) {
+                    Ok(queue) => self.queue = queue,
+                    Err(error) => tracing::error!(%error, "the flusher cannot have another queue"),
+                }
+            }
             let completion = Completion {
                 token: job.token,
-                result: self.flush(job.range),
+                result,
                 buffer: job.buffer,
             };
             // The queue may be gone with its connection; then nobody waits.

@@ -38,6 +38,8 @@ fn a_volume_outlives_the_engine() {
             atomic: false,
         };
         run(&mut *queue, op).unwrap();
+        drop(queue);
+        engine.stop().unwrap();
         (made, engine.boot_id())
     };
     let engine = open(dir.path());

@@ -404,5 +404,14 @@ pub fn exposition(shared: &Shared) -> String {
         "Whether GET /v1/health says ok.",
         u64::from(crate::health::health(shared).status == HealthStatus::Ok),
     );
+    page.family(
+        "engine_losses_total",
+        "counter",
+        "Times that an engine may have lost answered writes, and has another boot id since.",
+    );
+    for engine in &shared.engines {
+        let labels = format!("{{engine=\"{}\"}}", engine.name);
+        page.sample("engine_losses_total", &labels, engine.engine.losses());
+    }
     page.0
 }

@@ -6,11 +6,11 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, RwLock};
 use std::task::Poll;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant as StdInstant};
 
 use neonsan_engine::file::{FileEngine, FileOptions};
 use neonsan_engine::mem::{MemEngine, MemOptions};
@@ -462,6 +462,7 @@ pub(crate) fn run_reloading(
     }
     // Calls of the control API that still block do not hold up the end.
     runtime.shutdown_timeout(Duration::from_secs(1));
+    stop_engines(&shared);
     tracing::info!("node stopped");
     Ok(())
 }
@@ -487,6 +488,49 @@ async fn shut_down(shared: &Shared) -> bool {
         );
     }
     drained
+}
+
+/// Has the engines put on stable storage what they have answered, and note that for the next
+/// process. Waits no longer than for requests.
+fn stop_engines(shared: &Shared) {
+    let (send, stopped) = mpsc::channel();
+    for named in &shared.engines {
+        let (name, engine) = (named.name.clone(), Arc::clone(&named.engine));
+        let send = send.clone();
+        let spawned = thread::Builder::new()
+            .name("stop-engine".to_owned())
+            .spawn(move || {
+                match engine.stop() {
+                    Ok(()) => tracing::info!(engine = %name, "what was answered is synced"),
+                    Err(error) => tracing::error!(
+                        engine = %name, %error,
+                        "what was answered may not be on stable storage: look at the kernel's log"
+                    ),
+                }
+                // Nobody waits any more when it comes too late.
+                let _ = send.send(());
+            });
+        if let Err(error) = spawned {
+            tracing::error!(engine = %named.name, %error, "cannot start a thread");
+        }
+    }
+    drop(send);
+    let limit_ms = shared.config.timeouts.shutdown_drain_ms;
+    let deadline = StdInstant::now() + Duration::from_millis(u64::from(limit_ms));
+    loop {
+        match stopped.recv_timeout(deadline.saturating_duration_since(StdInstant::now())) {
+            Ok(()) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Timeout) => {
+                tracing::error!(
+                    limit_ms,
+                    "what was answered is not synced yet, and timeouts.shutdown_drain_ms is up: \
+                     the node stops without having noted that it is"
+                );
+                return;
+            }
+        }
+    }
 }
 
 /// Waits until no data connection is left; `false` after `ms` milliseconds.

@@ -1,27 +1,59 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
-//! Whether it may be said of a volume that what was written is durable.
+//! Whether it may be said that what was written is durable: one answer for the
+//! whole engine.
 //!
-//! The kernel tells of lost data once, to whoever asks first: a flush, or a
-//! write with FUA. Who asks after that hears that all is well. So a failure is
-//! the volume's, not the request's: from then on nothing of it is durable, until
-//! it has been closed; and the engine gets another boot id, so that a client
-//! which comes back after that does not believe that nothing happened.
+//! The kernel tells of lost data once, to whoever asks first: a flush, a write, or the
+//! sync of one of the engine's own files. Who asks after that hears that all is well.
+//! And what one file system loses is not the loss of one volume: a disk that drops its
+//! cache drops that of all. So a loss is the engine's. It counts losses, and has another
+//! boot id after each. A queue belongs to the count that it was made under: once there is
+//! another, it answers no flush and no write with FUA with success any more, so that its
+//! client must come back, and hears of another boot id. A queue that is made then knows
+//! nothing of the loss and need not: whoever uses it was told.
 //!
-//! Two requests can ask at the same time, on queues of two threads: one is told
-//! of the failure, the other that all is well, and the second answer may be seen
+//! Two requests can ask at the same time, on queues of two threads, of two volumes: one
+//! is told of the failure, the other that all is well, and the second answer may be seen
 //! first. So each request that asks has a number from before it begins until its
 //! result was seen, and who was told that all is well waits for the results of
 //! all that have a number by then. No request waits for an answer, so none waits
 //! for itself.
 //!
-//! The mutex is held to note a number or take it away, never during I/O, and no
-//! other lock is taken under it but a waiter's mailbox.
+//! # What is noted as a loss
+//!
+//! * a flush that fails, for whatever reason;
+//! * a write, discard or zeroing, or the writing of a file of the engine's own, that
+//!   fails with an error which is not about itself alone ([`tells_of_loss`]): the device
+//!   went away, the file system shut itself down;
+//! * another superblock below the engine than at its start, or an error that the file
+//!   system has counted, looked for when a volume is opened and when the engine's state is
+//!   asked for ([`Durability::look`]).
+//!
+//! The new id is noted in `.boot` on a thread of its own, since the disk may be failing,
+//! again and again until that works. A process that is killed before begins
+//! with the old id again only if the next one finds the same superblock, without a counted
+//! error, and can write there: not on ext4, XFS or btrfs that gave up, which take no writes
+//! until they are mounted anew. What remains is a disk that has one failure and is well
+//! again, and a process that is killed within the moments between.
+//!
+//! # Locks
+//!
+//! `state`: held to note a number or take it away, and to change the id; never during I/O,
+//! and no other lock is taken under it but a waiter's mailbox. `stopped`: held while `.boot`
+//! is written, by threads that may block; the state is taken under it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
-use super::boot::BootId;
+use super::boot::{self, hex};
 use super::locks::Mailbox;
+use super::witness;
+use crate::identity::random_id;
+use crate::{Error, ErrorKind, Result};
+
+/// How soon it is tried again to note an id.
+const NOTE_AGAIN: Duration = Duration::from_secs(1);
 
 /// A request that asks, between its beginning and its result.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,12 +68,18 @@ struct Waiter {
     mailbox: Arc<Mailbox>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     next: u64,
     /// The numbers of those who ask.
     asking: Vec<u64>,
     waiting: Vec<Waiter>,
+    boot_id: [u8; 16],
+    /// Somebody may rely on this id: it is that of an earlier process, or a queue was made under
+    /// it.
+    relied_on: bool,
+    /// The superblock below, if that can be told.
+    witness: Option<String>,
 }
 
 impl State {
@@ -51,30 +89,72 @@ impl State {
     }
 }
 
-/// What is known of one open volume.
+/// What is known of the data of an engine.
 #[derive(Debug)]
 pub(super) struct Durability {
-    boot_id: Arc<BootId>,
-    /// Something was lost. Set once, by whoever is told.
-    broken: AtomicBool,
+    root: PathBuf,
+    /// How many losses were noted. Changed under `state` together with the id.
+    losses: AtomicU64,
     state: Mutex<State>,
+    /// A thread notes the id in force, or will.
+    note_is_due: AtomicBool,
+    /// The engine has stopped, and what is noted is the end. Held while `.boot` is written.
+    stopped: Mutex<bool>,
 }
 
-/// Whether an error of a write with FUA says that earlier writes may be lost:
-/// not if it is about this write alone.
+/// Whether an error of a changing request says that others, which were answered, may be
+/// lost: not if it is about this request alone.
 pub(super) fn tells_of_loss(errno: i32) -> bool {
     !matches!(
         errno,
-        libc::ENOSPC | libc::EDQUOT | libc::EINVAL | libc::EOPNOTSUPP
+        // No room, no such thing, no memory; a bad block, which the disk names (ENODATA) or
+        // whose checksum is wrong (EILSEQ).
+        libc::ENOSPC
+            | libc::EDQUOT
+            | libc::EINVAL
+            | libc::EOPNOTSUPP
+            | libc::EFBIG
+            | libc::ENOMEM
+            | libc::EAGAIN
+            | libc::EINTR
+            | libc::ENODATA
+            | libc::EILSEQ
+    )
+}
+
+/// Whether an error of a call that changes the engine's own files does: a list of what
+/// does, since most errors of calls with names are about these.
+fn of_a_call_tells_of_loss(errno: i32) -> bool {
+    matches!(
+        errno,
+        libc::EIO
+            | libc::EROFS
+            | libc::ENODEV
+            | libc::ENXIO
+            | libc::EUCLEAN
+            | libc::ESHUTDOWN
+            | libc::ENOLINK
+            | libc::EREMOTEIO
+            | libc::ETIMEDOUT
+            | libc::ESTALE
     )
 }
 
 impl Durability {
-    pub(super) fn new(boot_id: Arc<BootId>) -> Self {
+    pub(super) fn new(root: PathBuf, beginning: boot::Beginning) -> Self {
         Self {
-            boot_id,
-            broken: AtomicBool::new(false),
-            state: Mutex::default(),
+            root,
+            losses: AtomicU64::new(0),
+            state: Mutex::new(State {
+                next: 0,
+                asking: Vec::new(),
+                waiting: Vec::new(),
+                boot_id: beginning.id,
+                relied_on: beginning.kept,
+                witness: beginning.witness.ok(),
+            }),
+            note_is_due: AtomicBool::new(false),
+            stopped: Mutex::new(false),
         }
     }
 
@@ -82,9 +162,135 @@ impl Durability {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether anything that was written may be lost.
-    pub(super) fn is_broken(&self) -> bool {
-        self.broken.load(Ordering::Acquire)
+    fn stopped(&self) -> MutexGuard<'_, bool> {
+        self.stopped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The boot id in force.
+    pub(super) fn boot_id(&self) -> [u8; 16] {
+        self.state().boot_id
+    }
+
+    /// How many losses there were.
+    pub(super) fn losses(&self) -> u64 {
+        self.losses.load(Ordering::Acquire)
+    }
+
+    /// A queue is made: the count that it belongs to.
+    pub(super) fn join(&self) -> u64 {
+        let mut state = self.state();
+        state.relied_on = true;
+        self.losses()
+    }
+
+    /// What was answered may be lost: the engine has another boot id from now on.
+    pub(super) fn lose(self: &Arc<Self>, why: &str) {
+        let (old, new) = {
+            let mut state = self.state();
+            if !state.relied_on {
+                // Nobody has heard of this id, so nobody can lose anything under it.
+                return;
+            }
+            let old = state.boot_id;
+            // Without random numbers, whatever is another one.
+            state.boot_id = random_id().unwrap_or_else(|_| old.map(|byte| byte.wrapping_add(1)));
+            state.relied_on = false;
+            self.losses.fetch_add(1, Ordering::AcqRel);
+            (old, state.boot_id)
+        };
+        tracing::error!(
+            root = %self.root.display(), old_boot_id = hex(old), boot_id = hex(new), %why,
+            "what was answered and not flushed may be lost: the engine has another boot id, and \
+             every host that uses a volume of it is told; look at the kernel's log, then check \
+             the data"
+        );
+        self.note();
+    }
+
+    /// Notes the id in force on a thread of its own. Never blocks.
+    fn note(self: &Arc<Self>) {
+        if self.note_is_due.swap(true, Ordering::AcqRel) {
+            // The thread that is at it looks at the id again when it is done.
+            return;
+        }
+        let engine = Arc::downgrade(self);
+        let spawned = std::thread::Builder::new()
+            .name("note-boot-id".to_owned())
+            .spawn(move || note_until_done(&engine));
+        if let Err(error) = spawned {
+            tracing::error!(%error, "cannot start a thread");
+            self.note_is_due.store(false, Ordering::Release);
+        }
+    }
+
+    /// Tries once to note the id in force. `true`: there is nothing more to do.
+    fn try_to_note(&self, is_first: bool) -> bool {
+        let stopped = self.stopped();
+        if *stopped {
+            return true;
+        }
+        let id = self.boot_id();
+        if let Err(error) = boot::note_new(&self.root, id) {
+            if is_first {
+                tracing::error!(
+                    %error,
+                    "the new boot id cannot be noted yet: before another node uses the directory, \
+                     mount its file system anew or boot the machine"
+                );
+            }
+            return false;
+        }
+        self.note_is_due.store(false, Ordering::Release);
+        // Another one may have come before that: its thread is this one, or a new one.
+        self.boot_id() == id || self.note_is_due.swap(true, Ordering::AcqRel)
+    }
+
+    /// Everything that was answered is synced, and nobody is served any more: notes so, durably.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be noted; then the next process has another id unless the file system is
+    /// the same.
+    pub(super) fn note_stopped(&self) -> Result<()> {
+        let mut stopped = self.stopped();
+        boot::note_stopped(&self.root, self.boot_id())?;
+        *stopped = true;
+        Ok(())
+    }
+
+    /// Looks whether the file system below is the one that it was, and well. Blocks.
+    pub(super) fn look(self: &Arc<Self>) {
+        let Ok(now) = witness::of(&self.root) else {
+            return;
+        };
+        let then = self.state().witness.replace(now.clone());
+        if let Some(then) = then.filter(|then| !witness::is_there(then, &now)) {
+            self.lose(&format!(
+                "the file system was mounted anew below the node, or has met an error (it was \
+                 `{then}`, and is `{now}`)"
+            ));
+        }
+    }
+
+    /// Looks at the result of a call that changes the engine's own files.
+    pub(super) fn noted<T>(self: &Arc<Self>, result: Result<T>) -> Result<T> {
+        if let Err(error) = &result {
+            if error.errno().is_some_and(of_a_call_tells_of_loss) {
+                self.lose(&error.to_string());
+            }
+        }
+        result
+    }
+
+    /// Why a durable answer is refused to a queue that belongs to another count.
+    pub(super) fn check(&self, joined: u64, name: &str) -> Result<()> {
+        if self.losses() == joined {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Io,
+            format!("the storage of {name} had an error before, so what was written may be lost"),
+        ))
     }
 
     /// A request begins that the kernel may tell of a loss.
@@ -96,11 +302,8 @@ impl Durability {
         Asking(number)
     }
 
-    /// Its result was seen: it tells of a loss or not.
-    pub(super) fn told(&self, asking: Asking, loss: bool) {
-        if loss && !self.broken.swap(true, Ordering::AcqRel) {
-            self.boot_id.forget();
-        }
+    /// Its result was seen, and noted if it tells of a loss.
+    pub(super) fn told(&self, asking: Asking) {
         let mut state = self.state();
         state.asking.retain(|number| *number != asking.0);
         if state.waiting.is_empty() {
@@ -141,78 +344,161 @@ impl Durability {
     }
 }
 
+/// Notes the id in force until that works, or the engine is gone.
+fn note_until_done(engine: &Weak<Durability>) {
+    let mut is_first = true;
+    while let Some(engine) = engine.upgrade() {
+        if engine.try_to_note(is_first) {
+            return;
+        }
+        drop(engine);
+        is_first = false;
+        std::thread::sleep(NOTE_AGAIN);
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
-    fn durability(dir: &std::path::Path) -> Durability {
-        Durability::new(Arc::new(BootId::load(dir).unwrap()))
+    #[test]
+    fn an_id_that_an_earlier_process_has_told_is_not_kept_after_a_loss() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = durability(dir.path());
+        let id = first.boot_id();
+        first.note_stopped().unwrap();
+        let second = durability(dir.path());
+        assert_eq!(second.boot_id(), id);
+        second.lose("before anybody is back");
+        assert_ne!(second.boot_id(), id);
+    }
+
+    fn durability(dir: &std::path::Path) -> Arc<Durability> {
+        let beginning = boot::begin(dir).unwrap();
+        Arc::new(Durability::new(dir.to_owned(), beginning))
     }
 
     #[test]
     fn a_flush_that_went_well_waits_for_those_that_may_have_taken_its_error() {
         let dir = tempfile::tempdir().unwrap();
-        let volume = durability(dir.path());
+        let engine = durability(dir.path());
         let (one, other) = (Mailbox::new().unwrap(), Mailbox::new().unwrap());
         let mut granted = Vec::new();
-        let [first, second, third] = [volume.ask(), volume.ask(), volume.ask()];
+        let joined = engine.join();
+        let [first, second, third] = [engine.ask(), engine.ask(), engine.ask()];
         // The second was told that all is well, and is seen first.
-        volume.told(second, false);
-        assert!(!volume.settle(7, &one));
+        engine.told(second);
+        assert!(!engine.settle(7, &one));
         // Whoever asks later has nothing to do with it.
-        let later = volume.ask();
-        volume.told(third, false);
-        assert!(!volume.settle(8, &other));
-        volume.told(first, true);
+        let later = engine.ask();
+        engine.told(third);
+        assert!(!engine.settle(8, &other));
+        engine.lose("a test");
+        engine.told(first);
         one.take(&mut granted);
         assert_eq!(granted, [7]);
-        assert!(volume.is_broken());
+        assert!(engine.check(joined, "p/v").is_err());
         granted.clear();
         other.take(&mut granted);
         assert!(granted.is_empty(), "`later` asked before it was settled");
-        volume.told(later, false);
+        engine.told(later);
         other.take(&mut granted);
         assert_eq!(granted, [8]);
-        assert!(volume.settle(9, &one), "nobody asks");
+        assert!(engine.settle(9, &one), "nobody asks");
     }
 
     #[test]
     fn who_leaves_is_not_told_any_more() {
         let dir = tempfile::tempdir().unwrap();
-        let volume = durability(dir.path());
+        let engine = durability(dir.path());
         let mailbox = Mailbox::new().unwrap();
-        let asking = volume.ask();
-        assert!(!volume.settle(1, &mailbox));
-        volume.leave(&mailbox);
-        volume.told(asking, false);
+        let asking = engine.ask();
+        assert!(!engine.settle(1, &mailbox));
+        engine.leave(&mailbox);
+        engine.told(asking);
         let mut granted = Vec::new();
         mailbox.take(&mut granted);
         assert!(granted.is_empty());
     }
 
     #[test]
-    fn a_loss_gives_the_engine_another_boot_id() {
+    fn a_loss_gives_the_engine_another_id_for_this_process_and_the_next() {
         let dir = tempfile::tempdir().unwrap();
-        let boot_id = Arc::new(BootId::load(dir.path()).unwrap());
-        let volume = Durability::new(Arc::clone(&boot_id));
-        let before = boot_id.get();
-        volume.told(volume.ask(), false);
-        assert_eq!(boot_id.get(), before);
-        volume.told(volume.ask(), true);
-        let after = boot_id.get();
-        assert_ne!(after, before);
-        volume.told(volume.ask(), true);
-        assert_eq!(boot_id.get(), after, "one loss, one new id");
+        let engine = durability(dir.path());
+        let before = engine.boot_id();
+        engine.lose("nobody has heard of the id");
+        assert_eq!(engine.boot_id(), before);
+        let joined = engine.join();
+        engine.check(joined, "p/v").unwrap();
+        engine.lose("a test");
+        let after = engine.boot_id();
+        assert_ne!(after, before, "at once");
+        assert!(engine.check(joined, "p/v").is_err());
+        // What fails with the same loss is no other loss.
+        engine.lose("the next request of those that were under way");
+        assert_eq!((engine.boot_id(), engine.losses()), (after, 1));
+        let joined = engine.join();
+        engine.check(joined, "p/v").unwrap();
+        engine.lose("another test");
+        assert_eq!(engine.losses(), 2);
+        let last = engine.boot_id();
+        while engine.note_is_due.load(Ordering::Acquire) {
+            std::thread::yield_now();
+        }
+        let next = boot::begin(dir.path()).unwrap();
+        assert_ne!(next.id, before);
+        if next.witness.is_ok() {
+            assert_eq!(next.id, last, "killed, on the same file system");
+        }
     }
 
     #[test]
-    fn a_full_disk_loses_nothing() {
-        for errno in [libc::ENOSPC, libc::EDQUOT, libc::EINVAL, libc::EOPNOTSUPP] {
+    fn an_id_that_cannot_be_noted_is_noted_when_it_can() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = durability(dir.path());
+        // In the way of the file's replacement.
+        let obstacle = dir.path().join(".boot.new");
+        std::fs::create_dir(&obstacle).unwrap();
+        engine.join();
+        engine.lose("a test");
+        assert!(!engine.try_to_note(true));
+        std::fs::remove_dir(&obstacle).unwrap();
+        while engine.note_is_due.load(Ordering::Acquire) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        engine.note_stopped().unwrap();
+        assert_eq!(boot::begin(dir.path()).unwrap().id, engine.boot_id());
+    }
+
+    #[test]
+    fn another_superblock_below_is_a_loss() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = durability(dir.path());
+        if engine.state().witness.is_none() {
+            eprintln!("SKIP another_superblock_below_is_a_loss: no witness");
+            return;
+        }
+        engine.join();
+        engine.look();
+        assert_eq!(engine.losses(), 0);
+        engine.state().witness = Some("ext4 sda1 1 errors 0".to_owned());
+        engine.look();
+        assert_eq!(engine.losses(), 1);
+        engine.join();
+        engine.look();
+        assert_eq!(engine.losses(), 1, "told once");
+    }
+
+    #[test]
+    fn errors_that_are_about_one_request_lose_nothing() {
+        for errno in [libc::ENOSPC, libc::EDQUOT, libc::EINVAL, libc::ENODATA] {
             assert!(!tells_of_loss(errno));
         }
-        for errno in [libc::EIO, libc::EROFS, libc::ENODEV, libc::ETIMEDOUT] {
-            assert!(tells_of_loss(errno));
+        for errno in [libc::EIO, libc::EROFS, libc::ENODEV, libc::EUCLEAN] {
+            assert!(tells_of_loss(errno) && of_a_call_tells_of_loss(errno));
         }
+        assert!(tells_of_loss(libc::ETIMEDOUT));
+        assert!(!of_a_call_tells_of_loss(libc::ENOENT));
     }
 }

@@ -94,6 +94,27 @@ struct State {
     waiting: VecDeque<Waiter>,
 }
 
+impl State {
+    /// Hands ranges to those who wait for them, as far as nothing is in their way any more.
+    fn grant(&mut self) {
+        let State { held, waiting } = self;
+        let mut index = 0;
+        while index < waiting.len() {
+            let range = waiting[index].range;
+            let free = !held.iter().any(|h| h.meets(&range))
+                && !waiting.iter().take(index).any(|w| w.range.meets(&range));
+            if !free {
+                index += 1;
+                continue;
+            }
+            held.push(range);
+            if let Some(waiter) = waiting.remove(index) {
+                waiter.mailbox.post(waiter.slot);
+            }
+        }
+    }
+}
+
 /// The locks of one volume.
 #[derive(Debug, Default)]
 pub(super) struct RangeLocks {
@@ -129,21 +150,15 @@ impl RangeLocks {
         if let Some(index) = state.held.iter().position(|held| *held == range) {
             state.held.swap_remove(index);
         }
-        let State { held, waiting } = &mut *state;
-        let mut index = 0;
-        while index < waiting.len() {
-            let range = waiting[index].range;
-            let free = !held.iter().any(|h| h.meets(&range))
-                && !waiting.iter().take(index).any(|w| w.range.meets(&range));
-            if !free {
-                index += 1;
-                continue;
-            }
-            held.push(range);
-            if let Some(waiter) = waiting.remove(index) {
-                waiter.mailbox.post(waiter.slot);
-            }
-        }
+        state.grant();
+    }
+
+    /// Whoever waits through this mailbox waits no more. What was handed to it before is in the
+    /// mailbox.
+    pub(super) fn leave(&self, mailbox: &Arc<Mailbox>) {
+        let mut state = self.state();
+        state.waiting.retain(|w| !Arc::ptr_eq(&w.mailbox, mailbox));
+        state.grant();
     }
 }
 
@@ -162,6 +177,24 @@ mod tests {
         let mailbox = Mailbox::new().unwrap();
         assert!(locks.acquire(range(0, 10), 0, &mailbox));
         assert!(locks.acquire(range(10, 20), 1, &mailbox));
+    }
+
+    #[test]
+    fn who_leaves_is_in_nobodys_way() {
+        let locks = RangeLocks::default();
+        let (one, other) = (Mailbox::new().unwrap(), Mailbox::new().unwrap());
+        let mut granted = Vec::new();
+        assert!(locks.acquire(range(0, 10), 0, &one));
+        assert!(!locks.acquire(range(0, 30), 1, &other));
+        assert!(!locks.acquire(range(20, 25), 2, &one));
+        locks.leave(&other);
+        one.take(&mut granted);
+        assert_eq!(granted, [2], "it waited for the one that left");
+        locks.release(range(0, 10));
+        locks.release(range(20, 25));
+        other.take(&mut granted);
+        assert_eq!(granted, [2]);
+        assert!(locks.state().held.is_empty() && locks.state().waiting.is_empty());
     }
 
     #[test]

@@ -30,6 +30,9 @@ const MAILBOX_MARK: u64 = u64::MAX;
 /// `RWF_ATOMIC` of `linux/fs.h` (Linux 6.11), which the libc crate lacks.
 const RWF_ATOMIC: i32 = 0x40;
 
+/// How often a step that the system puts off is sent again before its request fails.
+const MAX_RETRIES: u32 = 64;
+
 /// What to do after a step.
 enum Next {
     Go(Step),
@@ -47,6 +50,8 @@ enum Next {
 pub(super) struct FileQueue {
     ring: IoUring,
     volume: Arc<FileVolume>,
+    /// The count of losses that it belongs to; see [`super::durability`].
+    joined: u64,
     limits: Limits,
     slots: Vec<Option<Work>>,
     free: Vec<u32>,
@@ -93,6 +98,7 @@ impl FileQueue {
         Ok(Self {
             ring,
             limits: crate::Volume::limits(&*volume),
+            joined: volume.join(),
             volume,
             slots: (0..depth).map(|_| None).collect(),
             free: (0..depth).rev().collect(),
@@ -150,6 +156,7 @@ impl FileQueue {
             entered: changes,
             block: None,
             asking: None,
+            retries: 0,
         };
         if let Some(locks) = &self.volume.locks {
             if changes {
@@ -172,7 +179,11 @@ impl FileQueue {
     fn proceed(&mut self, slot: u32, mut work: Work) {
         let next = match work.op {
             Op::Read { .. } | Op::Write { .. } => self.next_piece(&mut work),
-            Op::Flush => Next::Go(Step::Sync),
+            Op::Flush => {
+                // What is answered from here on is not covered by it.
+                self.volume.unsynced.store(false, Ordering::Release);
+                Next::Go(Step::Sync)
+            }
             Op::Discard { .. } => Next::Go(Step::Punch),
             Op::WriteZeroes { no_unmap, .. } => {
                 if !no_unmap && self.volume.storage.punch_hole {
@@ -252,6 +263,15 @@ impl FileQueue {
                 if work.entered {
                     self.volume.freeze.exit(&self.writers);
                 }
+                // Before it is answered: a node that stops has to sync it.
+                let is_unsynced = match work.op {
+                    Op::Read { .. } => false,
+                    Op::Flush => result.is_err(),
+                    _ => result.is_ok() && !work.is_fua(),
+                };
+                if is_unsynced && !self.volume.unsynced.load(Ordering::Relaxed) {
+                    self.volume.unsynced.store(true, Ordering::Release);
+                }
                 if let Some(block) = work.block {
                     self.blocks.give(block);
                 }
@@ -328,16 +348,30 @@ impl FileQueue {
 
     /// Decides what follows the end of a step; `result` is the ring's.
     fn after(&mut self, work: &mut Work, result: i32) -> Next {
-        let again = matches!(-result, libc::EINTR | libc::EAGAIN);
+        let postponed = matches!(-result, libc::EINTR | libc::EAGAIN);
+        let again = postponed && work.retries < MAX_RETRIES;
+        let durability = &self.volume.durability;
+        if result < 0 && !postponed {
+            let loses = match work.step {
+                Step::Sync => true,
+                Step::Direct(_) | Step::BlockWrite(_) | Step::Punch | Step::ZeroRange => {
+                    work.entered && tells_of_loss(-result)
+                }
+                Step::BlockRead | Step::Settle | Step::WaitLock => false,
+            };
+            if loses {
+                durability.lose(&self.error(work, result).to_string());
+            }
+        }
         if let Some(asking) = work.asking.take() {
-            let failed = result < 0 && !again;
-            let loss = failed && (work.step == Step::Sync || tells_of_loss(-result));
-            self.volume.durability.told(asking, loss);
+            durability.told(asking);
         }
         // An interrupted or postponed entry is simply sent again.
         if again {
+            work.retries += 1;
             return Next::Go(work.step);
         }
+        work.retries = 0;
         match work.step {
             Step::Direct(_) | Step::BlockRead | Step::BlockWrite(_) if result < 0 => {
                 self.failed(work, result)
@@ -424,6 +458,10 @@ impl FileQueue {
     }
 
     fn failed(&self, work: &Work, result: i32) -> Next {
+        Next::Done(Err(self.error(work, result)))
+    }
+
+    fn error(&self, work: &Work, result: i32) -> Error {
         let what = match work.op {
             Op::Read { .. } => "reading",
             Op::Write { .. } => "writing",
@@ -431,10 +469,10 @@ impl FileQueue {
             Op::Discard { .. } => "discarding",
             Op::WriteZeroes { .. } => "zeroing",
         };
-        Next::Done(Err(Error::os(
+        Error::os(
             std::io::Error::from_raw_os_error(result.wrapping_neg()),
             format!("{what} {} at {}", self.volume.name, work.at),
-        )))
+        )
     }
 
     /// Whether a durable answer must be refused; see [`super::durability`].
@@ -444,14 +482,9 @@ impl FileQueue {
             Op::Write { fua, .. } | Op::WriteZeroes { fua, .. } => *fua,
             Op::Read { .. } | Op::Discard { .. } => false,
         };
-        if durable && result.is_ok() && self.volume.durability.is_broken() {
-            *result = Err(Error::new(
-                ErrorKind::Io,
-                format!(
-                    "a flush of {} failed before, so what was written may be lost",
-                    self.volume.name
-                ),
-            ));
+        if durable && result.is_ok() {
+            let checked = self.volume.durability.check(self.joined, &self.volume.name);
+            *result = checked;
         }
     }
 
@@ -581,11 +614,24 @@ impl Drop for FileQueue {
         self.backlog.clear();
         self.held.clear();
         self.volume.durability.leave(&self.mail.mailbox);
-        for slot in 0..self.slots.len() {
-            if let Some(work) = self.slots[slot].take_if(|w| w.step == Step::Settle) {
+        // What waits for a lock may wait for a queue that the same thread works, and would
+        // wait for ever here. Those that have been handed theirs give it back.
+        if let Some(locks) = &self.volume.locks {
+            locks.leave(&self.mail.mailbox);
+        }
+        self.mail.mailbox.take(&mut self.granted);
+        // As many as there are slots, which a `u32` counts.
+        for slot in 0..self.slots.len() as u32 {
+            let place = &mut self.slots[slot as usize];
+            if let Some(work) = place.take_if(|w| w.step == Step::Settle) {
                 self.settling -= 1;
-                // As many as there are slots, which a `u32` counts.
-                self.settled(slot as u32, work);
+                self.settled(slot, work);
+            } else if let Some(mut work) = place.take_if(|w| w.step == Step::WaitLock) {
+                if !self.granted.contains(&slot) {
+                    work.lock = None;
+                }
+                let closed = Error::new(ErrorKind::Io, "the queue is closed");
+                self.take(slot, work, Next::Done(Err(closed)));
             }
         }
         // The invariants: the kernel must have let go of the memory.
@@ -597,7 +643,8 @@ impl Drop for FileQueue {
                     tracing::error!(volume = %self.volume.name, %error, "cannot wait for requests");
                     for mut work in self.slots.drain(..).flatten() {
                         if let Some(asking) = work.asking.take() {
-                            self.volume.durability.told(asking, true);
+                            self.volume.durability.lose("a request has no end");
+                            self.volume.durability.told(asking);
                         }
                         std::mem::forget(work);
                     }
@@ -609,5 +656,136 @@ impl Drop for FileQueue {
         }
         self.volume.freeze.leave(&self.writers);
         self.volume.queues.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::meta::Meta;
+    use super::super::{init, FileEngine, FileOptions, InitOptions};
+    use super::*;
+    use crate::{Buffer, Engine as _, VolumeSpec};
+
+    /// Not on tmpfs, which has direct I/O only on some kernels: beside the program.
+    fn directory() -> tempfile::TempDir {
+        let program = std::env::current_exe().unwrap();
+        tempfile::tempdir_in(program.parent().unwrap()).unwrap()
+    }
+
+    /// A volume of 512-byte blocks on storage of 4096-byte ones.
+    fn volume(root: &std::path::Path) -> Arc<FileVolume> {
+        init(root, &InitOptions::default()).unwrap();
+        let options = FileOptions {
+            root: root.to_owned(),
+            buffered: false,
+            min_block_bytes: 4096,
+            lock_wait: Duration::ZERO,
+            identity: None,
+        };
+        let engine = FileEngine::open(options).unwrap();
+        let name = "p/v".parse().unwrap();
+        let spec = VolumeSpec {
+            size_bytes: 1 << 20,
+            logical_block_size: 512,
+            physical_block_size: None,
+        };
+        engine.create(&name, &spec).unwrap();
+        let dir = engine.volume_dir(&name);
+        let data = engine.open_data(&name, &dir, Duration::ZERO).unwrap();
+        let meta = Meta::load(&dir).unwrap();
+        Arc::new(FileVolume::open("p/v", dir, data, meta, engine.common()).unwrap())
+    }
+
+    fn write(token: u64, offset: u64, byte: u8) -> Request {
+        let mut buffer = Buffer::zeroed(512).unwrap();
+        buffer.fill(byte);
+        let op = Op::Write {
+            offset,
+            buffer,
+            fua: false,
+            atomic: false,
+        };
+        Request { token, op }
+    }
+
+    fn wait(queue: &mut FileQueue) -> Vec<Completion> {
+        let mut done = Vec::new();
+        while queue.in_flight() > 0 {
+            queue.kick();
+            queue.reap(&mut done);
+            std::thread::yield_now();
+        }
+        done
+    }
+
+    #[test]
+    fn a_queue_that_waits_for_another_one_of_its_thread_can_be_dropped() {
+        let dir = directory();
+        let volume = volume(dir.path());
+        let (send, dropped) = std::sync::mpsc::channel();
+        let for_thread = Arc::clone(&volume);
+        let worker = std::thread::spawn(move || {
+            let queue = || FileQueue::new(Arc::clone(&for_thread), 4).unwrap();
+            let (mut holds, mut waits, mut last) = (queue(), queue(), queue());
+            // All in one block of the storage.
+            for (number, queue) in [&mut holds, &mut waits, &mut last].into_iter().enumerate() {
+                queue.submit(write(number as u64, number as u64 * 512, 1));
+                queue.kick();
+            }
+            drop(waits);
+            send.send(()).unwrap();
+            assert!(wait(&mut holds).remove(0).result.is_ok());
+            assert!(
+                wait(&mut last).remove(0).result.is_ok(),
+                "it waited for the dropped one"
+            );
+        });
+        dropped
+            .recv_timeout(Duration::from_secs(20))
+            .expect("dropping the queue does not end");
+        worker.join().unwrap();
+        let mut queue = FileQueue::new(Arc::clone(&volume), 1).unwrap();
+        let buffer = Buffer::zeroed(1536).unwrap();
+        queue.submit(Request {
+            token: 1,
+            op: Op::Read { offset: 0, buffer },
+        });
+        let data = wait(&mut queue).remove(0).buffer.unwrap();
+        let bytes: Vec<u8> = data.iter().copied().step_by(512).collect();
+        assert_eq!(bytes, [1, 0, 1], "what was dropped was not begun");
+    }
+
+    #[test]
+    fn what_the_system_puts_off_for_ever_fails() {
+        let dir = directory();
+        let volume = volume(dir.path());
+        let mut queue = FileQueue::new(volume, 1).unwrap();
+        let Request { token, op } = write(1, 0, 1);
+        let mut work = Work {
+            token,
+            op,
+            step: Step::BlockWrite(512),
+            at: 0,
+            end: 512,
+            lock: None,
+            entered: true,
+            block: None,
+            asking: None,
+            retries: 0,
+        };
+        let mut tries = 0;
+        let error = loop {
+            match queue.after(&mut work, -libc::EAGAIN) {
+                Next::Go(step) => assert_eq!(step, Step::BlockWrite(512)),
+                Next::Done(result) => break result.unwrap_err(),
+            }
+            tries += 1;
+            assert!(tries < 10_000, "it is sent again for ever");
+        };
+        assert_eq!(error.kind(), ErrorKind::NoResources, "{error}");
+        assert_eq!(queue.volume.durability.losses(), 0, "nothing was lost");
     }
 }

@@ -11,13 +11,13 @@ use std::time::Duration;
 use neonsan_api::SnapshotName;
 use rustix::fs::{fallocate, FallocateFlags};
 
-use super::boot::BootId;
 use super::durability::Durability;
 use super::freeze::Freeze;
 use super::locks::RangeLocks;
 use super::meta::Meta;
 use super::probe::Storage;
 use super::queue::FileQueue;
+use super::unsynced::{Mark, Unsynced};
 use super::{data_len, snapshots};
 use crate::interface::{check_size, snapshot_is_read_only};
 use crate::{
@@ -69,7 +69,20 @@ pub(super) struct FileVolume {
     /// Zeroes for those file systems which cannot make them.
     pub(super) zeroes: Buffer,
     /// Whether it may be said that what was written is durable.
-    pub(super) durability: Durability,
+    pub(super) durability: Arc<Durability>,
+    /// The count of losses under which its last queue was made, or else it was opened.
+    joined: AtomicU64,
+    /// It has answered changes that are not known to be synced.
+    pub(super) unsynced: Mark,
+    all_unsynced: Arc<Unsynced>,
+}
+
+/// What all volumes of an engine share.
+#[derive(Clone)]
+pub(super) struct Common {
+    pub(super) storage: Arc<Storage>,
+    pub(super) durability: Arc<Durability>,
+    pub(super) unsynced: Arc<Unsynced>,
 }
 
 /// Refuses a data file which is shorter than its volume.
@@ -95,11 +108,10 @@ impl FileVolume {
         dir: PathBuf,
         data: File,
         meta: Meta,
-        storage: Arc<Storage>,
-        boot_id: Arc<BootId>,
+        common: Common,
     ) -> Result<Self> {
         let size_bytes = meta.size_bytes;
-        let volume = Self::new(name, None, dir, data, meta, storage, boot_id)?;
+        let volume = Self::new(name, None, dir, data, meta, common)?;
         let context = |e| Error::os(e, format!("cannot prepare the data of {name}"));
         let expected = data_len(size_bytes);
         if volume.data.metadata().map_err(context)?.len() > expected {
@@ -118,15 +130,21 @@ impl FileVolume {
         dir: PathBuf,
         data: File,
         meta: Meta,
-        storage: Arc<Storage>,
-        boot_id: Arc<BootId>,
+        common: Common,
     ) -> Result<Self> {
+        let Common {
+            storage,
+            durability,
+            unsynced,
+        } = common;
         let context = |e| Error::os(e, format!("cannot prepare the data of {name}"));
         let len = data.metadata().map_err(context)?.len();
         check_len(name, &dir.join("data"), len, &meta)?;
         Ok(Self {
             name: name.to_owned(),
             snapshot,
+            unsynced: unsynced.opened(&dir),
+            all_unsynced: unsynced,
             dir,
             data,
             logical_block_size: meta.logical_block_size,
@@ -137,7 +155,8 @@ impl FileVolume {
             storage,
             zeroes: Buffer::zeroed(ZERO_PIECE_BYTES)?,
             freeze: Freeze::default(),
-            durability: Durability::new(boot_id),
+            joined: AtomicU64::new(durability.losses()),
+            durability,
         })
     }
 
@@ -157,12 +176,23 @@ impl FileVolume {
         self.size_bytes.load(Ordering::Acquire)
     }
 
+    /// A queue is made: the count of losses that it belongs to.
+    pub(super) fn join(&self) -> u64 {
+        let joined = self.durability.join();
+        self.joined.store(joined, Ordering::Release);
+        joined
+    }
+
     /// Puts the data file on stable storage. The kernel may tell this call, and
     /// nobody after it, that writes of clients are lost.
     fn sync_data(&self) -> std::io::Result<()> {
         let asking = self.durability.ask();
         let synced = self.data.sync_all();
-        self.durability.told(asking, synced.is_err());
+        if let Err(error) = &synced {
+            self.durability
+                .lose(&format!("cannot sync {}: {error}", self.name));
+        }
+        self.durability.told(asking);
         synced
     }
 
@@ -272,6 +302,25 @@ impl Volume for FileVolume {
     }
 
     fn resize(&self, size_bytes: u64) -> Result<()> {
+        self.durability.noted(self.try_resize(size_bytes))
+    }
+
+    fn create_snapshot(&self, name: &SnapshotName) -> Result<SnapshotStat> {
+        self.durability.noted(self.try_create_snapshot(name))
+    }
+
+    /// Clones depend on nothing from the start.
+    fn flatten(&self) -> Result<()> {
+        self.check_changeable()
+    }
+
+    fn queue(self: Arc<Self>, depth: u32) -> Result<Box<dyn Queue>> {
+        Ok(Box::new(FileQueue::new(self, depth)?))
+    }
+}
+
+impl FileVolume {
+    fn try_resize(&self, size_bytes: u64) -> Result<()> {
         self.check_changeable()?;
         check_size(size_bytes, self.logical_block_size)?;
         let context = |e| Error::os(e, format!("cannot resize {}", self.name));
@@ -305,31 +354,22 @@ impl Volume for FileVolume {
         Ok(())
     }
 
-    fn create_snapshot(&self, name: &SnapshotName) -> Result<SnapshotStat> {
+    fn try_create_snapshot(&self, name: &SnapshotName) -> Result<SnapshotStat> {
         self.check_changeable()?;
         self.storage.check_reflink()?;
         // Nobody resizes it meanwhile.
         let meta = self.meta.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.durability.is_broken() {
-            return Err(Error::new(
-                ErrorKind::Io,
-                format!(
-                    "a flush of {} failed before, so a snapshot might lack what was written",
-                    self.name
-                ),
-            ));
-        }
+        // Until somebody uses the volume who was told of it.
+        self.durability
+            .check(self.joined.load(Ordering::Acquire), &self.name)?;
         snapshots::create(&self.dir, name, &meta, &self.data, || {
             self.freeze.hold(FREEZE_PATIENCE)
         })
     }
+}
 
-    /// Clones depend on nothing from the start.
-    fn flatten(&self) -> Result<()> {
-        self.check_changeable()
-    }
-
-    fn queue(self: Arc<Self>, depth: u32) -> Result<Box<dyn Queue>> {
-        Ok(Box::new(FileQueue::new(self, depth)?))
+impl Drop for FileVolume {
+    fn drop(&mut self) {
+        self.all_unsynced.closed(&self.dir);
     }
 }

@@ -62,6 +62,8 @@ pub(super) struct Work {
     pub(super) block: Option<Buffer>,
     /// Present while the ring has a step that the kernel may tell of a loss.
     pub(super) asking: Option<Asking>,
+    /// How often in a row the system has put its step off.
+    pub(super) retries: u32,
 }
 
 impl Work {

@@ -369,6 +369,12 @@ impl Connection {
                 return self.refuse(Status::Busy, Refusal::default(), &text, context);
             }
         };
+        // The queue goes with the boot id that the engine has now: see `hub::boot`.
+        if context.shared.engines[engine_index].engine.boot_id() != reply.boot_id {
+            context.shared.tell_hub(ToHub::Drained(self.id));
+            let text = "the node's storage had an error at this moment: try again";
+            return self.refuse(Status::Busy, Refusal::default(), text, context);
+        }
         let limits = Limits {
             max_depth: depth,
             max_inflight_bytes: reply.max_inflight_bytes.get(),
@@ -421,7 +427,7 @@ impl Connection {
         active.stop_receiving(context);
         match cause {
             // Everybody agrees that it ends: what was begun is answered.
-            CloseCause::GoingAway | CloseCause::Released => {
+            CloseCause::GoingAway | CloseCause::Released | CloseCause::WritesLost => {
                 let finishing = Finishing::new(cause, context);
                 self.finishing.get_or_insert(finishing);
             }

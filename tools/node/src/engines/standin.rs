@@ -94,6 +94,15 @@ impl Engine for StandIn {
         self.engine().map_or([0; 16], Engine::boot_id)
     }
 
+    fn losses(&self) -> u64 {
+        self.engine().map_or(0, Engine::losses)
+    }
+
+    /// There is nothing to sync if it is not open.
+    fn stop(&self) -> Result<()> {
+        self.engine().map_or(Ok(()), Engine::stop)
+    }
+
     fn status(&self) -> Result<EngineStatus> {
         self.engine()?.status()
     }

@@ -20,6 +20,8 @@ pub(super) struct OpenParameters<'a> {
     pub(super) generation: u64,
     /// How many connections the session may have.
     pub(super) max_connections: u16,
+    /// Identity of the engine's volatile state, as the session's OPEN was told.
+    pub(super) boot_id: [u8; 16],
 }
 
 impl OpenParameters<'_> {
@@ -78,7 +80,7 @@ impl OpenParameters<'_> {
         let reply = OpenReply {
             geometry,
             volume_id: self.open.stat.id,
-            boot_id: self.open.boot_id,
+            boot_id: self.boot_id,
             generation: self.generation.into(),
             heartbeat_interval_ms: config.timeouts.heartbeat_interval_ms.into(),
             heartbeat_timeout_ms: config.timeouts.heartbeat_timeout_ms.into(),

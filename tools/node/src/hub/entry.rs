@@ -25,7 +25,7 @@ use std::sync::Arc;
 use neonsan_api::{ApiError, OpenMode, SessionInfo};
 use neonsan_engine::{Limits, Volume, VolumeStat};
 use neonsan_proto::Mode;
-use neonsan_session::server::{ConnectionId, Gate, GateConfig, Remembered};
+use neonsan_session::server::{ConnectionId, Gate, GateConfig, IntroducedAs, Remembered};
 use neonsan_session::Instant;
 
 use tokio::sync::oneshot;
@@ -41,8 +41,6 @@ pub struct OpenVolume {
     pub volume: Arc<dyn Volume>,
     /// Its engine's name.
     pub engine: String,
-    /// Identity of its engine's volatile state.
-    pub boot_id: [u8; 16],
     /// The index of its engine.
     pub engine_index: usize,
     /// Other nodes may take it.
@@ -74,6 +72,10 @@ pub(super) struct ConnectionNote {
     pub(super) peer: SocketAddr,
     pub(super) mode: Mode,
     pub(super) generation: u64,
+    /// It opens its session; others join it.
+    pub(super) opens: bool,
+    /// The boot id that it was let in with, until it is told to go.
+    pub(super) told: Option<[u8; 16]>,
 }
 
 /// What the gate does not know of a session.
@@ -84,6 +86,8 @@ pub(super) struct SessionNote {
     pub(super) key: PeerKey,
     /// Its bytes in flight; shared with the workers of its connections.
     pub(super) budget: Arc<Budget>,
+    /// The boot id that its last OPEN was told.
+    pub(super) told: Option<[u8; 16]>,
 }
 
 /// One volume, open or not.
@@ -212,6 +216,8 @@ impl Entry {
                 peer: introduction.peer,
                 mode: request.mode(),
                 generation: request.generation.get(),
+                opens: introduction.introduced.kind == IntroducedAs::Open,
+                told: None,
             },
         );
         self.session_notes
@@ -220,6 +226,7 @@ impl Entry {
                 host_name: request.host_name().to_owned(),
                 key: introduction.key,
                 budget: Arc::new(Budget::new(config.limits.max_session_in_flight_bytes)),
+                told: None,
             });
     }
 

@@ -10,6 +10,7 @@
 
 mod absent;
 mod answers;
+mod boot;
 mod entry;
 mod find;
 mod name;
@@ -185,6 +186,7 @@ impl Hub {
     fn tick(&mut self) {
         self.shared.metrics.hub_beat();
         self.look_for_losses();
+        self.look_for_lost_writes();
         self.look_for_sizes();
         let now = self.shared.clock.now();
         let due: Vec<OpenName> = self
@@ -420,6 +422,9 @@ impl Hub {
         let now = self.shared.clock.now();
         let id = introduction.id;
         let Introduced { kind, request, .. } = introduction.introduced;
+        if kind == IntroducedAs::Join && !self.is_current(name, &request.session_id) {
+            return self.refuse(id, Status::UnknownSession, boot::OPEN_AGAIN);
+        }
         let live = self.shared.live();
         let (own, total) = self.count_sessions(introduction.key);
         let Some(entry) = self.entries.get_mut(name) else {
@@ -545,7 +550,10 @@ impl Hub {
         }
     }
 
-    fn admit(&self, name: &OpenName, id: ConnectionId) {
+    fn admit(&mut self, name: &OpenName, id: ConnectionId) {
+        let Some(boot_id) = self.boot_id_for(name, id) else {
+            return self.turn_away(name, id);
+        };
         let Some((entry, note)) = self
             .entries
             .get(name)
@@ -565,6 +573,7 @@ impl Hub {
             mode: note.mode,
             generation: note.generation,
             max_connections: entry.gate.max_connections(&note.session_id),
+            boot_id,
         };
         let (reply, geometry) = parameters.reply(&self.shared);
         self.tell_worker(
@@ -619,6 +628,7 @@ impl Hub {
                 mode: note.mode,
                 generation: note.generation,
                 max_connections: entry.gate.max_connections(&note.session_id),
+                boot_id: note.told.unwrap_or_default(),
             };
             let (_, geometry) = parameters.reply(&self.shared);
             self.tell_worker(

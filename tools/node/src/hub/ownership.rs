@@ -68,7 +68,6 @@ pub(super) fn find(
                 remembered: Vec::new(),
                 stat: snapshot.stat(),
                 limits: snapshot.limits(),
-                boot_id: engine.boot_id(),
                 volume: snapshot,
                 engine: named.name.clone(),
             })));
@@ -88,7 +87,6 @@ pub(super) fn find(
         remembered,
         stat: volume.stat(),
         limits: volume.limits(),
-        boot_id: engine.boot_id(),
         volume,
         engine: named.name.clone(),
     })))

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, dead_code)]
 
 pub mod ceph;
+pub mod disk;
 pub mod netns;
 pub mod wire;
 
