@@ -15,7 +15,7 @@ use crate::net::{Closing, ConnId, Side};
 use crate::setup::Planted;
 use neonsan_proto::{EventKind, Header, Mode, OpenReply, Refusal, Status};
 use neonsan_session::server::{
-    ConnectionId, Gate, GateAction, Introduced, Opening, Receiver, RefuseReason,
+    ConnectionId, Gate, GateAction, Introduced, IntroducedAs, Opening, Receiver, RefuseReason,
 };
 use neonsan_session::{CloseCause, Instant};
 use peer::{Peer, Phase, Pumped};
@@ -40,6 +40,10 @@ pub(crate) struct Node {
     stopping: bool,
     /// How often it was started.
     pub(crate) boot: u64,
+    /// The number of its boot id: another one with each start and each loss.
+    pub(crate) memory: u64,
+    /// What the last OPEN of each session was told of that.
+    told: BTreeMap<[u8; 16], u64>,
     /// The term in which it has the volume, if it has.
     term: Option<u64>,
     /// Connections that wait for the node to have the volume.
@@ -72,6 +76,8 @@ impl Node {
             life: Life::Running,
             stopping: false,
             boot: 1,
+            memory: 1,
+            told: BTreeMap::new(),
             term: None,
             callers: Vec::new(),
             gate: Gate::new(env.setup.gate),
@@ -94,7 +100,7 @@ impl Node {
     }
 
     fn boot_id(&self) -> [u8; 16] {
-        (u128::from(self.boot) | (1 << 127)).to_le_bytes()
+        (u128::from(self.memory) | (1 << 127)).to_le_bytes()
     }
 
     // ---- its life ----
@@ -134,6 +140,8 @@ impl Node {
             return;
         }
         self.boot += 1;
+        self.memory += 1;
+        self.told.clear();
         self.life = Life::Running;
         env.engine.set_away(self.index, None);
         self.term = None;
@@ -143,6 +151,34 @@ impl Node {
             .trace(|| format!("node {} starts, boot {}", self.index, self.boot));
         self.own_alone(env);
         self.set_timer(env);
+    }
+
+    /// The storage has lost its write cache, and says so: every session must be opened again.
+    pub(crate) fn on_cache_lost(&mut self, env: &mut Env) {
+        env.core
+            .trace(|| format!("node {} loses its cache", self.index));
+        if env.setup.planted == Planted::SilentLoss {
+            return;
+        }
+        self.memory += 1;
+        let active = |peer: &&Peer| peer.phase == Phase::Active;
+        let conns: Vec<ConnId> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| active(peer))
+            .map(|(conn, _)| *conn)
+            .collect();
+        for conn in conns {
+            self.close(env, conn, CloseCause::WritesLost);
+        }
+        self.run_gate(env);
+        self.set_timer(env);
+    }
+
+    /// A JOIN of a session that was opened before a loss: it must be opened again.
+    fn is_from_before(&self, introduced: &Introduced) -> bool {
+        let told = self.told.get(&introduced.request.session_id);
+        introduced.kind == IntroducedAs::Join && told.is_some_and(|told| *told != self.memory)
     }
 
     /// The process stands still.
@@ -327,11 +363,24 @@ impl Node {
                 },
             );
         }
+        if self.is_from_before(&introduced) {
+            return self.refuse_from_before(env, conn);
+        }
         if self.term.is_some() {
             self.ask_gate(env, conn, introduced);
         } else {
             self.call_for_volume(env, conn, introduced);
         }
+    }
+
+    fn refuse_from_before(&mut self, env: &mut Env, conn: ConnId) {
+        let reason = RefuseReason {
+            status: Status::UnknownSession,
+            holder: None,
+            generation: 0,
+            retry_after_ms: 0,
+        };
+        self.refuse(env, conn, reason);
     }
 
     fn ask_gate(&mut self, env: &mut Env, conn: ConnId, introduced: Introduced) {
@@ -398,6 +447,16 @@ impl Node {
             return;
         };
         let boot_id = self.boot_id();
+        let introduced = self.peers.get(&conn).and_then(|peer| peer.introduced);
+        match introduced {
+            Some(introduced) if self.is_from_before(&introduced) => {
+                return self.refuse_from_before(env, conn);
+            }
+            Some(introduced) if introduced.kind == IntroducedAs::Open => {
+                self.told.insert(introduced.request.session_id, self.memory);
+            }
+            Some(_) | None => {}
+        }
         let Some(peer) = self.peers.get_mut(&conn) else {
             env.core
                 .fail(format!("the gate lets in {conn:?}, which is gone"));
@@ -417,7 +476,7 @@ impl Node {
             index: request.connection.get(),
             epoch: request.epoch.get(),
         };
-        let opens = introduced.kind == neonsan_session::server::IntroducedAs::Open;
+        let opens = introduced.kind == IntroducedAs::Open;
         env.core
             .trace(|| format!("node {} {conn:?}: let in", self.index));
         env.counts.admissions += 1;

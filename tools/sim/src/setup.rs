@@ -28,6 +28,8 @@ pub enum Planted {
     LyingFlush,
     /// A host does not care that the node's volatile state is another.
     IgnoredBootId,
+    /// A node whose storage loses its cache while it goes on keeps its boot id and its sessions.
+    SilentLoss,
     /// A restarted node does not know who was displaced before.
     ForgetfulNode,
     /// The storage goes on with the operations of a node that has lost the volume to another; only
@@ -37,7 +39,7 @@ pub enum Planted {
 
 impl Planted {
     /// Every planted fault, by the name of its switch.
-    pub const ALL: [(&'static str, Planted); 9] = [
+    pub const ALL: [(&'static str, Planted); 10] = [
         ("no-fencing", Planted::NoFencing),
         ("stale-writes", Planted::StaleWrites),
         ("early-resend", Planted::EarlyResend),
@@ -45,6 +47,7 @@ impl Planted {
         ("double-answer", Planted::DoubleAnswer),
         ("lying-flush", Planted::LyingFlush),
         ("ignored-boot-id", Planted::IgnoredBootId),
+        ("silent-loss", Planted::SilentLoss),
         ("forgetful-node", Planted::ForgetfulNode),
         ("no-blocklist", Planted::NoBlocklist),
     ];
@@ -73,6 +76,8 @@ pub(crate) enum Fault {
         /// The write cache is lost, and nobody is told.
         power: bool,
     },
+    /// The storage loses its write cache while the node goes on, and tells it so.
+    LoseCache,
     /// The node's process stands still while its engine goes on.
     Pause,
     /// The node announces that it stops, stops, and comes back.
@@ -157,7 +162,7 @@ impl Setup {
         let calm_at_us = rng.range(5, 25) * 1_000_000;
         let requests = rng.range(60, 240) as u32;
         let volatile_cache = match planted {
-            Planted::LyingFlush | Planted::IgnoredBootId => true,
+            Planted::LyingFlush | Planted::IgnoredBootId | Planted::SilentLoss => true,
             _ => rng.permille(500),
         };
         let timeouts = timeouts(rng);
@@ -239,7 +244,10 @@ impl Setup {
     fn with_nodes(mut self, rng: &mut Rng) -> Self {
         let planted = matches!(
             self.planted,
-            Planted::LyingFlush | Planted::IgnoredBootId | Planted::ForgetfulNode
+            Planted::LyingFlush
+                | Planted::IgnoredBootId
+                | Planted::SilentLoss
+                | Planted::ForgetfulNode
         );
         if planted || !rng.permille(300) {
             return self;
@@ -439,7 +447,7 @@ fn yanked(rng: &mut Rng, calm_at_us: u64) -> Option<u64> {
 }
 
 fn faults(rng: &mut Rng, calm_at_us: u64) -> Vec<Timed> {
-    const ALL: [Fault; 15] = [
+    const ALL: [Fault; 16] = [
         Fault::Cut,
         Fault::CutOneEnd,
         Fault::Stall,
@@ -449,6 +457,7 @@ fn faults(rng: &mut Rng, calm_at_us: u64) -> Vec<Timed> {
         Fault::Isolate { host: 1 },
         Fault::Restart { power: false },
         Fault::Restart { power: true },
+        Fault::LoseCache,
         Fault::Pause,
         Fault::GoAway,
         Fault::Refuse,

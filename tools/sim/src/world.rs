@@ -89,7 +89,7 @@ impl World {
 
         // What was promised to be durable is there after one more loss of power.
         self.env.engine.lose_cache(&mut self.env.core);
-        self.env.model.lose_cache(self.nodes[0].boot);
+        self.env.model.lose_cache(self.nodes[0].memory);
         self.check_disk()
     }
 
@@ -264,9 +264,16 @@ impl World {
                 env.listening[at] = false;
                 if power && env.setup.engine.volatile_cache {
                     env.engine.lose_cache(&mut env.core);
-                    env.model.lose_cache(boot);
+                    env.model.lose_cache(node.memory);
                 }
                 env.core.at(end_us, Event::Start { node: at });
+            }
+            (Fault::LoseCache, _) => {
+                if node.life == Life::Running && env.setup.engine.volatile_cache {
+                    env.engine.lose_cache(&mut env.core);
+                    env.model.lose_cache(node.memory);
+                    node.on_cache_lost(env);
+                }
             }
             (Fault::Pause, _) => {
                 node.pause(env);
@@ -315,6 +322,7 @@ impl World {
             | Fault::Part
             | Fault::Isolate { .. }
             | Fault::Restart { .. }
+            | Fault::LoseCache
             | Fault::Hang
             | Fault::CutOff
             | Fault::Grow => {}

@@ -53,6 +53,11 @@ fn not_minding_another_boot_id_is_found() {
 }
 
 #[test]
+fn a_loss_that_a_node_keeps_to_itself_is_found() {
+    find(Planted::SilentLoss, 200);
+}
+
+#[test]
 fn late_operations_of_a_node_that_lost_the_volume_are_found_by_the_bytes_alone() {
     let failure = find(Planted::NoBlocklist, 100);
     assert!(failure.what.contains("reads as version"), "{failure}");
