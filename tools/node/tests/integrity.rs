@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use common::disk::Disk as FileSystem;
 use common::{create, directory, Node};
 use neonsan_checker::disk::Disk;
 use neonsan_checker::load::{Load, Plan};
@@ -24,6 +25,7 @@ use neonsan_checker::report::Report;
 use neonsan_checker::verify::verify;
 use neonsan_client::{Client, Config, WriteFlags};
 use neonsan_session::Timeouts;
+use rustix::process::{kill_process, Signal};
 use tokio::runtime::Runtime;
 
 const BLOCK_BYTES: u32 = 512;
@@ -251,4 +253,43 @@ fn a_lost_cache_is_reported_by_a_flush_and_by_nothing_else() {
     // For who believes that what is acknowledged stays it is a loss.
     let (report, after) = kill("test_volatile_cache = true", Cache::WriteThrough);
     assert!(report.broken + after.broken > 0, "{report}\n{after}");
+}
+
+/// The file system below the node goes away and is mounted again, without a boot of the machine:
+/// once before the node notices, and once while it serves.
+#[test]
+fn a_file_system_that_went_away_is_reported_by_a_flush() {
+    for mut file_system in FileSystem::each("a_file_system_that_went_away_is_reported") {
+        let dir = directory();
+        let path = dir.path().join("node.toml");
+        let config = |data: &str| {
+            let config = common::config(&file_system.path(), data);
+            std::fs::write(&path, config).unwrap();
+        };
+        config("");
+        let mut node = Node::start_program(FAULTY, &path);
+        create(&node, "p/v", 1 << 20, BLOCK_BYTES, "main");
+        config(&format!("[data]\nlisten = [\"{}\"]\n", node.data));
+        let disk = VolumeDisk::attach(&node, 30_000);
+        let check = Check::start(dir.path(), disk, Cache::Volatile);
+        for notices in [false, true] {
+            if !notices {
+                kill_process(node.pid(), Signal::STOP).unwrap();
+                node.wait_stopped();
+            }
+            file_system.go_away();
+            if notices {
+                std::thread::sleep(Duration::from_millis(300));
+            }
+            node.kill();
+            file_system.mount_anew();
+            node = Node::start_program(FAULTY, &path);
+            check.wait_for_records(500);
+        }
+        let (report, disk, log) = check.end();
+        let after = verify_log(&disk, &log);
+        assert_eq!((report.broken, after.broken), (0, 0), "{report}\n{after}");
+        assert!(report.failed.flushes >= 1, "{report}");
+        drop((disk, node));
+    }
 }

@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0 OR MIT
 # Faults of what the node stores its volumes on.
 
-cell engine_full full raw 200 "the node's file system is full for 8 s"
-engine_full() {
+# small_disk: the node's volumes are on an ext4 of 200 MB of their own.
+small_disk() {
 	truncate -s 200M /run/lab/disk/small
 	at_exit rm -f /run/lab/disk/small
 	mkfs.ext4 -q -F /run/lab/disk/small
 	VOLUMES=$TEST_DIR/small
 	mkdir -p "$VOLUMES"
-	mount -o loop /run/lab/disk/small "$VOLUMES"
+	small_disk_there
 	at_exit umount -l "$VOLUMES"
+}
+small_disk_there() { mount -o loop /run/lab/disk/small "$VOLUMES"; }
+
+cell engine_full full raw 200 "the node's file system is full for 8 s"
+engine_full() {
+	small_disk
 	begin
 	fault
 	# The first takes what it can get at once, the second the rest.
@@ -21,6 +27,66 @@ engine_full() {
 	finish '.failed.reads == 0 and .failed.flushes == 0 and ([.errors | keys[] | test("No space")] | all)'
 	happened "write failed for lack of space" "$ERRORS"
 	NOTE="$ERRORS writes failed for lack of space"
+	node_crash
+	rm -rf "${VOLUMES:?}"/*
+}
+
+# small_disk_gone: to the file system it is as if its disk were gone: nothing is written any more.
+small_disk_gone() {
+	python3 -c '
+import fcntl, os, struct, sys
+EXT4_IOC_SHUTDOWN, WITHOUT_THE_LOG = 0x8004587D, 2
+fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), EXT4_IOC_SHUTDOWN, struct.pack("<I", WITHOUT_THE_LOG))' "$VOLUMES" ||
+		fail "the file system does not go away"
+}
+# small_disk_back: mounted again, without a boot of the machine. What the node that is gone had in
+# the kernel holds the old mount for a moment.
+small_disk_back() {
+	wait_for 20 "the file system to be unmounted" umount "$VOLUMES"
+	small_disk_there || fail "the file system cannot be mounted again"
+}
+# In both cells reads, and writes without FUA, may fail only as long as the file system is gone; a
+# flush must fail, for what was answered before.
+UNFLUSHED='--cache volatile --flush-percent 1 --fua-percent 2'
+
+cell engine_gone_killed full raw 200 'the file system below the engine is gone, and the node killed before it notices; mounted and started again'
+engine_gone_killed() {
+	CHECK_OPTIONS=$UNFLUSHED
+	small_disk
+	begin
+	local boot
+	boot=$(info .session.boot_id)
+	kill -STOP "$NODE_PID"
+	fault total
+	small_disk_gone
+	node_crash
+	small_disk_back
+	fault_over
+	node_back
+	finish '.failed.flushes + .failed.fua_writes >= 1 and .failed.reads == 0 and .failed.writes == .failed.fua_writes'
+	gone_is_told "$boot"
+}
+cell engine_gone full raw 200 'the file system below the engine is gone for 3 s; the node stopped, the file system mounted again, the node started again'
+engine_gone() {
+	CHECK_OPTIONS=$UNFLUSHED
+	small_disk
+	begin
+	local boot
+	boot=$(info .session.boot_id)
+	fault
+	small_disk_gone
+	sleep 3
+	node_stop
+	small_disk_back
+	fault_over
+	node_back
+	finish '.failed.flushes + .failed.fua_writes >= 1'
+	gone_is_told "$boot"
+}
+gone_is_told() {
+	[ "$(jq -r .session.boot_id <<<"$END")" != "$1" ] || fail "the device was told the boot id of before"
+	happened "failed flush" "$ERRORS"
+	NOTE="$ERRORS requests failed; the boot id is another"
 	node_crash
 	rm -rf "${VOLUMES:?}"/*
 }
