@@ -314,6 +314,13 @@ impl Client {
         self.send(Method::POST, &path, None::<&()>).await
     }
 
+    /// Gives a volume that no session holds, and its snapshots, an identity of its
+    /// own: it is a copy.
+    pub async fn adopt_volume(&self, name: &VolumeName) -> Result<VolumeInfo, ClientError> {
+        let path = format!("/volumes/{name}/adopt");
+        self.send(Method::POST, &path, None::<&()>).await
+    }
+
     /// The nodes which have the same volumes as this one.
     pub async fn nodes(&self) -> Result<NodeList, ClientError> {
         self.get("/nodes").await

@@ -29,6 +29,9 @@ pub enum ErrorCode {
     NoSpace,
     /// The volume's stored form is damaged.
     Corrupt,
+    /// Something that is none of the node's, or another volume with the same identity, is in the
+    /// way.
+    Conflict,
     /// The engine or the system refuses for lack of permission.
     NotPermitted,
     /// The engine does not do this.
@@ -53,7 +56,7 @@ impl ErrorCode {
             Self::BadRequest | Self::BadName | Self::BadSize => 400,
             Self::NotPermitted => 403,
             Self::NotFound => 404,
-            Self::AlreadyExists | Self::Busy => 409,
+            Self::AlreadyExists | Self::Busy | Self::Conflict => 409,
             Self::Unsupported => 422,
             Self::Corrupt | Self::Io | Self::Internal | Self::Other => 500,
             Self::ShuttingDown | Self::Unavailable => 503,
@@ -72,6 +75,7 @@ impl ErrorCode {
             Self::Busy => "busy",
             Self::NoSpace => "no-space",
             Self::Corrupt => "corrupt",
+            Self::Conflict => "conflict",
             Self::NotPermitted => "not-permitted",
             Self::Unsupported => "unsupported",
             Self::ShuttingDown => "shutting-down",
@@ -145,6 +149,7 @@ mod tests {
             ErrorCode::Busy,
             ErrorCode::NoSpace,
             ErrorCode::Corrupt,
+            ErrorCode::Conflict,
             ErrorCode::NotPermitted,
             ErrorCode::Unsupported,
             ErrorCode::ShuttingDown,

@@ -141,6 +141,10 @@ pub struct VolumeInfo {
     /// Sessions which hold it, on this node.
     #[serde(default)]
     pub sessions: Vec<SessionInfo>,
+    /// Where the other volumes are that have the same identity: one is a copy of the
+    /// other, and none of them is opened. Normally empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub same_identity: Vec<String>,
     /// Sentences for the operator, such as a physical block size for which
     /// the storage below gives no guarantee. Normally empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -354,6 +354,8 @@ pub enum VolumeCommand {
     Clone(VolumeClone),
     /// Copy what a clone shares with the snapshot it was made from, so that it needs that no more
     Flatten(VolumeFlatten),
+    /// Give a copy of a volume an identity of its own
+    Adopt(VolumeAdopt),
 }
 
 /// Commands on snapshots.
@@ -418,6 +420,13 @@ pub struct VolumeClone {
 #[derive(Args, Debug)]
 pub struct VolumeFlatten {
     /// neonsan://host/pool/volume, or pool/volume
+    pub target: String,
+}
+
+/// Options of volume adopt.
+#[derive(Args, Debug)]
+pub struct VolumeAdopt {
+    /// The copy, not the original: neonsan://host/pool/volume, or pool/volume
     pub target: String,
 }
 

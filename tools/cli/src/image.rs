@@ -141,7 +141,8 @@ impl Temporary {
     /// A new file in the directory of `to`, with the owner and permissions of what it replaces.
     fn beside(to: PathBuf, before: Option<&Metadata>) -> Result<(File, Self)> {
         let mut options = OpenOptions::new();
-        options.write(true).create_new(true);
+        // What a volume holds is for its owner alone, unless the file says otherwise.
+        options.write(true).create_new(true).mode(0o600);
         if let Some(before) = before {
             options.mode(before.mode() & 0o777);
         }
@@ -253,6 +254,8 @@ mod tests {
         assert!(!path.exists());
         image.finish().unwrap();
         assert_eq!(std::fs::read(&path).unwrap()[4096..4099], *b"new");
+        // For its owner alone: what a volume holds was not for everybody either.
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
         assert_eq!(names(directory.path()), ["image"]);
     }
 

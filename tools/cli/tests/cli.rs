@@ -71,6 +71,7 @@ fn help_of_every_command_is_stable() {
         &["volume", "snapshot", "rollback"],
         &["volume", "clone"],
         &["volume", "flatten"],
+        &["volume", "adopt"],
         &["node"],
         &["node", "list"],
         &["node", "health"],

@@ -337,3 +337,46 @@ fn the_node_of_this_machine_is_asked_at_its_socket() {
         .code(8)
         .stderr(contains("/run/neonsan/control.sock").and(contains("127.0.0.1:9667")));
 }
+
+#[test]
+fn a_copy_gets_an_identity_of_its_own() {
+    let lab = Lab::new();
+    let (original, copy) = (lab.target("pool/a"), lab.target("pool/b"));
+    lab.volume(&["create", &original, "--size", "1M"])
+        .assert()
+        .success();
+    let id = lab.json(&["info", &original])["id"].clone();
+    let pool = lab.path("volumes/pool");
+    let copied = std::process::Command::new("cp")
+        .arg("-a")
+        .args([pool.join("a"), pool.join("b")])
+        .status();
+    assert!(copied.unwrap().success());
+    // Both are listed, with a word on both.
+    lab.volume(&["list"])
+        .assert()
+        .success()
+        .stdout(contains("pool/a").and(contains("pool/b")))
+        .stderr(contains("pool/a: ").and(contains("pool/b: ")))
+        .stderr(contains("same identity").and(contains("volume adopt")));
+    lab.volume(&["export", &copy, lab.path("image").to_str().unwrap()])
+        .assert()
+        .failure()
+        .stderr(contains("same identity"));
+    lab.volume(&["adopt", &copy])
+        .assert()
+        .success()
+        .stdout(contains("pool/b: its identity is"));
+    assert_eq!(lab.json(&["info", &original])["id"], id);
+    assert_ne!(lab.json(&["info", &copy])["id"], id);
+    lab.volume(&["list"])
+        .assert()
+        .success()
+        .stderr(contains("identity").not());
+    lab.volume(&["export", &copy, lab.path("image").to_str().unwrap()])
+        .assert()
+        .success();
+    lab.volume(&["adopt", &lab.target("pool/none")])
+        .assert()
+        .code(6);
+}

@@ -36,6 +36,9 @@ pub enum ErrorKind {
     Unsupported,
     /// The stored volume is damaged.
     Corrupt,
+    /// Something that is none of the engine's, or another volume with the same
+    /// identity, is in the way; nothing was done.
+    Conflict,
     /// The system refuses for lack of permission.
     NotPermitted,
     /// The process is out of memory or file descriptors.

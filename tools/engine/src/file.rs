@@ -40,6 +40,7 @@ mod boot;
 mod durability;
 mod freeze;
 mod health;
+mod identities;
 mod init;
 mod layout;
 mod leftovers;
@@ -74,6 +75,8 @@ use crate::{
     VolumeStat, BUFFER_ALIGN,
 };
 use durability::Durability;
+use identities::Index;
+pub use identities::{Conflict, Identities};
 pub use init::{init, InitOptions, Initialized};
 use layout::{file_options, make_dir};
 pub use marker::EngineIdentity;
@@ -96,6 +99,8 @@ pub struct FileOptions {
     pub root: PathBuf,
     /// The identity that the engine must have; `None`: any.
     pub identity: Option<EngineIdentity>,
+    /// The identities of the volumes of all engines that must not share one.
+    pub identities: Arc<Identities>,
     /// Use the page cache even where direct I/O works.
     pub buffered: bool,
     /// Treat the storage as if it could do I/O only in blocks of this many
@@ -110,6 +115,7 @@ pub struct FileOptions {
 pub struct FileEngine {
     options: FileOptions,
     identity: EngineIdentity,
+    index: Arc<Index>,
     storage: Arc<Storage>,
     durability: Arc<Durability>,
     unsynced: Arc<Unsynced>,
@@ -154,16 +160,16 @@ fn remove_failed(path: &Path) {
 ///
 /// # Errors
 ///
-/// [`ErrorKind::NotPermitted`] with what to do; [`ErrorKind::Corrupt`] for a damaged
+/// [`ErrorKind::Conflict`] with what to do; [`ErrorKind::Corrupt`] for a damaged
 /// marker.
 pub fn examine(root: &Path, expected: Option<EngineIdentity>) -> Result<EngineIdentity> {
     let shown = root.display();
-    let refused = |text: String| Err(Error::new(ErrorKind::NotPermitted, text));
+    let refused = |text: String| Err(Error::new(ErrorKind::Conflict, text));
     let is_dir = fs::metadata(root)
         .map(|metadata| metadata.is_dir())
         .map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => Error::new(
-                ErrorKind::NotPermitted,
+                ErrorKind::Conflict,
                 format!(
                     "the directory {shown} is not there: mount its disk, or run \
                      `neonsan-node init {shown}` if it is to be a new engine's"
@@ -235,10 +241,13 @@ impl FileEngine {
             ),
         });
         let leftovers = leftovers::clear(root);
+        let index = Index::new(root);
+        options.identities.add(&index);
         Ok(Self {
             durability: Arc::new(Durability::new(root.clone(), beginning)),
             unsynced: Arc::default(),
             records: Records::default(),
+            index,
             leftovers,
             options,
             identity,
@@ -393,6 +402,26 @@ impl FileEngine {
         }
     }
 
+    /// Refuses a volume that has the identity of another one.
+    fn check_identity(&self, name: &VolumeName, id: &[u8; 16]) -> Result<()> {
+        let mut volumes = self.options.identities.others(&self.index, name, id);
+        if volumes.is_empty() {
+            return Ok(());
+        }
+        volumes.insert(0, self.volume_dir(name));
+        let conflict = Conflict { id: *id, volumes };
+        Err(Error::new(ErrorKind::Conflict, conflict.to_string()))
+    }
+
+    /// The same for what is read or changed without opening the volume: one whose
+    /// description is damaged has no identity.
+    fn check_identity_of(&self, name: &VolumeName) -> Result<()> {
+        match Meta::load(&self.volume_dir(name)) {
+            Ok(meta) => self.check_identity(name, &meta.id),
+            Err(_) => Ok(()),
+        }
+    }
+
     /// The directory of a snapshot that is there.
     fn existing_snapshot(&self, name: &SnapshotName) -> Result<PathBuf> {
         snapshots::existing(&self.volume_dir(name.volume()), name)
@@ -450,6 +479,8 @@ impl Engine for FileEngine {
         checked?;
         let mut problems = self.leftovers.clone();
         problems.extend(health::unreadable_pools(&self.options.root)?);
+        let conflicts = self.options.identities.conflicts_of(&self.index);
+        problems.extend(conflicts.iter().map(ToString::to_string));
         Ok(problems)
     }
 
@@ -467,6 +498,8 @@ impl Engine for FileEngine {
     }
 
     fn list(&self) -> Result<Vec<VolumeName>> {
+        // So that the list says of each volume whether it is a copy.
+        self.index.look_at_all();
         let mut names = Vec::new();
         for (pool, path) in Self::pools(&self.options.root)? {
             let entries = match Self::entries(&path) {
@@ -518,6 +551,7 @@ impl Engine for FileEngine {
         let data = self.open_finished(name, &dir, self.options.lock_wait)?;
         // Read under the lock: a resize changes it.
         let meta = Meta::load(&dir)?;
+        self.check_identity(name, &meta.id)?;
         self.durability.look();
         let volume = FileVolume::open(name.as_str(), dir, data, meta, self.common())?;
         Ok(Arc::new(volume))
@@ -535,6 +569,41 @@ impl Engine for FileEngine {
         let stored = self.durability.noted(self.records.store(&dir, record));
         self.durability.told(asking);
         stored
+    }
+
+    fn same_identity(&self, name: &VolumeName, id: &[u8; 16]) -> Vec<String> {
+        let others = self.options.identities.others(&self.index, name, id);
+        others
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect()
+    }
+
+    fn adopt(&self, name: &VolumeName) -> Result<VolumeStat> {
+        let dir = self.existing_dir(name)?;
+        let _lock = self.open_finished(name, &dir, Duration::ZERO)?;
+        let meta = Meta::load(&dir)?;
+        let mut snapshots = Vec::new();
+        for snapshot in snapshots::names(&dir, name)? {
+            let path = snapshots::snapshot_dir(&dir, &snapshot);
+            let lock = self.open_snapshot_data(&snapshot, &path, ALONE)?;
+            snapshots.push((Meta::load(&path)?, path, lock));
+        }
+        // The volume after its snapshots: when it is one of its own, they are.
+        for (meta, path, _lock) in snapshots {
+            let id = random_id()?;
+            Meta { id, ..meta }.store(&path)?;
+        }
+        let id = random_id()?;
+        Meta { id, ..meta }.store(&dir)?;
+        // Who held it, or was fenced, held the other one. Hosts know a volume by its
+        // identity, so none of them comes back to this one.
+        record::create(&dir)?;
+        self.records.forget(&dir);
+        if !marker::is_marked(&dir)? {
+            marker::write_volume(&dir)?;
+        }
+        self.stat(name)
     }
 
     fn delete(&self, name: &VolumeName) -> Result<()> {
@@ -573,6 +642,7 @@ impl Engine for FileEngine {
 
     fn open_snapshot(&self, name: &SnapshotName) -> Result<Arc<dyn Volume>> {
         let dir = self.existing_snapshot(name)?;
+        self.check_identity_of(name.volume())?;
         let data = self.open_snapshot_data(name, &dir, WITH_OTHERS)?;
         let meta = Meta::load(&dir)?;
         let volume = FileVolume::new(
@@ -606,6 +676,7 @@ impl Engine for FileEngine {
 
     fn roll_back(&self, name: &SnapshotName, record: &[u8]) -> Result<()> {
         let snapshot_dir = self.existing_snapshot(name)?;
+        self.check_identity_of(name.volume())?;
         self.storage.check_reflink()?;
         let dir = self.existing_dir(name.volume())?;
         let _lock = self.open_finished(name.volume(), &dir, Duration::ZERO)?;

@@ -442,6 +442,30 @@ pub trait Engine: Send + Sync {
     /// time for each volume; the volume may be open.
     fn save_record(&self, name: &VolumeName, record: &[u8]) -> Result<()>;
 
+    /// The other volumes, of this engine or of others that it knows of, that have the
+    /// identity of this one, as a person finds them. Where there is one, neither is
+    /// opened ([`ErrorKind::Conflict`]): one is a copy of the other.
+    fn same_identity(&self, _name: &VolumeName, _id: &[u8; 16]) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Gives a volume that is not open another identity, and its snapshots, and no
+    /// record: it is a copy, and begins as a volume of its own. Durable.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Busy`] if it or one of its snapshots is open;
+    /// [`ErrorKind::Unsupported`].
+    fn adopt(&self, _name: &VolumeName) -> Result<VolumeStat> {
+        Err(Error::new(
+            ErrorKind::Unsupported,
+            format!(
+                "the engine {} gives no volume another identity",
+                self.kind()
+            ),
+        ))
+    }
+
     /// Deletes a volume that is not open.
     ///
     /// # Errors

@@ -115,6 +115,14 @@ impl<L: Layer> Engine for L {
         self.inner().save_record(name, record)
     }
 
+    fn same_identity(&self, name: &VolumeName, id: &[u8; 16]) -> Vec<String> {
+        self.inner().same_identity(name, id)
+    }
+
+    fn adopt(&self, name: &VolumeName) -> Result<VolumeStat> {
+        self.inner().adopt(name)
+    }
+
     fn delete(&self, name: &VolumeName) -> Result<()> {
         self.inner().delete(name)
     }

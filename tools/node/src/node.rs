@@ -12,7 +12,7 @@ use std::task::Poll;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant as StdInstant};
 
-use neonsan_engine::file::{FileEngine, FileOptions};
+use neonsan_engine::file::{FileEngine, FileOptions, Identities};
 use neonsan_engine::mem::{MemEngine, MemOptions};
 use neonsan_engine::rbd::{RbdEngine, RbdOptions};
 use neonsan_engine::{Engine, Error, ErrorKind};
@@ -78,6 +78,7 @@ impl NodeError {
 fn open_engine(
     state_path: &Path,
     timeouts: &TimeoutsConfig,
+    identities: &Arc<Identities>,
     engine: &EngineConfig,
 ) -> Result<Arc<dyn Engine>, Error> {
     Ok(match engine {
@@ -89,10 +90,11 @@ fn open_engine(
             test_volatile_cache,
         } => {
             let remembered = Remembered::new(state_path);
-            let refused = |why: String| Error::new(ErrorKind::NotPermitted, why);
+            let refused = |why: String| Error::new(ErrorKind::Conflict, why);
             let engine = Arc::new(FileEngine::open(FileOptions {
                 root: path.clone(),
                 identity: remembered.identity(path).map_err(refused)?,
+                identities: Arc::clone(identities),
                 buffered: *buffered,
                 min_block_bytes: *min_block_bytes,
                 lock_wait: Duration::from_millis(u64::from(timeouts.lock_wait_ms)),
@@ -361,13 +363,15 @@ pub(crate) fn run_reloading(
     #[cfg(feature = "test-faults")]
     let faults = fault_plan();
     let default = config.default_engine_name().map_err(NodeError::Config)?;
+    let identities = Arc::default();
     let (engines, supervisors) = engines::start(&config, default, |engine| {
         let (engine, timeouts) = (engine.clone(), config.timeouts.clone());
         let state_path = config.state_path.clone();
+        let identities = Arc::clone(&identities);
         #[cfg(feature = "test-faults")]
         let faults = Arc::clone(&faults);
         Box::new(move || {
-            let engine = open_engine(&state_path, &timeouts, &engine)?;
+            let engine = open_engine(&state_path, &timeouts, &identities, &engine)?;
             #[cfg(feature = "test-faults")]
             let engine = Arc::new(neonsan_engine::fault::FaultEngine::new(
                 engine,

@@ -8,8 +8,11 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
+use common::wire::{Open, Wire};
 use common::{block_on, config, create, directory, init, Node};
+use neonsan_proto::Status;
 
 /// Runs the program to its end: exit status, and all that it says.
 fn neonsan_node(args: &[&str]) -> (i32, String) {
@@ -177,4 +180,125 @@ fn a_node_that_cannot_remember_says_so() {
     fs::write(&path, text.replace("/state\"", "/node.toml/state\"")).unwrap();
     let said = Node::said_at_start(&path);
     assert!(said.contains("state_path"), "{said}");
+}
+
+/// As the guide once said it: a volume's directory, copied while the node runs.
+#[test]
+fn a_copied_volume_is_named_everywhere_and_adopted() {
+    let dir = directory();
+    let node = Node::start(dir.path());
+    create(&node, "p/v", 1 << 20, 512, "main");
+    let (v, w) = ("p/v".parse().unwrap(), "p/w".parse().unwrap());
+    let id = block_on(node.api().volume(&v)).unwrap().id;
+    Wire::open(node.data, &Open::new("p/v", 1))
+        .unwrap()
+        .release();
+    let pool = dir.path().join("volumes/p");
+    let copied = Command::new("cp")
+        .arg("-a")
+        .args([pool.join("v"), pool.join("w")])
+        .status();
+    assert!(copied.unwrap().success());
+    let both = |text: &str| {
+        let paths = [pool.join("v"), pool.join("w")];
+        paths
+            .iter()
+            .all(|path| text.contains(path.to_str().unwrap()))
+    };
+    let listed = block_on(node.api().list_volumes(None)).unwrap().volumes;
+    assert_eq!(listed.len(), 2);
+    for volume in &listed {
+        assert_eq!(volume.id, id);
+        assert_eq!(volume.same_identity.len(), 1, "{volume:?}");
+        let warnings = volume.warnings.join("; ");
+        assert!(warnings.contains("volume adopt"), "{warnings}");
+    }
+    // Health says what was found when the engine was asked last.
+    let request = "GET /v1/health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let health_becomes = |what: &dyn Fn(&str) -> bool| {
+        let deadline = Instant::now() + 2 * common::PATIENCE;
+        loop {
+            let health = node.http(request).1;
+            if what(&health) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{health}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    };
+    health_becomes(&|health| health.contains("degraded") && both(health));
+    for name in ["p/v", "p/w"] {
+        let refused = Wire::open(node.data, &Open::new(name, 1)).err().unwrap();
+        assert_eq!(refused.status, Status::VolumeDamaged);
+        assert!(both(&refused.text), "{}", refused.text);
+    }
+    let adopted = block_on(node.api().adopt_volume(&w)).unwrap();
+    assert_ne!(adopted.id, id);
+    assert_eq!(adopted.same_identity, [""; 0]);
+    health_becomes(&|health| health.contains("\"status\":\"ok\""));
+    // Both can be had, the original as the volume that it was.
+    let original = Wire::open(node.data, &Open::new("p/v", 1)).unwrap();
+    let copy = Wire::open(node.data, &Open::new("p/w", 2)).unwrap();
+    // What is held is not adopted.
+    let refused = block_on(node.api().adopt_volume(&v)).unwrap_err();
+    assert!(refused.to_string().contains("is held by host"), "{refused}");
+    original.release();
+    copy.release();
+    assert_eq!(block_on(node.api().volume(&v)).unwrap().id, id);
+}
+
+#[test]
+fn a_foreign_directory_and_a_foreign_file_are_not_deleted() {
+    let dir = directory();
+    let node = Node::start(dir.path());
+    create(&node, "p/v", 1 << 20, 512, "main");
+    let home = dir.path().join("volumes/home/alice");
+    fs::create_dir_all(&home).unwrap();
+    fs::write(home.join("thesis"), "years of work").unwrap();
+    let listed = block_on(node.api().list_volumes(None)).unwrap().volumes;
+    assert_eq!(listed.len(), 1);
+    let refused = block_on(node.api().delete_volume(&"home/alice".parse().unwrap())).unwrap_err();
+    assert!(
+        refused.to_string().contains("no volume home/alice"),
+        "{refused}"
+    );
+    assert!(home.join("thesis").exists());
+    let notes = dir.path().join("volumes/p/v/notes.txt");
+    fs::write(&notes, "mine").unwrap();
+    let name = "p/v".parse().unwrap();
+    let refused = block_on(node.api().delete_volume(&name)).unwrap_err();
+    assert!(refused.to_string().contains("notes.txt"), "{refused}");
+    block_on(node.api().volume(&name)).unwrap();
+    fs::remove_file(notes).unwrap();
+    block_on(node.api().delete_volume(&name)).unwrap();
+}
+
+/// Each engine a directory of its own: `--check` says so, and so does the start.
+#[test]
+fn engines_within_each_other_are_refused() {
+    let dir = directory();
+    let path = dir.path().join("node.toml");
+    let inner = dir.path().join("volumes/p/inner");
+    let text = format!(
+        "{}[engine.inner]\nkind = \"file\"\npath = {inner:?}\n",
+        config(dir.path(), "")
+    );
+    fs::write(&path, text).unwrap();
+    for more in [&["--check"][..], &[]] {
+        let name = path.to_str().unwrap();
+        let (status, text) = neonsan_node(&[&["--config", name], more].concat());
+        assert_eq!(status, 78);
+        assert!(text.contains("directory of its own"), "{text}");
+    }
+    // One engine of another node is as good as one of this.
+    let (status, text) = neonsan_node(&["init", inner.to_str().unwrap()]);
+    assert_eq!(status, 1);
+    assert!(
+        text.contains("above it is not there") || text.contains("lies within"),
+        "{text}"
+    );
+    fs::create_dir(dir.path().join("volumes/p")).unwrap();
+    let (status, text) = neonsan_node(&["init", inner.to_str().unwrap()]);
+    assert_eq!(status, 1);
+    assert!(text.contains("lies within"), "{text}");
 }

@@ -4,7 +4,8 @@
 
 use super::{snapshot, transfer};
 use crate::cli::{
-    Common, Volume, VolumeCommand, VolumeCreate, VolumeDelete, VolumeInfo, VolumeList, VolumeResize,
+    Common, Volume, VolumeAdopt, VolumeCommand, VolumeCreate, VolumeDelete, VolumeInfo, VolumeList,
+    VolumeResize,
 };
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
@@ -31,6 +32,7 @@ pub fn run(common: &Common, config: &Config, volume: &Volume) -> Result<()> {
         VolumeCommand::Snapshot(args) => snapshot::run(common, config, api, &args.command),
         VolumeCommand::Clone(args) => snapshot::clone(common, config, api, args),
         VolumeCommand::Flatten(args) => snapshot::flatten(common, config, api, args),
+        VolumeCommand::Adopt(args) => adopt(common, config, api, args),
     }
 }
 
@@ -151,7 +153,10 @@ fn explain(error: ClientError) -> Error {
 
 fn explain_refusal(error: ApiError) -> Error {
     let kind = match error.code {
-        ErrorCode::BadRequest | ErrorCode::BadSize | ErrorCode::Unsupported => Kind::Refused,
+        ErrorCode::BadRequest
+        | ErrorCode::BadSize
+        | ErrorCode::Unsupported
+        | ErrorCode::Conflict => Kind::Refused,
         ErrorCode::BadName => Kind::Usage,
         ErrorCode::NotFound => Kind::NotFound,
         ErrorCode::AlreadyExists | ErrorCode::Busy => Kind::Busy,
@@ -222,10 +227,13 @@ fn list(common: &Common, config: &Config, api: Option<&str>, args: &VolumeList) 
     let client = client(api, config, None)?;
     let client = client.with_timeout(LONG_TIMEOUT);
     let list = block_on(client.list_volumes(args.pool.as_deref()))?;
-    // Only of those whose row says nothing: that space may run short is told of one at a time.
-    for damaged in list.volumes.iter().filter(|volume| volume.size_bytes == 0) {
-        for warning in &damaged.warnings {
-            output::warn(&format!("{}: {warning}", damaged.name));
+    // Only of those that cannot be attached: that space may run short is told of one at a time.
+    let is_unusable = |volume: &&neonsan_api::VolumeInfo| {
+        volume.size_bytes == 0 || !volume.same_identity.is_empty()
+    };
+    for unusable in list.volumes.iter().filter(is_unusable) {
+        for warning in &unusable.warnings {
+            output::warn(&format!("{}: {warning}", unusable.name));
         }
     }
     if common.json {
@@ -402,6 +410,21 @@ fn delete(common: &Common, config: &Config, api: Option<&str>, args: &VolumeDele
         print_json(&json!({ "deleted": name }))?;
     }
     Ok(())
+}
+
+/// Gives a copy an identity of its own.
+fn adopt(common: &Common, config: &Config, api: Option<&str>, args: &VolumeAdopt) -> Result<()> {
+    let (client, name) = volume_at(api, config, &args.target)?;
+    let volume = block_on(client.adopt_volume(&name))?;
+    warn(&volume);
+    if common.json {
+        print_json(&volume)
+    } else {
+        print(&format!(
+            "{}: its identity is {} now\n",
+            volume.name, volume.id
+        ))
+    }
 }
 
 /// Asks on the terminal; without one the answer is no.

@@ -79,7 +79,7 @@ fn names_in(root: &Path) -> Result<Vec<String>> {
 }
 
 fn refused(text: String) -> Error {
-    Error::new(ErrorKind::NotPermitted, text)
+    Error::new(ErrorKind::Conflict, text)
 }
 
 /// Refuses a directory that has anything in it.

@@ -131,7 +131,7 @@ impl Plan {
 
 fn foreign(path: &Path) -> Error {
     Error::new(
-        ErrorKind::NotPermitted,
+        ErrorKind::Conflict,
         format!(
             "{} is none of the engine's files, so nothing was removed: move it elsewhere first",
             path.display()

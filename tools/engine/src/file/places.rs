@@ -177,7 +177,7 @@ pub(super) fn check_free(root: &Path) -> Result<()> {
         .find_map(|path| marker::marked_above(path))
     {
         Some(above) => Err(Error::new(
-            ErrorKind::NotPermitted,
+            ErrorKind::Conflict,
             format!(
                 "{} lies within {}, which an engine has for itself: choose a directory outside",
                 root.display(),

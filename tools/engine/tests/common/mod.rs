@@ -6,7 +6,7 @@ mod xfs;
 
 use std::os::fd::AsFd as _;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use neonsan_api::{SnapshotName, VolumeName};
@@ -60,6 +60,7 @@ pub fn options_as_it_is(root: &Path) -> FileOptions {
     FileOptions {
         root: root.to_owned(),
         identity: None,
+        identities: Arc::default(),
         buffered: false,
         min_block_bytes: 512,
         lock_wait: Duration::from_millis(100),

@@ -1,26 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 //! A file system whose files can share blocks, for tests of snapshots.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 /// A mounted file system; unmounted when it goes out of scope.
 pub struct Mount(pub PathBuf);
-
-impl Mount {
-    /// Mounts a directory at another place too; or why it cannot be.
-    pub fn bind(directory: &Path, at: &Path) -> Result<Self, String> {
-        let output = Command::new("mount")
-            .arg("--bind")
-            .args([directory, at])
-            .output();
-        match output {
-            Ok(output) if output.status.success() => Ok(Self(at.to_owned())),
-            Ok(output) => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
-            Err(error) => Err(error.to_string()),
-        }
-    }
-}
 
 impl Drop for Mount {
     fn drop(&mut self) {

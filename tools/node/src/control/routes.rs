@@ -278,6 +278,10 @@ async fn route(shared: Arc<Shared>, request: Request<Bytes>) -> Result<Answer> {
             let name = name_of(pool, volume)?;
             Ok(json(ok, &snapshots::flatten(shared, name).await?))
         }
+        (&Method::POST, ["volumes", pool, volume, "adopt"]) => {
+            let name = name_of(pool, volume)?;
+            Ok(json(ok, &volumes::adopt(shared, name).await?))
+        }
         (method, ["volumes", pool, volume, "snapshots", rest @ ..]) => {
             let name = name_of(pool, volume)?;
             route_snapshots(shared, request, method, &name, rest)

@@ -64,6 +64,7 @@ pub(super) fn from_engine(error: &Error) -> ApiError {
             ErrorCode::Corrupt,
             Some("restore it from a copy, or delete it"),
         ),
+        ErrorKind::Conflict => (ErrorCode::Conflict, None),
         ErrorKind::NotPermitted => (
             ErrorCode::NotPermitted,
             Some(
@@ -133,6 +134,14 @@ pub(super) fn volume_info(
             }
         }
     }
+    let same_identity = named.engine.same_identity(&name, &stat.id);
+    if !same_identity.is_empty() {
+        warnings.push(format!(
+            "{} has the same identity: one is a copy of the other, and neither is opened until \
+             `neonsan volume adopt` has given the copy one of its own",
+            same_identity.join(" and ")
+        ));
+    }
     VolumeInfo {
         name,
         id: hex(&stat.id),
@@ -145,6 +154,7 @@ pub(super) fn volume_info(
         parent: stat.parent.clone(),
         limits: limits.map(limits_info),
         sessions,
+        same_identity,
         warnings,
     }
 }
@@ -218,6 +228,7 @@ fn damaged(engine: &str, name: VolumeName, error: &Error) -> VolumeInfo {
         parent: None,
         limits: None,
         sessions: Vec::new(),
+        same_identity: Vec::new(),
         warnings: vec![error.to_string()],
     }
 }
@@ -319,6 +330,33 @@ pub(super) async fn delete(shared: Arc<Shared>, name: VolumeName) -> Result<()> 
         Ok(())
     })
     .await
+}
+
+/// Gives a copy of a volume an identity of its own.
+pub(super) async fn adopt(shared: Arc<Shared>, name: VolumeName) -> Result<VolumeInfo> {
+    let for_info = (Arc::clone(&shared), name.clone());
+    blocking(move || {
+        let index = find_engine(&shared, &name).map_err(|e| from_engine(&e))?;
+        let engine = &shared.engines[index].engine;
+        let mut claim = Claim::take(&shared, name.clone())?;
+        let before = engine.stat(&name).map_err(|e| from_engine(&e))?;
+        // Where there is another one of its identity no host comes back to either. Else one may, and
+        // would find another volume.
+        if engine.same_identity(&name, &before.id).is_empty() {
+            check_absent_holder(&shared, index, &name)?;
+        }
+        // What the hub remembers is of the other one.
+        claim.forget = true;
+        let stat = engine.adopt(&name).map_err(|e| from_engine(&e))?;
+        tracing::info!(
+            volume = %name, before = %hex(&before.id), id = %hex(&stat.id),
+            "volume adopted: it has an identity of its own"
+        );
+        Ok(())
+    })
+    .await?;
+    let (shared, name) = for_info;
+    info(shared, name).await
 }
 
 /// Gives a volume another size.

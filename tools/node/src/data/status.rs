@@ -15,7 +15,9 @@ pub(super) fn status_of(kind: ErrorKind) -> Status {
         ErrorKind::Unsupported => Status::Unsupported,
         ErrorKind::NoResources | ErrorKind::Unavailable => Status::Busy,
         ErrorKind::NotOwner => Status::NotOwner,
-        ErrorKind::Corrupt | ErrorKind::Io | ErrorKind::NotPermitted => Status::MediaError,
+        ErrorKind::Corrupt | ErrorKind::Conflict | ErrorKind::Io | ErrorKind::NotPermitted => {
+            Status::MediaError
+        }
         ErrorKind::NotFound
         | ErrorKind::NoSuchSnapshot
         | ErrorKind::AlreadyExists

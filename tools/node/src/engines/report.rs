@@ -99,7 +99,7 @@ impl Report {
             | ErrorKind::NoResources
             | ErrorKind::Unavailable => true,
             // What the client asked for was wrong, or the space tells it, or
-            // another node has the volume.
+            // another node has the volume, or health names what is in the way.
             ErrorKind::NotFound
             | ErrorKind::NoSuchSnapshot
             | ErrorKind::AlreadyExists
@@ -111,6 +111,7 @@ impl Report {
             | ErrorKind::TooLarge
             | ErrorKind::AtomicLimit
             | ErrorKind::Unsupported
+            | ErrorKind::Conflict
             | ErrorKind::NotOwner => false,
         };
         if !is_storage {

@@ -156,6 +156,15 @@ impl Engine for StandIn {
         self.engine()?.save_record(name, record)
     }
 
+    fn same_identity(&self, name: &VolumeName, id: &[u8; 16]) -> Vec<String> {
+        self.engine()
+            .map_or_else(|_| Vec::new(), |engine| engine.same_identity(name, id))
+    }
+
+    fn adopt(&self, name: &VolumeName) -> Result<VolumeStat> {
+        self.engine()?.adopt(name)
+    }
+
     fn delete(&self, name: &VolumeName) -> Result<()> {
         self.engine()?.delete(name)
     }

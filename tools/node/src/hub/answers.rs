@@ -202,7 +202,7 @@ pub(super) fn refusal_for_open_error(name: &OpenName, error: &Error) -> (Status,
                 name.volume()
             ),
         ),
-        ErrorKind::Corrupt => (Status::VolumeDamaged, error.to_string()),
+        ErrorKind::Corrupt | ErrorKind::Conflict => (Status::VolumeDamaged, error.to_string()),
         ErrorKind::Busy => (
             Status::Busy,
             format!("{error}: is another neonsan-node still running?"),

@@ -1,0 +1,324 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+//! Which volume has which identity: so that a copy is noticed.
+//!
+//! A directory that was copied with its `meta` is a second volume with the identity
+//! of the first. Hosts tell disks apart by that, so of two such volumes neither is
+//! opened until one has another identity, or is gone.
+//!
+//! An engine keeps an index of its volumes, and all engines of a node look into each
+//! other's. Opening a volume costs a look at the directories of the pools: only one
+//! that has changed is read again, and there only descriptions that have. What has
+//! changed within the last seconds is read again in any case, since times of files
+//! are coarse. Descriptions that somebody overwrites in place are noticed when the
+//! whole index is looked through, at the start and for a list of volumes.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::{self, Metadata};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use neonsan_api::VolumeName;
+
+use super::meta::Meta;
+use super::FileEngine;
+
+/// Times of files are not finer than this, with a margin for file systems that count
+/// in seconds.
+const COARSE: Duration = Duration::from_secs(3);
+
+/// How a file or directory is known again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    inode: (u64, u64),
+    changed: (i64, i64),
+    modified: (i64, i64),
+    len: u64,
+}
+
+impl Stamp {
+    fn of(metadata: &Metadata) -> Self {
+        Self {
+            inode: (metadata.dev(), metadata.ino()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            len: metadata.len(),
+        }
+    }
+
+    fn at(path: &Path) -> Option<Self> {
+        fs::symlink_metadata(path).ok().as_ref().map(Self::of)
+    }
+
+    /// Whether a later change would have another time than this.
+    fn is_settled(&self, now: SystemTime) -> bool {
+        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let changed = u64::try_from(self.changed.0).unwrap_or(0);
+        now > Duration::from_secs(changed) + COARSE
+    }
+}
+
+/// What was seen, and whether it can have changed unseen.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    stamp: Stamp,
+    settled: bool,
+}
+
+impl Seen {
+    fn is_still(seen: Option<&Self>, stamp: Option<Stamp>) -> bool {
+        match (seen, stamp) {
+            (Some(seen), Some(stamp)) => seen.settled && seen.stamp == stamp,
+            _ => false,
+        }
+    }
+
+    fn now(stamp: Option<Stamp>, now: SystemTime) -> Option<Self> {
+        stamp.map(|stamp| Self {
+            stamp,
+            settled: stamp.is_settled(now),
+        })
+    }
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// Its description.
+    seen: Option<Seen>,
+    /// `None`: it cannot be read.
+    id: Option<[u8; 16]>,
+}
+
+#[derive(Debug, Default)]
+struct Pool {
+    seen: Option<Seen>,
+    volumes: HashMap<VolumeName, Known>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    root: Option<Seen>,
+    pools: HashMap<String, Pool>,
+    names: HashMap<[u8; 16], BTreeSet<VolumeName>>,
+}
+
+impl State {
+    fn forget(&mut self, name: &VolumeName, id: Option<[u8; 16]>) {
+        let Some(id) = id else { return };
+        if let Some(names) = self.names.get_mut(&id) {
+            names.remove(name);
+            if names.is_empty() {
+                self.names.remove(&id);
+            }
+        }
+    }
+
+    /// Reads a pool, and of its volumes those that have changed.
+    fn read_pool(&mut self, name: &str, path: &Path, stamp: Option<Stamp>) {
+        let now = SystemTime::now();
+        let mut before = self.pools.remove(name).unwrap_or_default().volumes;
+        let mut pool = Pool {
+            // Before its content is read.
+            seen: Seen::now(stamp, now),
+            volumes: HashMap::new(),
+        };
+        for (volume, dir) in FileEngine::entries(path).unwrap_or_default() {
+            let Ok(volume) = VolumeName::new(name, &volume) else {
+                continue;
+            };
+            let stamp = Stamp::at(&dir.join("meta"));
+            let mut known = before.remove(&volume).unwrap_or_default();
+            if !Seen::is_still(known.seen.as_ref(), stamp) {
+                let id = Meta::load(&dir).ok().map(|meta| meta.id);
+                if id != known.id {
+                    self.forget(&volume, known.id);
+                    if let Some(id) = id {
+                        self.names.entry(id).or_default().insert(volume.clone());
+                    }
+                }
+                known = Known {
+                    seen: Seen::now(stamp, now),
+                    id,
+                };
+            }
+            pool.volumes.insert(volume, known);
+        }
+        for (volume, known) in before {
+            self.forget(&volume, known.id);
+        }
+        self.pools.insert(name.to_owned(), pool);
+    }
+}
+
+/// The volumes of one engine by identity.
+#[derive(Debug)]
+pub(super) struct Index {
+    root: PathBuf,
+    /// Held for a look, which reads directories; no other lock is taken under it.
+    state: Mutex<State>,
+}
+
+impl Index {
+    pub(super) fn new(root: &Path) -> Arc<Self> {
+        Arc::new(Self {
+            root: root.to_owned(),
+            state: Mutex::default(),
+        })
+    }
+
+    fn path(&self, name: &VolumeName) -> PathBuf {
+        self.root.join(name.pool()).join(name.volume())
+    }
+
+    /// What is there now. `thorough`: look at each description.
+    fn look(&self, thorough: bool) -> MutexGuard<'_, State> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let stamp = Stamp::at(&self.root);
+        if thorough || !Seen::is_still(state.root.as_ref(), stamp) {
+            state.root = Seen::now(stamp, SystemTime::now());
+            let there: BTreeMap<String, PathBuf> = FileEngine::entries(&self.root)
+                .unwrap_or_default()
+                .into_iter()
+                .filter(|(name, _)| VolumeName::new(name, "x").is_ok())
+                .collect();
+            let gone: Vec<_> = state
+                .pools
+                .keys()
+                .filter(|name| !there.contains_key(*name))
+                .cloned()
+                .collect();
+            for name in gone {
+                let pool = state.pools.remove(&name).unwrap_or_default();
+                for (volume, known) in pool.volumes {
+                    state.forget(&volume, known.id);
+                }
+            }
+            for name in there.into_keys() {
+                state.pools.entry(name).or_default();
+            }
+        }
+        let pools: Vec<String> = state.pools.keys().cloned().collect();
+        for name in pools {
+            let path = self.root.join(&name);
+            let stamp = Stamp::at(&path);
+            let seen = state.pools.get(&name).and_then(|pool| pool.seen.as_ref());
+            if thorough || !Seen::is_still(seen, stamp) {
+                state.read_pool(&name, &path, stamp);
+            }
+        }
+        state
+    }
+
+    /// Looks at each description, so that none is missed that was overwritten.
+    pub(super) fn look_at_all(&self) {
+        drop(self.look(true));
+    }
+
+    /// The volumes that have this identity.
+    fn with(&self, id: &[u8; 16]) -> Vec<VolumeName> {
+        let names: Vec<VolumeName> = {
+            let state = self.look(false);
+            let names = state.names.get(id).into_iter().flatten();
+            names.cloned().collect()
+        };
+        // What the index says may be old; what the volume says is not.
+        let mut names = names;
+        names.retain(|name| Meta::load(&self.path(name)).is_ok_and(|meta| meta.id == *id));
+        names
+    }
+}
+
+/// Volumes with one identity: paths, which also say the engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// The identity.
+    pub id: [u8; 16],
+    /// The directories of the volumes: two at least.
+    pub volumes: Vec<PathBuf>,
+}
+
+impl std::fmt::Display for Conflict {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let paths: Vec<_> = self
+            .volumes
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect();
+        write!(
+            f,
+            "the volumes {} have the same identity ({:032x}), since one is a copy of the other; none \
+             of them is opened until `neonsan volume adopt POOL/VOLUME` has given the copy an \
+             identity of its own, or it is deleted",
+            paths.join(" and "),
+            u128::from_be_bytes(self.id)
+        )
+    }
+}
+
+/// The indexes of all file engines of a node.
+#[derive(Debug, Default)]
+pub struct Identities {
+    indexes: Mutex<Vec<Weak<Index>>>,
+}
+
+impl Identities {
+    pub(super) fn add(&self, index: &Arc<Index>) {
+        // What is there is read now, not when the first volume is opened.
+        index.look_at_all();
+        let mut indexes = self.indexes.lock().unwrap_or_else(PoisonError::into_inner);
+        indexes.retain(|index| index.strong_count() > 0);
+        indexes.push(Arc::downgrade(index));
+    }
+
+    fn indexes(&self) -> Vec<Arc<Index>> {
+        let indexes = self.indexes.lock().unwrap_or_else(PoisonError::into_inner);
+        indexes.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// The directories of the volumes, other than this one, that have its identity.
+    pub(super) fn others(&self, index: &Index, name: &VolumeName, id: &[u8; 16]) -> Vec<PathBuf> {
+        let own = index.path(name);
+        let mut others = Vec::new();
+        for index in self.indexes() {
+            others.extend(index.with(id).iter().map(|name| index.path(name)));
+        }
+        others.retain(|path| *path != own);
+        others.sort_unstable();
+        others
+    }
+
+    /// The volumes of an engine that share an identity with another one, there or
+    /// elsewhere.
+    pub(super) fn conflicts_of(&self, index: &Index) -> Vec<Conflict> {
+        let mut conflicts = self.find(false);
+        conflicts.retain(|conflict| {
+            let mut volumes = conflict.volumes.iter();
+            volumes.any(|path| path.starts_with(&index.root))
+        });
+        conflicts
+    }
+
+    /// All volumes that share an identity with another one. Looks at each volume.
+    /// Blocks.
+    pub fn conflicts(&self) -> Vec<Conflict> {
+        self.find(true)
+    }
+
+    fn find(&self, thorough: bool) -> Vec<Conflict> {
+        let mut volumes: BTreeMap<[u8; 16], Vec<PathBuf>> = BTreeMap::new();
+        for index in self.indexes() {
+            let state = index.look(thorough);
+            for (id, names) in &state.names {
+                let paths = names.iter().map(|name| index.path(name));
+                volumes.entry(*id).or_default().extend(paths);
+            }
+        }
+        volumes.retain(|_, paths| paths.len() > 1);
+        let conflicts = volumes.into_iter().map(|(id, mut volumes)| {
+            volumes.sort_unstable();
+            Conflict { id, volumes }
+        });
+        conflicts.collect()
+    }
+}
