@@ -200,7 +200,9 @@ impl Gate {
         let mut gate = Gate::new(config);
         for session in remembered {
             match session.standing {
-                Standing::Departed | Standing::Fenced => gate.memory.depart(session),
+                Standing::Departed | Standing::Fenced | Standing::Released => {
+                    gate.memory.depart(session);
+                }
                 Standing::Holds => gate.sessions.push(Session {
                     id: session.session_id,
                     host_id: session.host_id,
@@ -324,12 +326,18 @@ impl Gate {
         }
         let standing = match cause {
             CloseCause::Fenced => Standing::Fenced,
+            CloseCause::Released => Standing::Released,
             _ => Standing::Departed,
         };
         let known = self.sessions.iter().find(|s| s.id == *id);
-        match known.map(|s| s.remembered(standing)) {
-            Some(session) if cause != CloseCause::Released => self.memory.depart(session),
-            Some(_) | None => self.memory.touch(),
+        // The first OPEN of a session has no older one that could still be on its way, and one that
+        // reads takes nothing from anybody.
+        let counts = |s: &&Session| {
+            standing != Standing::Released || (s.generation > 1 && s.mode != Mode::ReadOnly)
+        };
+        match known.filter(counts).map(|s| s.remembered(standing)) {
+            Some(session) => self.memory.depart(session),
+            None => self.memory.touch(),
         }
         self.make_room();
         self.sweep();
@@ -510,6 +518,10 @@ impl Session {
             host_boot: self.host_boot,
             mode: self.mode,
             max_connections: self.max_connections,
+            generation: match standing {
+                Standing::Released => self.generation,
+                Standing::Holds | Standing::Departed | Standing::Fenced => 0,
+            },
             standing,
         }
     }

@@ -30,6 +30,8 @@ pub struct Remembered {
     pub mode: Mode,
     /// How many connections it may have, if that is more than a session that begins may.
     pub max_connections: u16,
+    /// [`Standing::Released`]: its generation; else zero.
+    pub generation: u64,
     /// Where it stands.
     pub standing: Standing,
 }
@@ -43,13 +45,16 @@ pub enum Standing {
     Departed,
     /// Somebody conflicting had the volume since it left. It never gets it again.
     Fenced,
+    /// It ended in order. An OPEN of it that is older was on its way for long, and nobody waits for
+    /// the answer: were it let in, by force, it would fence whoever has the volume now.
+    Released,
 }
 
 impl Remembered {
     /// How much harm it would do to forget it; see [`prune`].
     fn weight(&self) -> u8 {
         match (self.mode, self.standing) {
-            (Mode::ReadOnly, Standing::Departed | Standing::Fenced) => 0,
+            (Mode::ReadOnly, Standing::Departed | Standing::Fenced) | (_, Standing::Released) => 0,
             (Mode::ReadOnly, Standing::Holds) => 1,
             (_, Standing::Departed) => 2,
             (_, Standing::Fenced) => 3,
@@ -61,8 +66,11 @@ impl Remembered {
 /// The weight of what is never forgotten.
 const MUST_STAY: u8 = 4;
 
-/// Forgets sessions until there are at most `max`: first those that only read, which have no writes
-/// to send again, departed before present ones; then departed ones, which nobody has displaced yet;
+/// Released sessions that are remembered: an OPEN is not on its way for longer than they last.
+const MAX_RELEASED: usize = 16;
+
+/// Forgets sessions until there are at most `max`: first those that only read or were released, which have
+/// no writes to send again, departed before present ones; then departed ones, which nobody has displaced yet;
 /// then fenced ones. Of equals the one that comes first goes first. Whoever holds the volume for
 /// writing stays, even if there are more than `max` of them.
 pub fn prune(sessions: &mut Vec<Remembered>, max: usize) {
@@ -108,6 +116,17 @@ impl Memory {
             .any(|d| d.session_id == *session && d.standing == Standing::Fenced)
     }
 
+    /// The generation with which a session was released, if this one is older.
+    pub(super) fn is_older_than_released(
+        &self,
+        session: &[u8; 16],
+        generation: u64,
+    ) -> Option<u64> {
+        let mut known = self.departed.iter();
+        let known = known.find(|d| d.session_id == *session && d.standing == Standing::Released)?;
+        (generation < known.generation).then_some(known.generation)
+    }
+
     /// How many connections a session might have when it left; zero if it is not known.
     pub(super) fn max_connections(&self, session: &[u8; 16]) -> u16 {
         let known = self.departed.iter().find(|d| d.session_id == *session);
@@ -128,6 +147,12 @@ impl Memory {
             return;
         }
         self.departed.push(session);
+        let is_released = |d: &Remembered| d.standing == Standing::Released;
+        if self.departed.iter().filter(|d| is_released(d)).count() > MAX_RELEASED {
+            if let Some(oldest) = self.departed.iter().position(is_released) {
+                self.departed.remove(oldest);
+            }
+        }
     }
 
     /// There is room for so many.
@@ -140,7 +165,8 @@ impl Memory {
     pub(super) fn enter(&mut self, session: &[u8; 16], conflicts: impl Fn(Mode) -> bool) {
         self.touch();
         self.departed.retain(|d| d.session_id != *session);
-        for d in self.departed.iter_mut().filter(|d| conflicts(d.mode)) {
+        let left = |d: &&mut Remembered| d.standing != Standing::Released && conflicts(d.mode);
+        for d in self.departed.iter_mut().filter(left) {
             d.standing = Standing::Fenced;
         }
     }

@@ -526,6 +526,36 @@ fn release_frees_the_volume_once_its_connections_are_drained() {
 }
 
 #[test]
+fn an_open_from_before_the_release_fences_nobody() {
+    let mut first = door();
+    let opened = first.opens(&open(1, 3));
+    first.gate.on_release(opened);
+    first.drained(opened);
+    first.opens(&open(2, 1));
+    for mut door in [restarted(first)] {
+        // It was on its way to a node that stood still, say; its client has long gone.
+        let late = door.open_refused(&forced(open(1, 2)));
+        assert_eq!((late.status, late.generation), (Status::StaleGeneration, 3));
+        assert_eq!(door.gate.holders().map(|h| h.host_id).next(), Some([2; 16]));
+        // A later one means it.
+        let (_, came, _) = door.enter(IntroducedAs::Open, &forced(open(1, 4)));
+        assert_eq!(came, Came::In, "the holder has no connection to this node");
+    }
+}
+
+#[test]
+fn only_the_last_released_sessions_are_remembered() {
+    let mut door = door();
+    for host in 1..=40 {
+        let opened = door.opens(&open(host, 2));
+        door.gate.on_release(opened);
+        door.drained(opened);
+    }
+    let remembered: Vec<u8> = door.gate.memory().map(|s| s.session_id[0]).collect();
+    assert_eq!(remembered, (25..=40).collect::<Vec<u8>>());
+}
+
+#[test]
 fn shared_sessions_share_and_exclusive_ones_stay_out() {
     let mut door = door();
     let one = with_mode(open(1, 1), Mode::Shared);

@@ -216,6 +216,7 @@ fn the_oldest_of_the_least_harmful_go_first() {
         host_boot: 0,
         mode,
         max_connections: 0,
+        generation: 0,
         standing,
     };
     let all = [

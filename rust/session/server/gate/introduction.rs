@@ -86,6 +86,11 @@ impl Gate {
         if self.memory.is_fenced(&id) {
             return Err(RefuseReason::new(Status::Fenced));
         }
+        if let Some(released) = self.memory.is_older_than_released(&id, generation) {
+            let mut reason = RefuseReason::new(Status::StaleGeneration);
+            reason.generation = released;
+            return Err(reason);
+        }
         let staying = || {
             self.sessions
                 .iter()

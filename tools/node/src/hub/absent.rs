@@ -108,7 +108,9 @@ fn load(engine: &dyn Engine, name: &VolumeName) -> neonsan_engine::Result<Option
 /// volume once does not come back with what it had in flight. Blocks.
 pub fn all_fenced(engine: &dyn Engine, name: &VolumeName) -> Result<Vec<u8>, Error> {
     let mut sessions: Vec<Remembered> = record::decode(engine.load_record(name)?.as_deref())?;
-    for session in &mut sessions {
+    // One that was released has nothing in flight, and is remembered for another reason.
+    let left = |s: &&mut Remembered| s.standing != Standing::Released;
+    for session in sessions.iter_mut().filter(left) {
         session.standing = Standing::Fenced;
     }
     Ok(record::encode(&sessions))

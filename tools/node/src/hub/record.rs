@@ -6,9 +6,10 @@
 //!
 //! ======  ==================================================================================
 //! 0x81    A session: its id, its host's id (16 bytes each), its mode as on the wire, where it
-//!         stands (0 holds the volume, 1 departed, 2 fenced), how many connections it may have
-//!         (2 bytes), the boot of its host (8 bytes); then fields: a type of one byte, the
-//!         length of the value in one, the value. There is none yet.
+//!         stands (0 holds the volume, 1 departed, 2 fenced, 3 released), how many connections it
+//!         may have (2 bytes), the boot of its host (8 bytes); then fields: a type of one byte,
+//!         the length of the value in one, the value. There is one type: 0x81, of a session
+//!         that was released, its generation (8 bytes).
 //! ======  ==================================================================================
 //!
 //! So a later version can add entries and fields without a version of its own. One whose type has
@@ -27,14 +28,17 @@ const VERSION: u8 = 3;
 /// What has this bit in its type must be understood.
 const REQUIRED: u8 = 0x80;
 const SESSION: u8 = REQUIRED | 1;
+const GENERATION: u8 = REQUIRED | 1;
 const ENTRY_HEADER_BYTES: usize = 3;
 const SESSION_BYTES: usize = 44;
+/// A gate remembers no more than 16 released ones, of which each has this field.
+const GENERATION_BYTES: usize = 10;
 const SESSION_BYTES_V1: usize = 34;
 const SESSION_BYTES_V2: usize = 35;
 
 /// Most sessions that a record has room for.
 pub(super) const MAX_SESSIONS: usize =
-    (MAX_RECORD_BYTES - 1) / (ENTRY_HEADER_BYTES + SESSION_BYTES);
+    (MAX_RECORD_BYTES - 1 - 16 * GENERATION_BYTES) / (ENTRY_HEADER_BYTES + SESSION_BYTES);
 
 /// The record of these sessions. A gate remembers no more than there is room
 /// for; of an older record's, those go that may be forgotten.
@@ -44,7 +48,9 @@ pub(super) fn encode(sessions: &[Remembered]) -> Vec<u8> {
     let mut record = vec![VERSION];
     for session in &sessions {
         record.push(SESSION);
-        record.extend_from_slice(&(SESSION_BYTES as u16).to_le_bytes());
+        let is_released = session.standing == Standing::Released;
+        let fields_bytes = if is_released { GENERATION_BYTES } else { 0 };
+        record.extend_from_slice(&((SESSION_BYTES + fields_bytes) as u16).to_le_bytes());
         record.extend_from_slice(&session.session_id);
         record.extend_from_slice(&session.host_id);
         record.push(session.mode.to_wire());
@@ -52,9 +58,14 @@ pub(super) fn encode(sessions: &[Remembered]) -> Vec<u8> {
             Standing::Holds => 0,
             Standing::Departed => 1,
             Standing::Fenced => 2,
+            Standing::Released => 3,
         });
         record.extend_from_slice(&session.max_connections.to_le_bytes());
         record.extend_from_slice(&session.host_boot.to_le_bytes());
+        if is_released {
+            record.extend_from_slice(&[GENERATION, 8]);
+            record.extend_from_slice(&session.generation.to_le_bytes());
+        }
     }
     record
 }
@@ -101,12 +112,15 @@ fn decode_entries(mut entries: &[u8]) -> Option<Vec<Remembered>> {
 
 fn decode_session(value: &[u8]) -> Option<Remembered> {
     let (fixed, mut fields) = value.split_at_checked(SESSION_BYTES)?;
+    let mut generation = 0;
     while !fields.is_empty() {
         let (&[kind, len], rest) = fields.split_first_chunk::<2>()?;
-        let (_, rest) = rest.split_at_checked(len.into())?;
+        let (value, rest) = rest.split_at_checked(len.into())?;
         fields = rest;
-        if kind & REQUIRED != 0 {
-            return None;
+        match kind {
+            GENERATION => generation = u64::from_le_bytes(value.try_into().ok()?),
+            kind if kind & REQUIRED != 0 => return None,
+            _ => {}
         }
     }
     let (ids, rest) = fixed.split_at_checked(SESSION_BYTES_V1)?;
@@ -114,6 +128,7 @@ fn decode_session(value: &[u8]) -> Option<Remembered> {
     Some(Remembered {
         max_connections: u16::from_le_bytes([low, high]),
         host_boot: u64::from_le_bytes(*boot.first_chunk()?),
+        generation,
         ..decode_ids(ids)?
     })
 }
@@ -145,10 +160,12 @@ fn decode_ids(ids: &[u8]) -> Option<Remembered> {
         host_boot: 0,
         mode: Mode::from_wire(mode),
         max_connections: 0,
+        generation: 0,
         standing: match standing {
             0 => Standing::Holds,
             1 => Standing::Departed,
             2 => Standing::Fenced,
+            3 => Standing::Released,
             _ => return None,
         },
     })
@@ -166,6 +183,7 @@ mod tests {
             host_boot: 0x0807_0605_0403_0201,
             mode: Mode::Shared,
             max_connections: 16,
+            generation: 0,
             standing,
         }
     }
@@ -176,6 +194,10 @@ mod tests {
             session(1, Standing::Departed),
             session(2, Standing::Fenced),
             session(3, Standing::Holds),
+            Remembered {
+                generation: 7,
+                ..session(4, Standing::Released)
+            },
         ];
         assert_eq!(decode(Some(&encode(&sessions))).unwrap(), sessions);
         assert_eq!(decode(Some(&encode(&[]))).unwrap(), []);
@@ -248,7 +270,7 @@ mod tests {
         for record in [with_entry(0x02), with_field(0x01)] {
             assert_eq!(decode(Some(&record)).unwrap(), sessions);
         }
-        for record in [with_entry(0x82), with_field(0x81)] {
+        for record in [with_entry(0x82), with_field(0x82), with_field(0x81)] {
             assert_eq!(
                 decode(Some(&record)).unwrap_err().kind(),
                 ErrorKind::Corrupt
@@ -285,7 +307,7 @@ mod tests {
             assert!(decode(Some(&good[..len])).is_err(), "cut to {len}");
         }
         let mut bad = good;
-        bad[1 + ENTRY_HEADER_BYTES + 33] = 3;
+        bad[1 + ENTRY_HEADER_BYTES + 33] = 4;
         assert!(decode(Some(&bad)).is_err());
     }
 }
