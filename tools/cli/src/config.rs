@@ -18,7 +18,7 @@ pub struct Config {
     pub nodes: Vec<String>,
     /// The control API for volume commands whose target names no node.
     pub api: Option<String>,
-    /// Identity of this host, as a UUID. Made from /etc/machine-id when absent.
+    /// Identity of this host, as a UUID. Made from /etc/machine-id and the firmware's UUID when absent.
     pub host_id: Option<String>,
     /// Name of this host for people. The system's when absent.
     pub host_name: Option<String>,
