@@ -9,6 +9,22 @@ use core::convert::Infallible;
 use kernel::{prelude::*, sync::Arc};
 use neonsan_kernel::block::mq::{Flags, Operations, OwnedRequest, TagSet, TimeoutAction};
 
+module! {
+    type: Example,
+    name: "example",
+    authors: ["The NeonSAN developers"],
+    description: "A module, since a table of operations has one as its owner",
+    license: "GPL",
+}
+
+pub struct Example;
+
+impl kernel::Module for Example {
+    fn init(_module: &'static ThisModule) -> Result<Self> {
+        Ok(Example)
+    }
+}
+
 pub struct Driver;
 
 #[repr(align(64))]
@@ -16,6 +32,7 @@ pub struct Data {
     number: u64,
 }
 
+#[vtable]
 impl Operations for Driver {
     type RequestData = Data;
     type QueueData = ();
