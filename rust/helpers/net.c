@@ -119,17 +119,21 @@ void neonsan_helper_sock_prepare(struct socket *sock)
 }
 
 /*
- * The end of that, right before the socket is released: the kernel counts the
- * sockets that may use the reserves. The flag stays, under the lock: a packet
- * from the reserves may have passed the socket's filter and reach its backlog
- * later, where the kernel insists on the flag.
+ * The end of that, for a socket that is disconnected and that nobody uses any
+ * more: the kernel counts the sockets that may use the reserves. The flag is set
+ * again afterwards: a packet from the reserves that has passed the socket's
+ * filter already may still reach its backlog while it is released, where the
+ * kernel insists on the flag. Without the socket's lock: the last such socket of
+ * the host changes the kernel's text, under locks that must not come after it.
  */
 void neonsan_helper_sock_clear_memalloc(struct sock *sk)
 {
-	lock_sock(sk);
 	sk_clear_memalloc(sk);
+	local_bh_disable();
+	bh_lock_sock(sk);
 	sock_set_flag(sk, SOCK_MEMALLOC);
-	release_sock(sk);
+	bh_unlock_sock(sk);
+	local_bh_enable();
 }
 
 void neonsan_helper_sock_set_rcvtimeo(struct sock *sk, long jiffies)

@@ -40,6 +40,7 @@ use kernel::{
 };
 use neonsan_kernel::{
     block::mq::{GenDisk, QueueLimits},
+    net::TcpSocket,
     random,
     workqueue::OwnedQueue,
 };
@@ -147,6 +148,10 @@ pub(crate) struct Device {
     connecting: OwnedQueue,
     /// For changes of the disk, which wait for requests.
     changes: OwnedQueue,
+    /// Never connected. As long as there is a socket that may use the memory reserves, making and ending
+    /// another one only counts; the first and the last on the host change the kernel's text, under
+    /// locks that a connection which dirty pages wait for must not need.
+    _reserves: TcpSocket,
     /// The device is being taken away: nothing new begins.
     closing: AtomicFlag,
     /// What a node's power could take. Used if the volume has a write cache.
@@ -245,6 +250,8 @@ impl Device {
         let queue = OwnedQueue::new_mem_reclaim(&name)?;
         let connecting = OwnedQueue::new_mem_reclaim(&name)?;
         let changes = OwnedQueue::new_unbound(&name)?;
+        let any_node = params.nodes.first().ok_or(EINVAL)?;
+        let reserves = TcpSocket::new(&params.net, &any_node.addr)?;
         let mut session_id = [0; 16];
         random::fill(&mut session_id);
         if let Some(left) = left {
@@ -277,6 +284,7 @@ impl Device {
                 queue,
                 connecting,
                 changes,
+                _reserves: reserves,
                 closing: AtomicFlag::new(false),
                 durability: Durability::new(),
                 at_risk: AtRisk::new(),

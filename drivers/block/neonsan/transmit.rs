@@ -42,7 +42,7 @@ use neonsan_kernel::{
 };
 use neonsan_proto::{Features, Header, Kind, RequestFlags, HEADER_BYTES};
 use neonsan_session::{
-    client::{GateState, MAX_PINGS, SendGate, Sender, Tally},
+    client::{GateState, SendGate, Sender, Tally, MAX_PINGS},
     CloseCause, Instant, Tag,
 };
 

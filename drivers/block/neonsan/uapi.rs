@@ -44,11 +44,7 @@ pub enum Mode {
 
 impl Mode {
     /// Every value, in order.
-    pub const ALL: &'static [Mode] = &[
-        Mode::Exclusive,
-        Mode::Shared,
-        Mode::ReadOnly,
-    ];
+    pub const ALL: &'static [Mode] = &[Mode::Exclusive, Mode::Shared, Mode::ReadOnly];
 
     /// The value of an attribute; `None` if this version does not know it.
     pub fn from_raw(raw: u32) -> Option<Self> {
@@ -178,13 +174,7 @@ pub enum Op {
 
 impl Op {
     /// Every value, in order.
-    pub const ALL: &'static [Op] = &[
-        Op::Read,
-        Op::Write,
-        Op::Flush,
-        Op::Discard,
-        Op::WriteZeroes,
-    ];
+    pub const ALL: &'static [Op] = &[Op::Read, Op::Write, Op::Flush, Op::Discard, Op::WriteZeroes];
 
     /// The value of an attribute; `None` if this version does not know it.
     pub fn from_raw(raw: u32) -> Option<Self> {
@@ -247,10 +237,7 @@ pub mod checksum {
     pub const PAYLOAD: u32 = 1 << 1;
 
     /// Every flag with its name in the spec.
-    pub const NAMES: &[(&str, u32)] = &[
-        ("header", HEADER),
-        ("payload", PAYLOAD),
-    ];
+    pub const NAMES: &[(&str, u32)] = &[("header", HEADER), ("payload", PAYLOAD)];
 }
 
 /// What a volume can do. The same bits as on the wire.
@@ -304,10 +291,7 @@ pub enum SuspendMode {
 
 impl SuspendMode {
     /// Every value, in order.
-    pub const ALL: &'static [SuspendMode] = &[
-        SuspendMode::Normal,
-        SuspendMode::Error,
-    ];
+    pub const ALL: &'static [SuspendMode] = &[SuspendMode::Normal, SuspendMode::Error];
 
     /// The value of an attribute; `None` if this version does not know it.
     pub fn from_raw(raw: u32) -> Option<Self> {

@@ -214,12 +214,10 @@ fn bytes_or_error(n: c_int) -> Result<usize> {
 
 impl Drop for TcpSocket {
     fn drop(&mut self) {
-        // For the packet of the reset.
-        let _scope = NoReclaimScope::enter();
-        // SAFETY: By the type's invariants. Without lingering, release resets the connection and
-        // purges its queues. `sock_prepare` let the socket use the reserves.
+        self.abort();
+        // SAFETY: By the type's invariants. It is disconnected, nobody else has it, and `sock_prepare`
+        // let it use the reserves.
         unsafe {
-            bindings::sock_no_linger(self.sk());
             bindings::sock_clear_memalloc(self.sk());
             bindings::sock_release(self.as_raw());
         }

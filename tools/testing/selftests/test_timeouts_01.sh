@@ -3,6 +3,9 @@
 # TCP gives a connection up when the session would, also after the heartbeat timeout was changed
 . "$TEST_LIB"
 
+# The node has patience, so that only the module's end can give up.
+node_config node mem 9666
+printf 'heartbeat_interval_ms = 1800000\nheartbeat_timeout_ms = 3600000\n' >>"$TEST_DIR/node.toml"
 node_start
 volume test/t 16M
 attach test/t --connections 1 --heartbeat-interval 500ms --heartbeat-timeout 1500ms --request-timeout 1h
