@@ -172,7 +172,12 @@ impl Node {
 
     /// Waits for a line of the log which has `text`.
     pub fn wait_for(&mut self, text: &str) -> String {
-        let deadline = Instant::now() + PATIENCE;
+        self.wait_for_up_to(text, PATIENCE)
+    }
+
+    /// The same with another patience.
+    pub fn wait_for_up_to(&mut self, text: &str, patience: Duration) -> String {
+        let deadline = Instant::now() + patience;
         if let Some(line) = self.log.iter().find(|line| line.contains(text)) {
             return line.clone();
         }
