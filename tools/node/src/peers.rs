@@ -7,11 +7,15 @@
 //! silent: hosts are not told of it any more, and later its note is removed. Time
 //! is counted by the reader alone, so clocks need not agree.
 //!
+//! An address of loopback means something on one machine only. Other machines are
+//! not told of it, since each would take it for itself: nodes of the same machine
+//! are, and hosts whose own connection came over loopback.
+//!
 //! Nothing that matters for data depends on this: who has a volume is decided by
 //! the engine's locks. It says where to look.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -42,7 +46,15 @@ const STOP_PATIENCE: Duration = Duration::from_secs(2);
 /// What a node tells of itself, as JSON. Fields may be added.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Told {
+    /// Where hosts of any machine reach it.
     addresses: Vec<SocketAddr>,
+    /// Where hosts of its own machine reach it. Apart from the others, so that a
+    /// node that does not know the difference does not tell them to anybody.
+    #[serde(default)]
+    local_addresses: Vec<SocketAddr>,
+    /// Which machine that is; see [`this_machine`].
+    #[serde(default)]
+    machine: String,
     version: String,
     boot_id: String,
     /// Grows with each telling.
@@ -78,8 +90,12 @@ type Notes = BTreeMap<String, Seen>;
 /// What is known of other nodes.
 #[derive(Debug)]
 pub struct Peers {
-    /// Where hosts reach this node.
+    /// Where hosts of any machine reach this node.
     addresses: Vec<SocketAddr>,
+    /// Where hosts of this machine do.
+    local_addresses: Vec<SocketAddr>,
+    /// See [`this_machine`].
+    machine: String,
     /// Those of the configuration, told in any case.
     configured: Vec<SocketAddr>,
     /// By the index of the engine. Written by the thread; locked for look-ups.
@@ -90,12 +106,15 @@ impl Peers {
     /// Nobody is known yet. `addresses` are those of this node, without those
     /// that mean "all of this machine's".
     pub fn new(addresses: &[SocketAddr], configured: &[SocketAddr]) -> Self {
+        let (local_addresses, addresses) = addresses
+            .iter()
+            .copied()
+            .filter(|address| !address.ip().to_canonical().is_unspecified())
+            .partition(|address| is_local(address.ip()));
         Self {
-            addresses: addresses
-                .iter()
-                .copied()
-                .filter(|address| !address.ip().is_unspecified())
-                .collect(),
+            addresses,
+            local_addresses,
+            machine: this_machine(),
             configured: configured.to_owned(),
             notes: Mutex::default(),
         }
@@ -105,13 +124,34 @@ impl Peers {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The nodes that clients of an engine's volumes are told of, the preferred
-    /// ones first: those of the configuration, this one, then the others that
-    /// serve, those with fewer sessions first.
-    pub fn addresses(&self, engine: usize, is_shared: bool) -> Vec<NodeAddress> {
+    /// Whether a node that told this is on this machine.
+    fn is_here(&self, told: &Told) -> bool {
+        !told.machine.is_empty() && told.machine == self.machine
+    }
+
+    /// What other nodes know this one by; `None`: it has no address to be told.
+    /// Two processes never have the same, and a node that is started again takes
+    /// the place of the one that it was.
+    fn key(&self) -> Option<String> {
+        if let Some(address) = self.addresses.first() {
+            return Some(address.to_string());
+        }
+        // Each machine has these addresses.
+        let local = self.local_addresses.first()?;
+        Some(format!("{local}@{}", self.machine))
+    }
+
+    /// The nodes that a client at `client` is told of as those of an engine's
+    /// volumes, the preferred ones first: those of the configuration, this one,
+    /// then the others that serve, those with fewer sessions first.
+    pub fn addresses(&self, engine: usize, is_shared: bool, client: IpAddr) -> Vec<NodeAddress> {
         let mut all = self.configured.clone();
+        let is_local = is_local(client);
         if is_shared {
             all.extend(&self.addresses);
+            if is_local {
+                all.extend(&self.local_addresses);
+            }
             let notes = self.notes();
             let mut others: Vec<&Told> = notes
                 .get(&engine)
@@ -122,7 +162,12 @@ impl Peers {
                 .filter(|told| told.status != HealthStatus::ShuttingDown)
                 .collect();
             others.sort_by_key(|told| told.sessions);
-            all.extend(others.iter().flat_map(|told| &told.addresses));
+            for told in others {
+                all.extend(&told.addresses);
+                if is_local && self.is_here(told) {
+                    all.extend(&told.local_addresses);
+                }
+            }
         }
         let mut known = BTreeSet::new();
         all.retain(|address| known.insert(*address));
@@ -172,9 +217,28 @@ impl Peers {
     }
 }
 
+/// Whether only this machine itself reaches the address.
+fn is_local(ip: IpAddr) -> bool {
+    ip.to_canonical().is_loopback()
+}
+
+/// Which machine this is, for as long as it runs, and which of its network
+/// namespaces: processes for which this is the same have one loopback. Empty if
+/// the system does not say.
+fn this_machine() -> String {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    let network = std::fs::read_link("/proc/self/ns/net");
+    match (boot, network) {
+        (Ok(boot), Ok(network)) => format!("{} {}", boot.trim(), network.display()),
+        _ => String::new(),
+    }
+}
+
 fn tell(shared: &Shared, beat: u64) -> Told {
     Told {
         addresses: shared.peers.addresses.clone(),
+        local_addresses: shared.peers.local_addresses.clone(),
+        machine: shared.peers.machine.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         boot_id: hex(&shared.boot_id),
         beat,
@@ -185,9 +249,15 @@ fn tell(shared: &Shared, beat: u64) -> Told {
     }
 }
 
-fn entry(told: &Told, state: NodeState, engines: Vec<String>) -> NodeEntry {
+fn entry(peers: &Peers, told: &Told, state: NodeState, engines: Vec<String>) -> NodeEntry {
+    let local = told.local_addresses.iter().filter(|_| peers.is_here(told));
     NodeEntry {
-        addresses: told.addresses.iter().map(ToString::to_string).collect(),
+        addresses: told
+            .addresses
+            .iter()
+            .chain(local)
+            .map(ToString::to_string)
+            .collect(),
         is_this: false,
         state,
         engines,
@@ -216,7 +286,7 @@ pub fn list(shared: &Shared) -> NodeList {
     let engines = (0..shared.engines.len()).map(name_of).collect();
     let mut nodes = vec![NodeEntry {
         is_this: true,
-        ..entry(&this, state_of(this.status), engines)
+        ..entry(&shared.peers, &this, state_of(this.status), engines)
     }];
     // A node with several engines in common has a note in each.
     let mut others: BTreeMap<String, NodeEntry> = BTreeMap::new();
@@ -230,7 +300,7 @@ pub fn list(shared: &Shared) -> NodeList {
             let heard = seen.changed.elapsed().as_millis();
             let other = others.entry(key.clone()).or_insert_with(|| NodeEntry {
                 heard_ms: u64::try_from(heard).unwrap_or(u64::MAX),
-                ..entry(told, state, Vec::new())
+                ..entry(&shared.peers, told, state, Vec::new())
             });
             other.engines.push(name_of(*engine));
         }
@@ -250,13 +320,15 @@ pub fn start(shared: &Arc<Shared>) -> std::io::Result<Option<Listening>> {
     if !shared.engines.iter().any(|e| e.engine.is_shared()) {
         return Ok(None);
     }
-    // Two processes never have the same address, and a node that is started
-    // again takes the place of the one that it was.
-    let key = shared.peers.addresses.first().map(ToString::to_string);
-    if key.is_none() {
+    let key = shared.peers.key();
+    if shared.peers.addresses.is_empty() {
+        let why = match key {
+            Some(_) => "it listens on loopback, where only this machine reaches it",
+            None => "it listens on all of the machine's addresses",
+        };
         tracing::warn!(
-            "other nodes and hosts are not told of this one: it listens on all of the machine's \
-             addresses; say in data.advertise where hosts reach it"
+            "nodes and hosts on other machines are not told of this one, since {why}: say in \
+             data.listen or data.advertise where hosts reach it"
         );
     }
     let (stop, stopped) = mpsc::channel();
@@ -352,6 +424,8 @@ mod tests {
         let address = SocketAddr::from(([192, 0, 2, 1], port));
         let told = Told {
             addresses: vec![address],
+            local_addresses: Vec::new(),
+            machine: String::new(),
             version: "1".to_owned(),
             boot_id: String::new(),
             beat,
@@ -366,8 +440,15 @@ mod tests {
         }
     }
 
+    const ELSEWHERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 99));
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
     fn ports(peers: &Peers, is_shared: bool) -> Vec<u16> {
-        let told = peers.addresses(0, is_shared);
+        ports_for(peers, is_shared, ELSEWHERE)
+    }
+
+    fn ports_for(peers: &Peers, is_shared: bool, client: IpAddr) -> Vec<u16> {
+        let told = peers.addresses(0, is_shared, client);
         told.iter().map(|address| address.port.get()).collect()
     }
 
@@ -402,6 +483,56 @@ mod tests {
         assert_eq!(ports(&peers, false), [9]);
         peers.hear(0, own, vec![told(3, 5, HealthStatus::Ok, 3)]);
         assert_eq!(ports(&peers, true), [9, 2, 3], "the others have gone");
+    }
+
+    /// 127.0.0.1 is another node on each machine: whoever hears of it takes it for
+    /// one of his own.
+    #[test]
+    fn addresses_of_loopback_are_told_on_their_own_machine_only() {
+        let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let own = [loopback(1), "[::1]:1".parse().unwrap()];
+        let peers = Peers::new(&own, &[]);
+        assert!(peers.addresses.is_empty() && peers.local_addresses.len() == 2);
+        assert_eq!(ports(&peers, true), [0; 0]);
+        assert_eq!(ports_for(&peers, true, HERE), [1, 1]);
+        let mapped = "::ffff:127.0.0.1".parse().unwrap();
+        assert_eq!(ports_for(&peers, true, mapped), [1, 1]);
+        // The same address on two machines is two nodes.
+        let key = peers.key().unwrap();
+        assert!(key.starts_with("127.0.0.1:1@") && key.len() > 20, "{key}");
+
+        let note = |port, machine: &str, beat| {
+            let mut told = Told {
+                addresses: Vec::new(),
+                local_addresses: vec![loopback(port)],
+                machine: machine.to_owned(),
+                version: "1".to_owned(),
+                boot_id: String::new(),
+                beat,
+                status: HealthStatus::Ok,
+                sessions: 0,
+                connections: 0,
+                in_flight_bytes: 0,
+            };
+            if machine == "another" {
+                told.addresses = vec![SocketAddr::from(([192, 0, 2, 7], 7))];
+            }
+            NodeNote {
+                key: format!("{port}@{machine}"),
+                text: serde_json::to_string(&told).unwrap(),
+            }
+        };
+        for beat in 1..3 {
+            let notes = vec![note(2, &peers.machine, beat), note(3, "another", beat)];
+            peers.hear(0, Some(&key), notes);
+        }
+        assert_eq!(ports(&peers, true), [7]);
+        assert_eq!(ports_for(&peers, true, HERE), [1, 1, 2, 7]);
+        // One that listens on an address of the network is told everywhere, by that.
+        let both = [loopback(4), SocketAddr::from(([192, 0, 2, 1], 4))];
+        let peers = Peers::new(&both, &[]);
+        assert_eq!(ports(&peers, true), [4]);
+        assert_eq!(peers.key().unwrap(), "192.0.2.1:4");
     }
 
     #[test]

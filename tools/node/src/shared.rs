@@ -2,7 +2,7 @@
 //! What all threads of a node share, and nothing that the I/O path locks.
 
 use std::collections::HashSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -180,10 +180,10 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// The nodes that clients of an engine's volumes are told of.
-    pub fn nodes_for(&self, engine: usize) -> Vec<NodeAddress> {
+    /// The nodes that a client at `client` is told of as those of an engine's volumes.
+    pub fn nodes_for(&self, engine: usize, client: IpAddr) -> Vec<NodeAddress> {
         let is_shared = self.engines[engine].engine.is_shared();
-        self.peers.addresses(engine, is_shared)
+        self.peers.addresses(engine, is_shared, client)
     }
 
     /// What holds now.

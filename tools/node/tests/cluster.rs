@@ -15,6 +15,8 @@ use neonsan_api::{
     ClientError, ErrorCode, NodeEntry, NodeState, SnapshotName, VolumeName, VolumeResize,
 };
 use neonsan_client::{Client, Config, Error, Event};
+use neonsan_engine::rbd::{RbdEngine, RbdOptions};
+use neonsan_engine::Engine as _;
 use neonsan_proto::{Mode, Status};
 
 const MIB: u64 = 1 << 20;
@@ -125,6 +127,33 @@ fn nodes_find_each_other_and_hosts_are_told_of_all() {
     wait_for(&all[1], "the killed one is back", |list| {
         state_of(list, at[0]) == Some(NodeState::Ok)
     });
+}
+
+/// What nodes on loopback tell in the cluster leads no other machine to itself.
+#[test]
+fn addresses_of_loopback_are_not_told_to_other_machines() {
+    let dir = directory();
+    let mut node = start(&dir, 0, "127.0.0.1:0");
+    node.wait_for("on other machines are not told of this one");
+    let engine = RbdEngine::open(RbdOptions::new(
+        ceph::lab("NEONSAN_CEPH_CONF"),
+        &ceph::lab("NEONSAN_CEPH_USER"),
+        &ceph::lab("NEONSAN_CEPH_POOL"),
+    ))
+    .unwrap();
+    let port = node.data.port();
+    let begun = Instant::now();
+    let told: serde_json::Value = loop {
+        let notes = engine.told_nodes().unwrap();
+        let own = format!("127.0.0.1:{port}@");
+        if let Some(note) = notes.iter().find(|note| note.key.starts_with(&own)) {
+            break serde_json::from_str(&note.text).unwrap();
+        }
+        assert!(begun.elapsed() < PATIENCE, "{notes:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    assert_eq!(told["addresses"], serde_json::json!([]));
+    assert_eq!(told["local_addresses"][0], format!("127.0.0.1:{port}"));
 }
 
 /// The host of a dead node may come back to any other with writes in flight:

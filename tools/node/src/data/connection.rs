@@ -382,7 +382,7 @@ impl Connection {
         };
         let features = machine.features();
         let mut answer = Vec::new();
-        let nodes = context.shared.nodes_for(engine_index);
+        let nodes = context.shared.nodes_for(engine_index, self.peer.ip());
         machine.encode_accept(*reply, &nodes, &mut answer);
         self.output.push_bytes(answer);
         self.output.set_depth(depth);
