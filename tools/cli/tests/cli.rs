@@ -45,7 +45,7 @@ fn help_of(words: &[&str]) -> String {
 
 #[test]
 fn help_of_every_command_is_stable() {
-    let commands: [&[&str]; 28] = [
+    let commands: [&[&str]; 29] = [
         &[],
         &["attach"],
         &["detach"],
