@@ -684,6 +684,7 @@ mod tests {
             min_block_bytes: 4096,
             lock_wait: Duration::ZERO,
             identity: None,
+            identities: Arc::default(),
         };
         let engine = FileEngine::open(options).unwrap();
         let name = "p/v".parse().unwrap();
