@@ -41,6 +41,7 @@ help:
 	@echo 'make              build the module and the tools in the lab, for its kernel'
 	@echo 'make demo         a guest runs from /dev/neonsan0: build, boot, attach, show'
 	@echo 'make check        every test; ends with the line "N passed, N failed, N skipped"'
+	@echo 'make check-host   the quick start, as written, on a bare Debian that is then booted'
 	@echo 'make check-debug  the selftests on a kernel with KASAN, lockdep and kmemleak'
 	@echo 'make bench        guest instructions per I/O of neonsan, its peers and its floors'
 	@echo 'make check-faults the whole fault matrix; one cell: tools/testing/run-faults NAME'
@@ -112,6 +113,11 @@ demo:
 .PHONY: check
 check:
 	@$(top)/tools/testing/check
+
+# COLD=1 keeps nothing of an earlier run.
+.PHONY: check-host
+check-host:
+	@$(top)/tools/testing/quickstart/run $(if $(COLD),--cold)
 
 .PHONY: check-debug
 check-debug:
