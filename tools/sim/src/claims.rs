@@ -4,7 +4,7 @@
 //! last connection, which boot of which host it is, and whether it was released.
 
 use crate::engine::SessionId;
-use neonsan_proto::{OpenFlags, OpenRequest};
+use neonsan_proto::{Mode, OpenFlags, OpenRequest};
 use neonsan_session::Instant;
 use std::collections::BTreeMap;
 
@@ -14,7 +14,8 @@ struct Claim {
     host_boot: u64,
     /// When a connection of it was let in, or ended.
     seen: Instant,
-    is_released: bool,
+    /// It was released, or another session has asked for the volume by force.
+    is_over: bool,
 }
 
 /// The sessions that were let in.
@@ -22,13 +23,22 @@ struct Claim {
 pub(crate) struct Claims(BTreeMap<SessionId, Claim>);
 
 impl Claims {
+    /// A gate has taken this request, and lets it in when what it displaces is drained. Should its
+    /// client go before, what it has displaced by force stays displaced.
+    pub(crate) fn asked(&mut self, request: &OpenRequest) {
+        let takes = request.flags().contains(OpenFlags::FORCE) && request.mode() != Mode::ReadOnly;
+        for (session, claim) in &mut self.0 {
+            claim.is_over |= takes && *session != request.session_id;
+        }
+    }
+
     /// A session was let in by this request.
     pub(crate) fn let_in(&mut self, request: &OpenRequest, now: Instant) {
         let claim = Claim {
             host_id: request.host_id,
             host_boot: request.host_boot.get(),
             seen: now,
-            is_released: false,
+            is_over: false,
         };
         self.0.insert(request.session_id, claim);
     }
@@ -43,7 +53,7 @@ impl Claims {
     /// A session was released.
     pub(crate) fn released(&mut self, session: &SessionId) {
         if let Some(claim) = self.0.get_mut(session) {
-            claim.is_released = true;
+            claim.is_over = true;
         }
     }
 
@@ -60,7 +70,7 @@ impl Claims {
         let restarted =
             claim.host_id == request.host_id && !boots.contains(&0) && boots[0] != boots[1];
         let absent_ms = now.since_ms(claim.seen);
-        let is_right = claim.is_released
+        let is_right = claim.is_over
             || request.flags().contains(OpenFlags::FORCE)
             || restarted
             || absent_ms >= linger_ms;

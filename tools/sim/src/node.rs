@@ -394,6 +394,7 @@ impl Node {
                 if let Some(peer) = self.peers.get_mut(&conn) {
                     peer.phase = Phase::Waiting;
                 }
+                env.claims.asked(&request);
             }
             Opening::Refused(reason) => self.refuse(env, conn, reason),
         }
