@@ -15,6 +15,7 @@ use neonsan_proto::Mode;
 use neonsan_session::client::Used;
 use neonsan_session::Generation;
 use rustix::fs::{flock, FlockOperation};
+use std::fmt::Write as _;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -143,7 +144,12 @@ fn parse_id(text: &str) -> Option<[u8; 16]> {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    let mut text = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        // Writing to a string never fails.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
 }
 
 /// FNV-1a, for the names of files only: what they are about stands in them.
