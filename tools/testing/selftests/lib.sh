@@ -234,6 +234,26 @@ net_reset() {
 	at_exit net_heal
 }
 
+# watch_start FILE: what `neonsan watch --json` says goes to FILE from now on: it listens when this
+# returns, however long that took. Sets $WATCHER.
+watch_start() {
+	neonsan watch --json >"$1" 2>&1 &
+	WATCHER=$!
+	at_exit kill "$WATCHER"
+	wait_for 60 "watch to listen" listens "$WATCHER"
+}
+# listens PID: a netlink socket of this process is in a multicast group.
+listens() {
+	local fd socket
+	for fd in "/proc/$1/fd"/*; do
+		socket=$(readlink "$fd") || continue
+		[[ $socket = socket:* ]] || continue
+		awk -v inode="${socket//[^0-9]/}" '$NF == inode && $4 !~ /^0*$/ {found = 1} END {exit !found}' \
+			/proc/net/netlink && return
+	done
+	return 1
+}
+
 # --- load -------------------------------------------------------------------------
 
 # verify NAME OPTION…: an fio job on $DEVICE that checks every byte it wrote. The
@@ -247,12 +267,22 @@ verify() {
 		{ cat "$TEST_DIR/fio-$name"; fail "fio $name"; }
 }
 
+# load_begins: wait until the load that was just started on $DEVICE writes.
+load_begins() {
+	local before
+	before=$(info .statistics.writes)
+	writes() { [ "$(info .statistics.writes)" -gt $((before + 16)) ]; }
+	wait_for 120 "the load to begin" writes
+}
+
 # restarts PID ROUNDS: the node is restarted as an operator does it, away for a second longer each
-# time, while the job with this id is at work, which must not see it.
+# time, while the job with this id is at work, which must not see it. For the first time as soon as it
+# writes: on a fast machine it has little time.
 restarts() {
 	local round
+	load_begins
 	for ((round = 0; round < $2; round++)); do
-		sleep 2
+		[ $round = 0 ] || sleep 2
 		kill -0 "$1" 2>/dev/null || break
 		node_stop
 		sleep $round

@@ -11,9 +11,7 @@ before=$(dd if="$DEVICE" bs=1M count=4 iflag=direct status=none | sha256sum)
 exec 7<"$DEVICE"
 expect_error 'in use|Resource temporarily unavailable|busy' rmmod neonsan
 exec 7<&-
-neonsan watch --json >events &
-at_exit kill $!
-sleep 0.5
+watch_start events
 # udev may still be looking at what was closed just now.
 wait_for 20 "rmmod with an unopened device" rmmod neonsan
 [ ! -e "/sys/block/$DISK" ] || fail "the disk is still there"

@@ -5,10 +5,7 @@
 
 node_start node mem-durable
 volume test/e 16M
-neonsan watch --json >events 2>&1 &
-watcher=$!
-at_exit kill $watcher
-sleep 0.5
+watch_start events
 attach test/e --connections 1
 equal "the loss timeout at first" "$(info .timeouts.loss_ms)" 0
 neonsan set "$DEVICE" --loss-timeout 1h --reconnect-delay-max 500ms
@@ -26,7 +23,7 @@ wait_for 30 "the state recovering" state_is recovering
 # A mem node forgets its volumes, so this one cannot come back: it is detached while lost.
 detach
 wait_for 30 "the event detached" has detached
-kill $watcher
-wait $watcher 2>/dev/null || true
+kill "$WATCHER"
+wait "$WATCHER" 2>/dev/null || true
 order=$(jq -r .event events | grep -xE 'attached|connection-lost|detached' | uniq | tr '\n' ' ')
 equal "the order of events" "$order" "attached connection-lost detached "

@@ -10,9 +10,7 @@ volume test/b 16M
 mountpoint -q /sys/kernel/tracing || mount -t tracefs none /sys/kernel/tracing
 echo 1 >/sys/kernel/tracing/events/neonsan/enable
 at_exit bash -c 'echo 0 >/sys/kernel/tracing/events/neonsan/enable'
-neonsan watch --json >events 2>&1 &
-watcher=$!
-at_exit kill $watcher
+watch_start events
 touch looking
 look() { # what is asked may be gone by then: refusals are fine, crashes are not
 	while [ -e looking ]; do

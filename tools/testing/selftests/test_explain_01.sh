@@ -13,7 +13,9 @@ echo >/sys/kernel/tracing/trace
 kill -STOP "$NODE_PID"
 dd if="$DEVICE" of=/dev/null bs=8192 count=1 skip=5 iflag=direct status=none &
 reader=$!
-sleep 2
+# A second old, however long dd took to begin.
+waits() { [ "$(info '[.connections[].oldest_request.age_ms // 0] | max')" -ge 1000 ]; }
+wait_for 60 "a request that waits" waits
 request=$(info '[.connections[] | select(.oldest_request != null)][0]')
 equal "its operation" "$(jq -r .oldest_request.op <<<"$request")" read
 equal "its state" "$(jq -r .oldest_request.state <<<"$request")" sent

@@ -3,8 +3,7 @@
 # a node that lost its cache: the next flush fails once, an event and counters say how much, info says it until cleared
 . "$TEST_LIB"
 
-neonsan watch --json >events &
-at_exit kill $!
+watch_start events
 node_start node file
 volume test/r 64M
 attach test/r

@@ -9,7 +9,7 @@ for block in 512 4096; do
 	attach test/part$block
 	printf 'label: gpt\nsize=8MiB\nsize=16MiB\n' | sfdisk -q "$DEVICE"
 	blockdev --rereadpt "$DEVICE" 2>/dev/null || partx -u "$DEVICE"
-	wait_for 5 "${DEVICE}p2" test -b "${DEVICE}p2"
+	wait_for 30 "${DEVICE}p2" test -b "${DEVICE}p2"
 	equal "the size of partition 2" "$(blockdev --getsize64 "${DEVICE}p2")" 16777216
 	fill "${DEVICE}p1" 8388608 one
 	fill "${DEVICE}p2" 8388608 two

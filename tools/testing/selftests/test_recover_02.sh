@@ -10,8 +10,9 @@ attach test/k
 # Every write is flushed at once (O_DSYNC), so what the killed node acknowledged is on disk.
 verify killed --rw=randwrite --direct=1 --sync=dsync --ioengine=io_uring --iodepth=16 --bs=4k --size=32M --io_size=48M &
 job=$!
+load_begins
 for round in 1 2; do
-	sleep 2
+	[ $round = 1 ] || sleep 2
 	kill -0 $job 2>/dev/null || break
 	node_crash
 	sleep 1

@@ -6,9 +6,7 @@
 node_start
 volume test/s 64M
 attach test/s
-neonsan watch --json >events &
-at_exit kill $!
-sleep 0.5
+watch_start events
 read_one() { dd if="$DEVICE" of=/dev/null bs=4k count=1 iflag=direct status=none; }
 ended() { ! kill -0 "$1" 2>/dev/null; }
 
