@@ -72,7 +72,9 @@ impl Storage {
         IoUring::new(2).map_err(|e| {
             Error::os(
                 e,
-                "io_uring cannot be used (is it disabled by sysctl kernel.io_uring_disabled or by a container's seccomp filter?)",
+                "io_uring, through which files are read and written, cannot be used: allow it (`sysctl \
+                 kernel.io_uring_disabled=0`; in a container, the calls io_uring_setup, io_uring_enter \
+                 and io_uring_register in its seccomp filter)",
             )
         })?;
         let id = u128::from_be_bytes(random_id()?);
