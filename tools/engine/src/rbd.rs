@@ -14,11 +14,16 @@
 //! There is no cache: a completed write is stored on the acting replicas, so
 //! nothing is lost with a node, and flush and `fua` cost nothing.
 //!
+//! Nothing is carried out late: what the cluster has not done within
+//! `max_operation` is given up together with the term, so that nothing of this
+//! node is left to be sent when the cluster no longer keeps it out (see `term`).
+//!
 //! Who blocks: everything but queues. librbd's own threads complete requests;
 //! they append to the queue's outbox and set its eventfd. A thread for each
 //! open volume asks once a second who owns it, and closes it in the end.
 
 mod attributes;
+mod leftovers;
 mod outbox;
 mod pulse;
 mod queue;
@@ -82,6 +87,11 @@ pub struct RbdOptions {
     /// A process that stood still for longer gives up its volumes. Much less
     /// than the time for which the cluster fences a client.
     pub max_pause: Duration,
+    /// An operation that the cluster has not carried out for so long is given up,
+    /// and with it the volume, which may be another node's by then. A third at
+    /// most of the time for which the cluster fences a client. Zero, for tests
+    /// which prove that they notice: nothing is given up.
+    pub max_operation: Duration,
     /// Fence whoever a volume is taken from. Always, but in tests which prove
     /// that they notice when it is not done.
     pub fence: bool,
@@ -99,6 +109,7 @@ impl RbdOptions {
             connect_timeout: Duration::from_secs(30),
             close_wait: Duration::from_secs(30),
             max_pause: Duration::from_secs(60),
+            max_operation: Duration::from_secs(600),
             fence: true,
         }
     }
@@ -110,6 +121,7 @@ impl RbdOptions {
             user: self.user.clone(),
             connect_timeout_s: u32::try_from(self.connect_timeout.as_secs().max(1))
                 .unwrap_or(u32::MAX),
+            operation_timeout_s: u32::try_from(self.max_operation.as_secs()).unwrap_or(u32::MAX),
             blocklist: self.fence,
         }
     }
@@ -125,6 +137,8 @@ pub struct RbdEngine {
     fsid: [u8; 16],
     registry: Arc<Registry>,
     pulse: Arc<Pulse>,
+    /// What could not be cleared away at the start.
+    leftovers: Vec<String>,
 }
 
 impl RbdEngine {
@@ -145,11 +159,12 @@ impl RbdEngine {
             ));
         }
         let cluster = Arc::new(Cluster::connect(&options.cluster())?);
-        cluster.pool(&options.pool, "")?.namespaces()?;
+        let leftovers = leftovers::clear(&cluster, &options.pool)?;
         Ok(Self {
+            leftovers,
             order: object_bytes.ilog2(),
             fsid: cluster.fsid()?,
-            pulse: Pulse::start(options.max_pause)?,
+            pulse: Pulse::start(options.max_pause, options.max_operation)?,
             cluster,
             options,
             registry: Arc::default(),
@@ -341,6 +356,15 @@ impl Engine for RbdEngine {
         })
     }
 
+    /// Asks an OSD of the pool, and the monitors.
+    fn health(&self) -> Result<Vec<String>> {
+        self.cluster
+            .pool(&self.options.pool, "")?
+            .keys(NODES_OBJECT)?;
+        self.cluster.wait_for_latest_osdmap()?;
+        Ok(self.leftovers.clone())
+    }
+
     fn create(&self, name: &VolumeName, spec: &VolumeSpec) -> Result<VolumeStat> {
         let attributes = Attributes {
             id: random_id()?,
@@ -435,13 +459,7 @@ impl Engine for RbdEngine {
             return Err(term.ownership.error());
         }
         let saved = term.image.set_metadata(RECORD_KEY, &to_hex(record));
-        if saved
-            .as_ref()
-            .is_err_and(|e| e.kind() == ErrorKind::NotOwner)
-        {
-            term.ownership.lose("the cluster refuses its requests");
-        }
-        saved
+        term.ownership.settle(saved)
     }
 
     /// Through a client of its own: it takes the image's lock, and another node

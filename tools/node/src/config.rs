@@ -110,6 +110,14 @@ pub enum EngineConfig {
         /// A node that stood still for longer gives up its volumes.
         #[serde(default = "default_max_pause_ms")]
         max_pause_ms: u32,
+        /// What the cluster has not carried out for so long is given up, and the
+        /// volume with it.
+        #[serde(default = "default_max_operation_ms")]
+        max_operation_ms: u32,
+        /// The lab's: give nothing up, to see that its tests notice.
+        #[cfg(feature = "test-faults")]
+        #[serde(default)]
+        test_without_operation_limit: bool,
         /// The lab's: do not fence whoever a volume is taken from, to see that
         /// its tests notice.
         #[cfg(feature = "test-faults")]
@@ -136,6 +144,10 @@ fn default_connect_timeout_ms() -> u32 {
 
 fn default_max_pause_ms() -> u32 {
     60_000
+}
+
+fn default_max_operation_ms() -> u32 {
+    600_000
 }
 
 fn default_min_block_bytes() -> u32 {

@@ -124,6 +124,9 @@ fn open_engine(
             object_bytes,
             connect_timeout_ms,
             max_pause_ms,
+            max_operation_ms,
+            #[cfg(feature = "test-faults")]
+            test_without_operation_limit,
             #[cfg(feature = "test-faults")]
             test_without_blocklist,
         } => {
@@ -132,10 +135,14 @@ fn open_engine(
             options.object_bytes = *object_bytes;
             options.connect_timeout = Duration::from_millis(u64::from(*connect_timeout_ms));
             options.max_pause = Duration::from_millis(u64::from(*max_pause_ms));
+            options.max_operation = Duration::from_millis(u64::from(*max_operation_ms));
             options.close_wait = Duration::from_millis(u64::from(timeouts.lock_wait_ms));
             #[cfg(feature = "test-faults")]
             {
                 options.fence = !test_without_blocklist;
+                if *test_without_operation_limit {
+                    options.max_operation = Duration::ZERO;
+                }
             }
             Arc::new(RbdEngine::open(options)?)
         }

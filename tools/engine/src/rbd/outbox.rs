@@ -76,19 +76,7 @@ impl Sink for Outbox {
             // An error number is an int.
             let code = i32::try_from(result).unwrap_or(-libc::EIO);
             let error = failure(code, "the Ceph cluster failed a request");
-            let changes = !matches!(op, Op::Read { .. } | Op::Flush);
-            if error.kind() == ErrorKind::NotOwner {
-                self.ownership.lose("the cluster refuses its requests");
-                Err(error)
-            } else if changes && code == -libc::ETIMEDOUT {
-                // Not that it failed: the cluster may do it later. Whoever comes
-                // back takes the volume anew and sends it again.
-                self.ownership
-                    .lose("a request was given up, and may be carried out later");
-                Err(self.ownership.error())
-            } else {
-                Err(error)
-            }
+            self.ownership.settle(Err(error))
         } else if expected.is_some_and(|len| len != result) {
             Err(Error::new(
                 ErrorKind::Io,
@@ -130,7 +118,9 @@ mod tests {
         };
         let timeout = -i64::from(libc::ETIMEDOUT);
         assert_eq!(ended(zeroes(), timeout), (true, ErrorKind::NotOwner));
-        assert_eq!(ended(read, timeout), (false, ErrorKind::Io));
+        // A read does no harm later; but its host is to ask elsewhere rather than
+        // see an error.
+        assert_eq!(ended(read, timeout), (true, ErrorKind::NotOwner));
         let fenced = -i64::from(libc::ESHUTDOWN);
         assert_eq!(ended(zeroes(), fenced), (true, ErrorKind::NotOwner));
         let failed = -i64::from(libc::EIO);

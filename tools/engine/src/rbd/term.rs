@@ -20,8 +20,17 @@
 //! the old owner's good behaviour, keeps old writes out. The new owner has the
 //! map with the blocklist before it serves, and every OSD that it talks to has
 //! it before it answers. A lost term is never owned again.
+//!
+//! The blocklist forgets a client after a while (an hour by default), and librados
+//! sends what was not answered again and again. So a node that was cut off from the
+//! cluster, but ran, would write after that what is older than what the next owner
+//! wrote. Against that there are two limits, both of `max_operation`: a request is
+//! begun only within that time of the last moment at which the cluster confirmed
+//! the ownership, and is given up that long after it was begun. So twice that time
+//! after another node has taken the volume nothing is left that could be sent, but
+//! for what lies in sockets, which the system gives up within a quarter of an hour.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -47,9 +56,22 @@ pub(super) struct Ownership {
     name: VolumeName,
     /// Set once.
     lost: AtomicBool,
-    /// What ends the term after a pause, and the pauses when it began; a snapshot
-    /// has nothing of that.
-    lease: Option<(Arc<Pulse>, u64)>,
+    /// When that was, as the pulse counts the time; set once, after `lost`.
+    lost_at_ms: AtomicU64,
+    /// What ends the term without the cluster's word; a snapshot has nothing of
+    /// that.
+    lease: Option<Lease>,
+}
+
+/// What ends a term after a pause of the process, or of the cluster.
+#[derive(Debug)]
+struct Lease {
+    pulse: Arc<Pulse>,
+    /// The pauses when the term began.
+    pauses: u64,
+    /// When the cluster was asked that confirmed last that the term lasts. Written
+    /// by the thread that keeps the term.
+    confirmed_ms: AtomicU64,
 }
 
 impl Ownership {
@@ -57,7 +79,12 @@ impl Ownership {
         Arc::new(Self {
             name,
             lost: AtomicBool::new(false),
-            lease: Some((Arc::clone(pulse), pulse.pauses())),
+            lost_at_ms: AtomicU64::new(0),
+            lease: Some(Lease {
+                pulse: Arc::clone(pulse),
+                pauses: pulse.pauses(),
+                confirmed_ms: AtomicU64::new(Pulse::now_ms()),
+            }),
         })
     }
 
@@ -67,6 +94,7 @@ impl Ownership {
         Arc::new(Self {
             name,
             lost: AtomicBool::new(false),
+            lost_at_ms: AtomicU64::new(0),
             lease: None,
         })
     }
@@ -74,6 +102,8 @@ impl Ownership {
     /// The volume has another owner, or may have.
     pub(super) fn lose(&self, why: &str) {
         if !self.lost.swap(true, Ordering::AcqRel) {
+            self.lost_at_ms
+                .store(Pulse::now_ms().max(1), Ordering::Release);
             tracing::warn!(volume = %self.name, why, "this node has lost the volume");
         }
     }
@@ -82,19 +112,59 @@ impl Ownership {
         if self.lost.load(Ordering::Acquire) {
             return true;
         }
-        let lease = self.lease.as_ref();
-        if lease.is_some_and(|(pulse, pauses)| pulse.paused_since(*pauses)) {
+        let Some(lease) = &self.lease else {
+            return false;
+        };
+        if lease.pulse.paused_since(lease.pauses) {
             self.lose("the process stood still for too long");
             return true;
         }
+        let confirmed_ms = lease.confirmed_ms.load(Ordering::Acquire);
+        if lease.pulse.is_silent_since(confirmed_ms) {
+            self.lose("the cluster has not confirmed for too long that this node has it");
+            return true;
+        }
         false
+    }
+
+    /// When the volume was lost, as the pulse counts the time.
+    pub(super) fn lost_at_ms(&self) -> Option<u64> {
+        Some(self.lost_at_ms.load(Ordering::Acquire)).filter(|at| *at > 0)
+    }
+
+    /// The cluster, asked at `asked_ms`, has said that this node has the volume.
+    fn confirm(&self, asked_ms: u64) {
+        if let Some(lease) = &self.lease {
+            lease.confirmed_ms.fetch_max(asked_ms, Ordering::AcqRel);
+        }
+    }
+
+    /// The outcome of an operation on the volume, for who asked for it. What the
+    /// cluster refuses, or has not carried out in time, ends the term.
+    pub(super) fn settle<T>(&self, result: Result<T>) -> Result<T> {
+        match &result {
+            Err(error) if error.kind() == ErrorKind::NotOwner => {
+                self.lose("the cluster refuses its requests");
+                result
+            }
+            // Not that it failed: the cluster may do it later. Whoever comes back
+            // takes the volume anew and sends it again.
+            Err(error) if error.kind() == ErrorKind::Unavailable => {
+                self.lose("a request was given up, and may be carried out later");
+                Err(self.error())
+            }
+            _ => result,
+        }
     }
 
     /// What requests are answered then.
     pub(super) fn error(&self) -> Error {
         Error::new(
             ErrorKind::NotOwner,
-            format!("another node has taken the volume {}", self.name),
+            format!(
+                "this node has lost the volume {}: another one has taken it, or may",
+                self.name
+            ),
         )
     }
 }
@@ -167,12 +237,15 @@ impl Term {
             }
         }
         own(&cluster, &image, &name)?;
+        let asked_ms = Pulse::now_ms();
         let owner = image.lock_owner()?.ok_or_else(|| {
             Error::new(
                 ErrorKind::Busy,
                 format!("the volume {name} was taken by another node at once"),
             )
         })?;
+        ownership.confirm(asked_ms);
+        pulse.watch(&ownership, image.in_flight());
         Ok(Self {
             ownership,
             image,
@@ -211,14 +284,16 @@ impl Term {
         if self.ownership.is_lost() {
             return;
         }
+        let asked_ms = Pulse::now_ms();
         match self.image.lock_owner() {
-            Ok(Some(owner)) if owner == self.owner => {}
+            Ok(Some(owner)) if owner == self.owner => self.ownership.confirm(asked_ms),
             Ok(Some(owner)) => self.ownership.lose(&format!("{owner} has it")),
             Ok(None) => self.ownership.lose("the lock was broken"),
             Err(error) if error.kind() == ErrorKind::NotOwner => {
                 self.ownership.lose("the cluster refuses this client");
             }
-            // The cluster's trouble ends nothing: requests wait too.
+            // The cluster's trouble ends nothing at once: requests wait too. If it
+            // lasts, the term ends by itself.
             Err(error) => {
                 tracing::warn!(volume = %self.ownership.name, %error, "cannot ask who owns a volume");
             }

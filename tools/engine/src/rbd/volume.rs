@@ -159,15 +159,16 @@ impl Volume for RbdVolume {
                 ),
             ));
         }
-        self.owned()?.image.resize(size_bytes)?;
+        let term = self.owned()?;
+        term.ownership.settle(term.image.resize(size_bytes))?;
         self.shape.set_size(size_bytes);
         Ok(())
     }
 
     fn create_snapshot(&self, name: &SnapshotName) -> Result<SnapshotStat> {
         let term = self.owned()?;
-        term.image
-            .create_snapshot(name.snapshot())
+        term.ownership
+            .settle(term.image.create_snapshot(name.snapshot()))
             .map_err(|error| match error.kind() {
                 ErrorKind::AlreadyExists => snapshot_exists(name),
                 _ => error,
@@ -179,7 +180,7 @@ impl Volume for RbdVolume {
     fn flatten(&self) -> Result<()> {
         let term = self.owned()?;
         match term.image.parent()? {
-            Some(_) => term.image.flatten(),
+            Some(_) => term.ownership.settle(term.image.flatten()),
             None => Ok(()),
         }
     }

@@ -35,6 +35,7 @@ impl Config {
             if let EngineConfig::Rbd {
                 object_bytes,
                 max_pause_ms,
+                max_operation_ms,
                 ..
             } = engine
             {
@@ -48,6 +49,10 @@ impl Config {
                 ensure(
                     (5_000..=600_000).contains(max_pause_ms),
                     &format!("engine.{name}.max_pause_ms must be from 5000 to 600000"),
+                )?;
+                ensure(
+                    (5_000..=14_400_000).contains(max_operation_ms),
+                    &format!("engine.{name}.max_operation_ms must be from 5000 to 14400000"),
                 )?;
             }
         }

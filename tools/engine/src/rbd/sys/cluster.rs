@@ -23,6 +23,9 @@ pub(crate) struct ClusterOptions {
     pub(crate) user: String,
     /// How long connecting may take, in seconds.
     pub(crate) connect_timeout_s: u32,
+    /// What the cluster has not done after so many seconds is given up: not sent
+    /// any more, though it may still be carried out if it was sent. 0: never.
+    pub(crate) operation_timeout_s: u32,
     /// Breaking a lock also puts its owner on the cluster's blocklist. Always,
     /// but in tests which prove that they notice when it does not.
     pub(crate) blocklist: bool,
@@ -113,12 +116,14 @@ impl Cluster {
             format!("cannot read {} (engine.NAME.conf)", options.conf.display())
         })?;
         let timeout = options.connect_timeout_s.to_string();
+        let operation = options.operation_timeout_s.to_string();
         let settings = [
             ("client_mount_timeout", timeout.as_str()),
-            // A request that is given up may be carried out all the same: none
-            // is. Whoever waits has timeouts of his own.
-            ("rados_osd_op_timeout", "0"),
-            ("rados_mon_op_timeout", "0"),
+            // A request that is given up may be carried out all the same, so its
+            // term ends with it; but it is not sent again, however late the
+            // cluster can be reached.
+            ("rados_osd_op_timeout", operation.as_str()),
+            ("rados_mon_op_timeout", operation.as_str()),
             // One for each client would be many, in a directory which the
             // node's user need not be able to write.
             ("admin_socket", ""),

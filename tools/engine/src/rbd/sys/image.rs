@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::cluster::text;
 use super::{
-    c_string, check, failure, growing, Functions, Handle, ImageInfo, ImageWatcher, Pool,
+    c_string, check, failure, growing, Functions, Handle, ImageInfo, ImageWatcher, Pool, Timespec,
     LOCK_MODE_EXCLUSIVE,
 };
 use crate::Result;
@@ -101,6 +101,11 @@ impl Image {
         self.pool.functions()
     }
 
+    /// The number of requests that librbd has, for who watches over that.
+    pub(crate) fn in_flight(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.in_flight)
+    }
+
     /// Size and object size in bytes.
     pub(crate) fn sizes(&self) -> Result<(u64, u64)> {
         let mut info = ImageInfo {
@@ -117,6 +122,15 @@ impl Image {
             unsafe { (self.functions().rbd_stat)(self.handle, &mut info, size_of::<ImageInfo>()) };
         check(code, || "cannot get the size of an image".to_owned())?;
         Ok((info.size, info.obj_size))
+    }
+
+    /// When it was made, in seconds since 1970, by the clock of an OSD.
+    pub(crate) fn created_unix_s(&self) -> Result<u64> {
+        let mut time = Timespec { sec: 0, nsec: 0 };
+        // SAFETY: By the invariants; `time` is ours to fill.
+        let code = unsafe { (self.functions().rbd_get_create_timestamp)(self.handle, &mut time) };
+        check(code, || "cannot get the age of an image".to_owned())?;
+        Ok(u64::try_from(time.sec).unwrap_or(0))
     }
 
     /// Bytes of the objects that there are.

@@ -215,6 +215,7 @@ functions! {
         rbd_open_read_only(Handle, *const c_char, *mut Handle, *const c_char) -> c_int;
         rbd_close(Handle) -> c_int;
         rbd_stat(Handle, *mut ImageInfo, usize) -> c_int;
+        rbd_get_create_timestamp(Handle, *mut Timespec) -> c_int;
         rbd_resize2(Handle, u64, bool, Progress, *mut c_void) -> c_int;
         rbd_metadata_get(Handle, *const c_char, *mut c_char, *mut usize) -> c_int;
         rbd_metadata_set(Handle, *const c_char, *const c_char) -> c_int;
@@ -300,6 +301,9 @@ pub(super) fn failure(code: c_int, context: impl Into<String>) -> Error {
         libc::ENOSPC | libc::EDQUOT => ErrorKind::NoSpace,
         libc::EACCES | libc::EPERM => ErrorKind::NotPermitted,
         libc::EOPNOTSUPP | libc::ENOSYS => ErrorKind::Unsupported,
+        // Given up after the time limit of an operation, or of connecting. It may
+        // be carried out later.
+        libc::ETIMEDOUT => ErrorKind::Unavailable,
         libc::ENOMEM | libc::EMFILE | libc::ENFILE => ErrorKind::NoResources,
         _ => ErrorKind::Io,
     };
