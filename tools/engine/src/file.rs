@@ -181,7 +181,14 @@ pub fn examine(root: &Path, expected: Option<EngineIdentity>) -> Result<EngineId
         return refused(format!("{shown} is not a directory"));
     }
     places::check_free(root)?;
-    match (marker::read_engine(root)?, expected) {
+    let found = marker::read_engine(root).map_err(|e| match e.kind() {
+        ErrorKind::NotPermitted => Error::new(
+            ErrorKind::NotPermitted,
+            format!("{e}: the node's user must own it (`chown -R USER: {shown}`)"),
+        ),
+        _ => e,
+    })?;
+    match (found, expected) {
         (Some(found), Some(expected)) if found != expected => refused(format!(
             "{shown} has the volumes of another engine ({found}) than before ({expected}): mount \
              the right disk there, or, if it is on purpose, run `neonsan-node forget {shown}`"
@@ -338,7 +345,9 @@ impl FileEngine {
         };
         make().inspect_err(|_| remove_failed(&temporary))?;
         sync_dir(&pool)?;
-        self.stat(name)
+        let stat = self.stat(name)?;
+        self.index.note(name, Some(stat.id));
+        Ok(stat)
     }
 
     /// Makes the data of a new volume in `dir`.
@@ -603,6 +612,7 @@ impl Engine for FileEngine {
         if !marker::is_marked(&dir)? {
             marker::write_volume(&dir)?;
         }
+        self.index.note(name, Some(id));
         self.stat(name)
     }
 
@@ -633,6 +643,7 @@ impl Engine for FileEngine {
         if let Err(error) = layout::remove(&temporary) {
             tracing::warn!(path = %temporary.display(), %error, "cannot free a deleted volume");
         }
+        self.index.note(name, None);
         Ok(())
     }
 

@@ -86,6 +86,8 @@ fn a_copy_in_another_engine_is_noticed() {
     first.create(&name, &spec(1 << 20, 512)).unwrap();
     fs::create_dir(other.path().join("q")).unwrap();
     copy(&one.path().join("p/v"), &other.path().join("q/copy"));
+    // Found by the engine's own look, as for health, or when it is opened there.
+    assert_eq!(second.health().unwrap().len(), 1);
     for (engine, name) in [(&first, "p/v"), (&second, "q/copy")] {
         let text = refusal(engine, name);
         assert!(text.contains(one.path().to_str().unwrap()), "{text}");

@@ -6,7 +6,7 @@
 //! opened until one has another identity, or is gone.
 //!
 //! An engine keeps an index of its volumes, and all engines of a node look into each
-//! other's. Opening a volume costs a look at the directories of the pools: only one
+//! other's, but not at each other's storage: one that hangs holds up no other engine. Opening a volume costs a look at the directories of the pools: only one
 //! that has changed is read again, and there only descriptions that have. What has
 //! changed within the last seconds is read again in any case, since times of files
 //! are coarse. Descriptions that somebody overwrites in place are noticed when the
@@ -96,28 +96,68 @@ struct Pool {
     volumes: HashMap<VolumeName, Known>,
 }
 
+/// What is on the storage, as it was seen.
 #[derive(Debug, Default)]
 struct State {
     root: Option<Seen>,
     pools: HashMap<String, Pool>,
-    names: HashMap<[u8; 16], BTreeSet<VolumeName>>,
 }
 
-impl State {
-    fn forget(&mut self, name: &VolumeName, id: Option<[u8; 16]>) {
-        let Some(id) = id else { return };
-        if let Some(names) = self.names.get_mut(&id) {
-            names.remove(name);
-            if names.is_empty() {
-                self.names.remove(&id);
+/// The names that have an identity.
+type Names = HashMap<[u8; 16], BTreeSet<VolumeName>>;
+
+/// The volumes of one engine by identity.
+#[derive(Debug)]
+pub(super) struct Index {
+    root: PathBuf,
+    /// Held for a look, which reads directories and may hang with the storage: only
+    /// this engine's own threads take it.
+    state: Mutex<State>,
+    /// What came of it, for the other engines too. Taken under `state` or alone, and
+    /// never held for I/O.
+    names: Mutex<Names>,
+}
+
+impl Index {
+    pub(super) fn new(root: &Path) -> Arc<Self> {
+        Arc::new(Self {
+            root: root.to_owned(),
+            state: Mutex::default(),
+            names: Mutex::default(),
+        })
+    }
+
+    fn path(&self, name: &VolumeName) -> PathBuf {
+        self.root.join(name.pool()).join(name.volume())
+    }
+
+    fn names(&self) -> MutexGuard<'_, Names> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The volume had one identity and has another; `None`: none.
+    fn change(&self, name: &VolumeName, before: Option<[u8; 16]>, after: Option<[u8; 16]>) {
+        if before == after {
+            return;
+        }
+        let mut all = self.names();
+        if let Some(before) = before {
+            if let Some(names) = all.get_mut(&before) {
+                names.remove(name);
+                if names.is_empty() {
+                    all.remove(&before);
+                }
             }
+        }
+        if let Some(after) = after {
+            all.entry(after).or_default().insert(name.clone());
         }
     }
 
     /// Reads a pool, and of its volumes those that have changed.
-    fn read_pool(&mut self, name: &str, path: &Path, stamp: Option<Stamp>) {
+    fn read_pool(&self, state: &mut State, name: &str, path: &Path, stamp: Option<Stamp>) {
         let now = SystemTime::now();
-        let mut before = self.pools.remove(name).unwrap_or_default().volumes;
+        let mut before = state.pools.remove(name).unwrap_or_default().volumes;
         let mut pool = Pool {
             // Before its content is read.
             seen: Seen::now(stamp, now),
@@ -131,12 +171,7 @@ impl State {
             let mut known = before.remove(&volume).unwrap_or_default();
             if !Seen::is_still(known.seen.as_ref(), stamp) {
                 let id = Meta::load(&dir).ok().map(|meta| meta.id);
-                if id != known.id {
-                    self.forget(&volume, known.id);
-                    if let Some(id) = id {
-                        self.names.entry(id).or_default().insert(volume.clone());
-                    }
-                }
+                self.change(&volume, known.id, id);
                 known = Known {
                     seen: Seen::now(stamp, now),
                     id,
@@ -145,56 +180,33 @@ impl State {
             pool.volumes.insert(volume, known);
         }
         for (volume, known) in before {
-            self.forget(&volume, known.id);
+            self.change(&volume, known.id, None);
         }
-        self.pools.insert(name.to_owned(), pool);
-    }
-}
-
-/// The volumes of one engine by identity.
-#[derive(Debug)]
-pub(super) struct Index {
-    root: PathBuf,
-    /// Held for a look, which reads directories; no other lock is taken under it.
-    state: Mutex<State>,
-}
-
-impl Index {
-    pub(super) fn new(root: &Path) -> Arc<Self> {
-        Arc::new(Self {
-            root: root.to_owned(),
-            state: Mutex::default(),
-        })
+        state.pools.insert(name.to_owned(), pool);
     }
 
-    fn path(&self, name: &VolumeName) -> PathBuf {
-        self.root.join(name.pool()).join(name.volume())
-    }
-
-    /// What is there now. `thorough`: look at each description.
-    fn look(&self, thorough: bool) -> MutexGuard<'_, State> {
+    /// Sees what is there now. `thorough`: looks at each description. Blocks.
+    fn look(&self, thorough: bool) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let stamp = Stamp::at(&self.root);
         if thorough || !Seen::is_still(state.root.as_ref(), stamp) {
             state.root = Seen::now(stamp, SystemTime::now());
-            let there: BTreeMap<String, PathBuf> = FileEngine::entries(&self.root)
+            let there: BTreeSet<String> = FileEngine::entries(&self.root)
                 .unwrap_or_default()
                 .into_iter()
-                .filter(|(name, _)| VolumeName::new(name, "x").is_ok())
+                .map(|(name, _)| name)
+                .filter(|name| VolumeName::new(name, "x").is_ok())
                 .collect();
-            let gone: Vec<_> = state
-                .pools
-                .keys()
-                .filter(|name| !there.contains_key(*name))
-                .cloned()
-                .collect();
-            for name in gone {
-                let pool = state.pools.remove(&name).unwrap_or_default();
-                for (volume, known) in pool.volumes {
-                    state.forget(&volume, known.id);
+            state.pools.retain(|name, pool| {
+                let is_there = there.contains(name);
+                if !is_there {
+                    for (volume, known) in &pool.volumes {
+                        self.change(volume, known.id, None);
+                    }
                 }
-            }
-            for name in there.into_keys() {
+                is_there
+            });
+            for name in there {
                 state.pools.entry(name).or_default();
             }
         }
@@ -204,28 +216,53 @@ impl Index {
             let stamp = Stamp::at(&path);
             let seen = state.pools.get(&name).and_then(|pool| pool.seen.as_ref());
             if thorough || !Seen::is_still(seen, stamp) {
-                state.read_pool(&name, &path, stamp);
+                self.read_pool(&mut state, &name, &path, stamp);
             }
         }
-        state
+    }
+
+    /// The engine has made a volume, given one another identity, or (`None`) deleted
+    /// one: so that the other engines need not wait for the next look.
+    pub(super) fn note(&self, name: &VolumeName, id: Option<[u8; 16]>) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let volumes = &mut state
+            .pools
+            .entry(name.pool().to_owned())
+            .or_default()
+            .volumes;
+        let before = match id {
+            // To be read when the pool is looked at.
+            Some(_) => volumes.insert(name.clone(), Known { seen: None, id }),
+            None => volumes.remove(name),
+        };
+        self.change(name, before.and_then(|known| known.id), id);
+    }
+
+    /// Sees what has changed since the last look. Blocks.
+    fn look_again(&self) {
+        self.look(false);
     }
 
     /// Looks at each description, so that none is missed that was overwritten.
+    /// Blocks.
     pub(super) fn look_at_all(&self) {
-        drop(self.look(true));
+        self.look(true);
     }
 
-    /// The volumes that have this identity.
-    fn with(&self, id: &[u8; 16]) -> Vec<VolumeName> {
-        let names: Vec<VolumeName> = {
-            let state = self.look(false);
-            let names = state.names.get(id).into_iter().flatten();
-            names.cloned().collect()
-        };
+    /// The volumes that have this identity. Blocks.
+    fn with(&self, id: &[u8; 16]) -> Vec<PathBuf> {
+        self.look_again();
+        let mut paths = self.seen_with(id);
         // What the index says may be old; what the volume says is not.
-        let mut names = names;
-        names.retain(|name| Meta::load(&self.path(name)).is_ok_and(|meta| meta.id == *id));
-        names
+        paths.retain(|path| Meta::load(path).is_ok_and(|meta| meta.id == *id));
+        paths
+    }
+
+    /// Those that had it when this engine was looked at last. Does not block.
+    fn seen_with(&self, id: &[u8; 16]) -> Vec<PathBuf> {
+        let all = self.names();
+        let names = all.get(id).into_iter().flatten();
+        names.map(|name| self.path(name)).collect()
     }
 }
 
@@ -277,11 +314,15 @@ impl Identities {
     }
 
     /// The directories of the volumes, other than this one, that have its identity.
+    /// Of other engines what they have seen last counts, since their storage may hang.
+    /// Blocks for that of this engine.
     pub(super) fn others(&self, index: &Index, name: &VolumeName, id: &[u8; 16]) -> Vec<PathBuf> {
         let own = index.path(name);
-        let mut others = Vec::new();
-        for index in self.indexes() {
-            others.extend(index.with(id).iter().map(|name| index.path(name)));
+        let mut others = index.with(id);
+        for other in self.indexes() {
+            if !std::ptr::eq(&*other, index) {
+                others.extend(other.seen_with(id));
+            }
         }
         others.retain(|path| *path != own);
         others.sort_unstable();
@@ -289,9 +330,10 @@ impl Identities {
     }
 
     /// The volumes of an engine that share an identity with another one, there or
-    /// elsewhere.
+    /// elsewhere. Blocks for the storage of this engine.
     pub(super) fn conflicts_of(&self, index: &Index) -> Vec<Conflict> {
-        let mut conflicts = self.find(false);
+        index.look_again();
+        let mut conflicts = self.seen_conflicts();
         conflicts.retain(|conflict| {
             let mut volumes = conflict.volumes.iter();
             volumes.any(|path| path.starts_with(&index.root))
@@ -299,17 +341,19 @@ impl Identities {
         conflicts
     }
 
-    /// All volumes that share an identity with another one. Looks at each volume.
-    /// Blocks.
+    /// All volumes that share an identity with another one. Looks at each volume of
+    /// each engine, and blocks for that.
     pub fn conflicts(&self) -> Vec<Conflict> {
-        self.find(true)
+        for index in self.indexes() {
+            index.look_at_all();
+        }
+        self.seen_conflicts()
     }
 
-    fn find(&self, thorough: bool) -> Vec<Conflict> {
+    fn seen_conflicts(&self) -> Vec<Conflict> {
         let mut volumes: BTreeMap<[u8; 16], Vec<PathBuf>> = BTreeMap::new();
         for index in self.indexes() {
-            let state = index.look(thorough);
-            for (id, names) in &state.names {
+            for (id, names) in index.names().iter() {
                 let paths = names.iter().map(|name| index.path(name));
                 volumes.entry(*id).or_default().extend(paths);
             }

@@ -142,9 +142,15 @@ fn adopt_volumes(root: &Path, owner: (u32, u32), done: &mut Initialized) -> Resu
         }
         let mut has_volumes = false;
         let mut others = Vec::new();
-        for (volume, dir) in FileEngine::entries(&path)? {
+        // What may not be read was none of the node's.
+        let Ok(entries) = FileEngine::entries(&path) else {
+            done.left_alone.push(path);
+            continue;
+        };
+        for (volume, dir) in entries {
             let name = VolumeName::new(&pool, &volume).ok();
-            let (Some(name), true) = (name, marker::is_ours(&dir)?) else {
+            let is_ours = marker::is_ours(&dir).unwrap_or(false);
+            let (Some(name), true) = (name, is_ours) else {
                 // What is half made or half deleted is none of a person's.
                 if !super::layout::is_leftover(&volume) {
                     others.push(dir);
