@@ -354,8 +354,50 @@ impl Client {
         path: &str,
         body: Bytes,
     ) -> Result<(StatusCode, Bytes), ClientError> {
+        let asked = self.exchange_here(method.clone(), path, body.clone()).await;
+        let (first, first_source, second) = match (asked, &self.otherwise) {
+            // Only where nobody listens: one who may not use the socket is not to reach another node.
+            (Err(ClientError::Connect { endpoint, source }), Some(second))
+                if matches!(
+                    source.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+                ) =>
+            {
+                (endpoint, source, second)
+            }
+            (answer, _) => return answer,
+        };
+        let other = Self {
+            endpoint: second.clone(),
+            otherwise: None,
+            timeout: self.timeout,
+        };
+        match other.exchange_here(method, path, body).await {
+            Err(ClientError::Connect { endpoint, source }) => Err(ClientError::Nowhere {
+                first,
+                first_source,
+                second: endpoint,
+                second_source: source,
+            }),
+            answer => answer,
+        }
+    }
+
+    /// Asks at the endpoint alone.
+    async fn exchange_here(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<(StatusCode, Bytes), ClientError> {
         let call = async {
-            let (stream, host) = self.connect().await?;
+            let (stream, host) =
+                connect_to(&self.endpoint)
+                    .await
+                    .map_err(|source| ClientError::Connect {
+                        endpoint: self.endpoint.clone(),
+                        source,
+                    })?;
             self.converse(stream, host, method, path, body).await
         };
         tokio::time::timeout(self.timeout, call)
@@ -364,35 +406,6 @@ impl Client {
                 endpoint: self.endpoint.clone(),
                 timeout: self.timeout,
             })?
-    }
-
-    /// A connection, and what the node is called on it.
-    async fn connect(&self) -> Result<(Box<dyn Stream>, String), ClientError> {
-        let first = match connect_to(&self.endpoint).await {
-            Ok(connected) => return Ok(connected),
-            Err(source) => source,
-        };
-        // Only where nobody listens: one who may not use the socket is not to reach another node.
-        let nobody = matches!(
-            first.kind(),
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
-        );
-        match &self.otherwise {
-            Some(second) if nobody => {
-                connect_to(second)
-                    .await
-                    .map_err(|second_source| ClientError::Nowhere {
-                        first: self.endpoint.clone(),
-                        first_source: first,
-                        second: second.clone(),
-                        second_source,
-                    })
-            }
-            Some(_) | None => Err(ClientError::Connect {
-                endpoint: self.endpoint.clone(),
-                source: first,
-            }),
-        }
     }
 
     /// Sends one request over `stream` and reads the whole answer.

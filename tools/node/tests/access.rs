@@ -270,11 +270,12 @@ fn asks_at_the_socket(node: &Node, uid: u32, gid: u32) -> bool {
         .arg(format!("--target={}", node.pid().as_raw_nonzero()))
         .args(["--mount", "--root", "setpriv", "--clear-groups"])
         .args([format!("--reuid={uid}"), format!("--regid={gid}")])
-        .args(["curl", "-sS", "-o", "/dev/null", "--unix-socket"])
+        .args(["curl", "-sS", "--unix-socket"])
         .args([
             neonsan_api::DEFAULT_CONTROL_SOCKET,
             "http://localhost/v1/node",
         ])
+        .stdout(std::process::Stdio::null())
         .status();
     status.unwrap().success()
 }

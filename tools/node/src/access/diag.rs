@@ -295,7 +295,18 @@ impl Diag {
             },
         };
         send(&self.sockets, request.as_bytes(), SendFlags::empty())?;
-        let body = receive(&self.sockets, self.sequence, BY_FAMILY)?;
+        let body = receive(&self.sockets, self.sequence, BY_FAMILY).map_err(|error| {
+            // The kernel says the same of a socket that is not there and of a family that it does not
+            // know; it loads the module by itself unless that is forbidden.
+            match error.kind() {
+                io::ErrorKind::NotFound => io::Error::new(
+                    error.kind(),
+                    "the kernel shows no such socket: it was closed before it was accepted, or the \
+                     kernel's module tcp_diag is missing (modprobe tcp_diag)",
+                ),
+                _ => error,
+            }
+        })?;
         let (reply, _) = SocketReply::read_from_prefix(&body).map_err(|_| malformed())?;
         // Where there is no such socket, the kernel shows one that listens at its address.
         let is_it = reply.id.source_port.get() == source.port()
@@ -357,11 +368,15 @@ impl Diag {
                 let (route, _) = Route::read_from_prefix(&body).map_err(|_| malformed())?;
                 Ok(route.kind == LOCAL)
             }
-            // There is no way back to it (any more): no address of ours, which always has one.
+            // A rule of the routes refuses it, or there is no way back to it (any more): the addresses of
+            // this machine are found before every such rule.
             Err(error)
                 if matches!(
                     error.kind(),
-                    io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable
+                    io::ErrorKind::NetworkUnreachable
+                        | io::ErrorKind::HostUnreachable
+                        | io::ErrorKind::PermissionDenied
+                        | io::ErrorKind::InvalidInput
                 ) =>
             {
                 Ok(false)
