@@ -72,11 +72,11 @@ for device in "$a" "$b"; do
 	dd if="$device" bs=1M count=1 iflag=direct status=none | sha256sum
 done | sort -u >sums
 equal "the number of different contents" "$(wc -l <sums)" 1
-equal "the losses of the engine" "$(node_metric neonsan_node_engine_losses_total)" 1
+# The node's look at its storage may have met the error too, after the hosts were back.
+[ "$(node_metric neonsan_node_engine_losses_total)" -ge 1 ] || fail "the engine counts no loss"
 equal "the boot id of both" "$(info .session.boot_id "$a")" "$(info .session.boot_id "$b")"
-boot=$(info .session.boot_id "$a")
 # It was noted when the disk was well again: a node that is killed begins with it.
-noted() { grep -qx "id ${boot//-/}" disk/.boot; }
+noted() { boot=$(info .session.boot_id "$a"); grep -qx "id ${boot//-/}" disk/.boot; }
 wait_for 20 "the new boot id to be noted" noted
 node_crash
 node_start
