@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0 OR MIT
 
 //! A request that is sent, answered and ended as it should be: this compiles, so the cases beside it
 //! fail for what they do wrong.
