@@ -90,8 +90,8 @@ tcp_counter() {
 
 # --- the node ---------------------------------------------------------------------
 
-# node_conf [ENGINE-LINE…]: its configuration. $NODE_MORE is added to [data], and
-# $NODE_LIMITS to [limits].
+# node_conf [ENGINE-LINE…]: its configuration. $NODE_MORE is added to [data], $NODE_LIMITS to [limits]
+# and $NODE_TIMEOUTS to [timeouts].
 node_conf() {
 	local listen="\"${NODE_LISTEN:-$NODE_IP}:9666\""
 	root_init "${VOLUMES:=/run/lab/disk/volumes}" >&2
@@ -102,7 +102,7 @@ node_conf() {
 		printf '[data]\nlisten = [%s]\n%s\n' "$listen" "${NODE_MORE:-}"
 		printf '[control]\nlisten = ["%s:9667"]\n' "$NODE_IP"
 		printf '[limits]\n%s\n' "${NODE_LIMITS:-}"
-		printf '[timeouts]\nshutdown_grace_ms = 200\n'
+		printf '[timeouts]\nshutdown_grace_ms = 200\n%s\n' "${NODE_TIMEOUTS:-}"
 	} >"$TEST_DIR/node.toml"
 }
 

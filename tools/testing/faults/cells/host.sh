@@ -214,3 +214,38 @@ host_suspend_error() {
 	happened "request sent again" "$RESENT"
 	happened "request that failed" "$ERRORS"
 }
+
+# Nothing but the reads themselves makes anybody look at what waits: no second connection, no
+# heartbeat within the bound, no other load.
+cell host_statistics full raw 300 'four processes ask for state and statistics without a pause, one connection, no heartbeat'
+host_statistics() {
+	local askers=() pid asked=0 reads
+	CONNECTIONS=1
+	NODE_TIMEOUTS=$'heartbeat_interval_ms = 60000\nheartbeat_timeout_ms = 180000'
+	begin --heartbeat-interval 60s --heartbeat-timeout 180s --request-timeout 90s
+	check_stop
+	equal "the requests of the checker that failed" "$ERRORS" 0
+	fault
+	for pid in 1 2 3 4; do
+		python3 /payload/faults/asker >"$TEST_DIR/asked.$pid" &
+		askers+=($!)
+		at_exit kill_if_there $!
+	done
+	fio --name=reads --filename="$DEVICE" --rw=randread --bs=4k --iodepth=1 --ioengine=psync --direct=1 --size=24M \
+		--time_based --runtime=10 --eta=never --output-format=json --output="$TEST_DIR/fio.json" || fail "fio"
+	fault_over
+	for pid in "${askers[@]}"; do
+		kill "$pid"
+		wait "$pid" || fail "a process that asked ended with code $?"
+	done
+	asked=$(awk '{sum += $1} END {print sum + 0}' "$TEST_DIR"/asked.*)
+	reads=$(jq '.jobs[0].read.total_ios' "$TEST_DIR/fio.json")
+	SLOWEST_MS=$(jq '.jobs[0].read.clat_ns.max / 1000000 | floor' "$TEST_DIR/fio.json")
+	NOTE="$reads reads, $asked questions"
+	happened "question answered" "$asked"
+	happened "read" "$reads"
+	# A request that was left behind would wait for the heartbeat, or for the request timeout.
+	[ "$SLOWEST_MS" -le "$BOUND_MS" ] || fail "a read took $SLOWEST_MS ms; the bound is $BOUND_MS ms"
+	check_verify "$TARGET"
+	clean_up
+}
