@@ -280,6 +280,25 @@ fn asks_at_the_socket(node: &Node, uid: u32, gid: u32) -> bool {
     status.unwrap().success()
 }
 
+/// A node in a container, whose PID namespace does not have the caller.
+#[test]
+fn a_caller_whom_the_node_cannot_number_is_known_by_its_user() {
+    let dir = directory();
+    let socket = dir.path().join("control.sock");
+    let path = dir.path().join("node.toml");
+    let control = format!(
+        "[control]\nlisten = [\"127.0.0.1:0\", \"unix:{}\"]\n",
+        socket.display()
+    );
+    fs::write(&path, config(dir.path(), &control)).unwrap();
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--kill-child"]);
+    command.arg(env!("CARGO_BIN_EXE_neonsan-node"));
+    let _node = Node::start_command(command, &path);
+    let client = Client::new(format!("unix:{}", socket.display()).parse().unwrap());
+    block_on(client.node()).unwrap();
+}
+
 /// Who is let in stands in the configuration, and not in what somebody made of the file.
 #[test]
 fn credentials_are_looked_at_beside_the_permissions_of_the_socket() {

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use rustix::net::{
     bind, connect, listen, socket_with, AddressFamily, SocketAddrUnix, SocketFlags, SocketType,
 };
+use tokio::net::UnixStream;
 
 use crate::listen::BACKLOG;
 
@@ -35,7 +36,7 @@ pub(super) struct Caller {
     pub(super) uid: u32,
     /// Group, and the others that the process is in.
     gids: Vec<u32>,
-    /// Process.
+    /// Process; 0 for one that the node's PID namespace does not have.
     pub(super) pid: i32,
 }
 
@@ -156,15 +157,14 @@ impl Drop for UnixSocket {
 
 impl Caller {
     /// Who connected to a Unix socket: as of the moment when they did.
-    pub(super) fn of(socket: impl AsFd) -> io::Result<Self> {
-        let socket = socket.as_fd();
-        let credentials = rustix::net::sockopt::socket_peercred(socket)?;
-        let mut gids = groups_of(socket)?;
-        gids.push(credentials.gid.as_raw());
+    pub(super) fn of(socket: &UnixStream) -> io::Result<Self> {
+        let credentials = socket.peer_cred()?;
+        let mut gids = groups_of(socket.as_fd())?;
+        gids.push(credentials.gid());
         Ok(Self {
-            uid: credentials.uid.as_raw(),
+            uid: credentials.uid(),
             gids,
-            pid: credentials.pid.as_raw_nonzero().get(),
+            pid: credentials.pid().unwrap_or(0),
         })
     }
 }
@@ -205,8 +205,6 @@ fn groups_of(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use std::os::unix::net::UnixStream;
-
     fn directory() -> tempfile::TempDir {
         tempfile::tempdir().unwrap()
     }
@@ -290,8 +288,8 @@ mod tests {
         assert!(socket(0o600).allows(&caller(rustix::process::geteuid().as_raw(), &[])));
     }
 
-    #[test]
-    fn the_caller_is_who_connected() {
+    #[tokio::test]
+    async fn the_caller_is_who_connected() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let caller = Caller::of(&ours).unwrap();
         assert_eq!(caller.uid, rustix::process::geteuid().as_raw());
