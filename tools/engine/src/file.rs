@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 //! The engine `file`: volumes in sparse files, through io_uring.
 //!
-//! A directory that [`init`] has made an engine's holds a directory for each
+//! A directory that [`init()`] has made an engine's holds a directory for each
 //! pool, which holds a directory for each volume:
 //!
 //! ```text
@@ -95,7 +95,7 @@ const WITH_OTHERS: FlockOperation = FlockOperation::NonBlockingLockShared;
 /// How the engine behaves.
 #[derive(Clone, Debug)]
 pub struct FileOptions {
-    /// The directory, which [`init`] has made an engine's.
+    /// The directory, which [`init()`] has made an engine's.
     pub root: PathBuf,
     /// The identity that the engine must have; `None`: any.
     pub identity: Option<EngineIdentity>,
