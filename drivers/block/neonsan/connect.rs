@@ -76,9 +76,12 @@ fn on_opened(connection: &Connection, established: Established, opened: &Opened)
 #[inline(never)]
 fn on_failed(connection: &Connection, Failure { cause, error }: Failure) {
     let device = &connection.device;
-    if !matches!(cause, CloseCause::Refused(_) | CloseCause::ConnectFailed(_)) {
+    match cause {
+        // The node has said no, or was never asked: so a session that was released stays so, though
+        // its connections were to be made anew when the node closed them.
+        CloseCause::Refused(_) | CloseCause::ConnectFailed(_) | CloseCause::Detached => {}
         // Whatever became of what was asked.
-        device.set_held();
+        _ => device.set_held(),
     }
     if let Some(error) = error {
         device.note_connect_failure(connection.index, cause, error);
