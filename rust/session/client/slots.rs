@@ -25,7 +25,7 @@
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::{CloseCause, Cookie, Instant, Tag};
 use core::ops::Deref;
-use neonsan_proto::{Header, Kind, RequestFlags};
+use neonsan_proto::{Header, Kind, RequestFlags, Status};
 
 /// Where a request is. The numbers are those of the diagram above.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -328,7 +328,13 @@ impl<S: Deref<Target = [Slot]>> SlotTable<S> {
             SlotState::Queued | SlotState::Parked => return Err(CloseCause::UnknownCookie),
         }
         let request = self.request_of(slot, word);
-        let ok = header.status() == neonsan_proto::Status::Ok;
+        let status = header.status();
+        if status == Status::ChecksumMismatch && request.kind != Kind::Write {
+            // Only a write brings bytes that could be damaged. The request stays in flight: what is
+            // sent again from a copy must not be the memory that a read is to fill.
+            return Err(CloseCause::Refused(status));
+        }
+        let ok = status == Status::Ok;
         let expected = if ok { request.reply_len() } else { 0 };
         if header.length() != expected {
             return Err(CloseCause::ReplyLength {

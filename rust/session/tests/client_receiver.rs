@@ -470,3 +470,24 @@ fn a_write_that_changed_on_its_way_is_sent_again_on_the_same_connection() {
     // Where nobody changes payloads, damage is the path's.
     assert_eq!(answer(&mut Client::new(Features::KNOWN), damaged), path);
 }
+
+/// A request without payload cannot have changed: sent again from a copy, a read would give the node
+/// what its memory held before.
+#[test]
+fn only_a_write_can_arrive_damaged() {
+    let damaged = Status::ChecksumMismatch;
+    for (kind, length) in [
+        (Kind::Read, 512),
+        (Kind::Flush, 0),
+        (Kind::Discard, 512),
+        (Kind::WriteZeroes, 512),
+    ] {
+        let mut client = Client::new(Features::KNOWN);
+        client.receiver = Receiver::new(Features::KNOWN, crc32c).with_changing_payload();
+        let cookie = client.send(1, kind, length);
+        let reply = Header::reply(damaged, cookie.to_wire(), 0);
+        let heard = client.hear(&message(reply, &[], Features::KNOWN), 32);
+        assert_eq!(heard, Err(CloseCause::Refused(damaged)), "{kind:?}");
+        assert!(client.slots.park(Tag(1)), "it is sent again, not failed");
+    }
+}
