@@ -161,6 +161,11 @@ impl<T: Operations> SegmentCursor<T> {
         Some(bvec)
     }
 
+    /// Whether nothing is left.
+    pub(crate) fn is_at_end(&mut self) -> bool {
+        self.place.bvec().is_none()
+    }
+
     /// The request, to be kept until what was sent of it has left.
     pub(crate) fn into_request(self) -> RequestRef<T> {
         self.rq

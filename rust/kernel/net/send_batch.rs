@@ -8,7 +8,7 @@ use super::TcpSocket;
 use crate::{
     block::{
         bio::SegmentCursor,
-        mq::{Operations, RequestRef},
+        mq::{Operations, RequestOp, RequestRef},
     },
     mm::PageArray,
 };
@@ -259,10 +259,14 @@ impl<T: Operations> SendBatch<T> {
     ///
     /// # Errors
     ///
-    /// `EBUSY` if a copy is in the batch, `EINVAL` if there is no room for that much.
+    /// `EBUSY` if a copy is in the batch, `EINVAL` if there is no room for that much or the request
+    /// is not a write: the memory of any other is not for the far side.
     pub fn copy(&mut self, rq: RequestRef<T>) -> Result<u32> {
         if self.has_copy || self.current.is_some() {
             return Err(EBUSY);
+        }
+        if rq.op() != RequestOp::Write {
+            return Err(EINVAL);
         }
         let len = SegmentCursor::new(rq).copy_to(&mut self.copy)?;
         self.has_copy = true;
@@ -286,19 +290,7 @@ impl<T: Operations> SendBatch<T> {
             // INVARIANT: The piece is the memory of a request that is put into `current` or `held`
             // below, whatever happens in between.
             let Some(bvec) = cursor.next_bvec() else {
-                let held = Held {
-                    end: self.gone + self.len,
-                    rq: Some(cursor.into_request()),
-                };
-                return match self.held.push_within_capacity(held) {
-                    Ok(()) => Ok(true),
-                    Err(held) => {
-                        // Nothing may be described that is not held. There was room when it began.
-                        self.clear();
-                        drop(held);
-                        Err(ENOSPC)
-                    }
-                };
+                return self.hold(cursor);
             };
             // SAFETY: The cursor's pieces describe valid pages.
             self.may_splice &= unsafe {
@@ -310,8 +302,31 @@ impl<T: Operations> SendBatch<T> {
                 return Err(e);
             }
         }
+        if cursor.is_at_end() {
+            // Its last piece took the last place. Nothing more of it would be sent, ever, so nothing
+            // but the end of this batch lets go of it.
+            return self.hold(cursor);
+        }
         self.current = Some(Current::Request(cursor));
         Ok(false)
+    }
+
+    /// Keeps a request, all of whose pieces are in the batch, until they have left.
+    #[inline]
+    fn hold(&mut self, cursor: SegmentCursor<T>) -> Result<bool> {
+        let held = Held {
+            end: self.gone + self.len,
+            rq: Some(cursor.into_request()),
+        };
+        match self.held.push_within_capacity(held) {
+            Ok(()) => Ok(true),
+            Err(held) => {
+                // Nothing may be described that is not held. There was room when it began.
+                self.clear();
+                drop(held);
+                Err(ENOSPC)
+            }
+        }
     }
 
     /// Adds the bytes `at..end` of the copy, as many as fit. They are never spliced: the network copies
