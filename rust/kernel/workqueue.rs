@@ -4,19 +4,20 @@
 //!
 //! C header: `include/linux/workqueue.h`.
 
-use core::{ops::Deref, ptr::NonNull};
+use core::ptr::NonNull;
 use kernel::{
     prelude::*,
     sync::Arc,
     time::Jiffies,
-    workqueue::{HasDelayedWork, Queue, WorkItem},
+    workqueue::{HasDelayedWork, Queue, RawWorkItem, WorkItem},
 };
 use neonsan_bindings as bindings;
 
 /// A work queue that goes with its owner. What was queued is done before it goes, so the last owner must
 /// not be work of the queue itself: that would wait for its own end.
 ///
-/// It dereferences to upstream's [`Queue`], which does the queueing.
+/// It does not dereference to upstream's [`Queue`], whose queues never go: that has delayed work of any
+/// owner, for which the end of a queue does not wait ([`OwnedQueue::mod_delayed`] sees to it).
 ///
 /// # Invariants
 ///
@@ -47,6 +48,17 @@ impl OwnedQueue {
         };
         // INVARIANT: It was just made.
         Ok(OwnedQueue(NonNull::new(queue).ok_or(ENOMEM)?))
+    }
+
+    /// Queues work, as upstream's [`Queue::enqueue`] does. Any context.
+    pub fn enqueue<W, const ID: u64>(&self, item: W) -> W::EnqueueOutput
+    where
+        W: RawWorkItem<ID> + Send + 'static,
+    {
+        // SAFETY: By the type's invariants; both crates' types are the same C struct. Work that is
+        // queued is done before the queue goes.
+        let queue = unsafe { Queue::from_raw(self.0.as_ptr().cast()) };
+        queue.enqueue(item)
     }
 
     /// Queues delayed work on its queue, or changes when it is due if it is queued already. Any
@@ -125,15 +137,6 @@ where
         let raw: *mut kernel::bindings::work_struct = kernel::workqueue::Work::raw_get(work);
         const_assert!(core::mem::offset_of!(kernel::bindings::delayed_work, work) == 0);
         raw.cast()
-    }
-}
-
-impl Deref for OwnedQueue {
-    type Target = Queue;
-
-    fn deref(&self) -> &Queue {
-        // SAFETY: By the type's invariants; both crates' types are the same C struct.
-        unsafe { Queue::from_raw(self.0.as_ptr().cast()) }
     }
 }
 
