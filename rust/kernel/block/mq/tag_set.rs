@@ -77,8 +77,13 @@ impl<T: Operations> TagSet<T> {
                 });
                 let mut set: bindings::blk_mq_tag_set = pin_init::zeroed();
                 set.ops = OperationsVTable::<T>::build();
-                // SAFETY: It comes from `into_foreign` above.
-                let poll_queues = T::nr_poll_queues(unsafe { T::TagSetData::borrow(*data) });
+                let poll_queues = if T::HAS_POLL {
+                    // SAFETY: It comes from `into_foreign` above.
+                    T::nr_poll_queues(unsafe { T::TagSetData::borrow(*data) })
+                } else {
+                    // blk-mq would call what is not in the table.
+                    0
+                };
                 set.nr_maps = if poll_queues > 0 { bindings::hctx_type_HCTX_MAX_TYPES } else { 1 };
                 set.nr_hw_queues = nr_hw_queues;
                 set.queue_depth = queue_depth;
