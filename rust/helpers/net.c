@@ -101,6 +101,14 @@ static void neonsan_sock_reclassify(struct sock *sk)
 	else
 		sock_lock_init_class_and_name(sk, "slock-AF_INET-NEONSAN", &neonsan_slock_key[0],
 					      "sk_lock-AF_INET-NEONSAN", &neonsan_sk_key[0]);
+	/*
+	 * With lockdep the socket now holds the module, since the keys are in it:
+	 * rmmod, which detaches what is attached and so ends every socket, would be
+	 * refused as long as there is one. A socket of ours is reset before it is
+	 * released; nobody takes its lock after that.
+	 */
+	sk_owner_put(sk);
+	sk_owner_clear(sk);
 }
 #else
 static void neonsan_sock_reclassify(struct sock *sk) { }
