@@ -70,6 +70,7 @@ struct NeonSan {
     _shutdown: reboot::Registration,
     _devices: Devices,
     _control: genetlink::Registration,
+    _left: LeftSessions,
     _debugfs: debugfs::Files,
 }
 
@@ -80,6 +81,15 @@ impl Drop for Devices {
     fn drop(&mut self) {
         registry::close();
         registry::detach_all();
+    }
+}
+
+/// Forgets the sessions that devices have left. After the last operation of the family: should unloading
+/// be interrupted while it waits for one that takes a device away, that one still leaves a session.
+struct LeftSessions;
+
+impl Drop for LeftSessions {
+    fn drop(&mut self) {
         left::forget_all();
     }
 }
@@ -88,9 +98,11 @@ impl kernel::Module for NeonSan {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         registry::init();
         left::init();
+        let sessions = LeftSessions;
         let devices = Devices;
         Ok(NeonSan {
             _debugfs: debugfs::create()?,
+            _left: sessions,
             _control: control::register()?,
             _devices: devices,
             _shutdown: shutdown::NOTIFIER.register()?,
