@@ -11,27 +11,23 @@ pub enum Late {
     No,
     /// It should have been sent long ago. It is counted, and the work of its connection looks at it.
     Unsent,
-    /// The node has it and does not answer, or it cannot be sent although nothing stands in its way.
-    /// It is counted, and the connection is given up.
+    /// The node has it and does not answer. It is counted, and the connection is given up.
     GivenUp,
 }
 
 /// Judges a request that has been where it is for `age_ms`.
 ///
 /// What is parked, and what waits while its connection is parked, waits for recovery, which has the
-/// loss timeout. What waits for room in the socket or in the window of writes is not given up for
-/// that: it has its turn when others do, and those, or the silence of the node, have timeouts of
-/// their own. Still it is counted, so that it can be seen. What waits while the gate is open has
-/// been forgotten; if one reminder does not help, a new connection does.
+/// loss timeout. What waits to be sent is not given up for that: it has its turn when others do (a
+/// deep queue on a slow link takes minutes, with the gate open whenever a thread is sending), and
+/// those, or the silence of the node, have timeouts of their own. Still it is counted, so that it can
+/// be seen, and the work of its connection looks at it.
 pub fn judge_late(state: SlotState, gate: GateState, age_ms: u64, limit_ms: u64) -> Late {
     if age_ms < limit_ms {
         return Late::No;
     }
     match (state, gate) {
         (SlotState::InFlight | SlotState::Receiving, _) => Late::GivenUp,
-        (SlotState::Queued, GateState::Open) if age_ms >= limit_ms.saturating_mul(2) => {
-            Late::GivenUp
-        }
         (SlotState::Queued, GateState::Open | GateState::Blocked | GateState::Window) => {
             Late::Unsent
         }
@@ -82,25 +78,8 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_nobody_sends_is_seen_then_given_up() {
-        let queued = |age_ms| judge(SlotState::Queued, GateState::Open, age_ms);
-        assert_eq!(queued(LIMIT_MS), Late::Unsent);
-        assert_eq!(queued(2 * LIMIT_MS - 1), Late::Unsent);
-        assert_eq!(queued(2 * LIMIT_MS), Late::GivenUp);
-        assert_eq!(
-            judge_late(
-                SlotState::Queued,
-                GateState::Open,
-                u64::MAX - 1,
-                u64::MAX - 1
-            ),
-            Late::Unsent
-        );
-    }
-
-    #[test]
     fn a_request_behind_others_is_seen_and_kept() {
-        for gate in [GateState::Blocked, GateState::Window] {
+        for gate in [GateState::Open, GateState::Blocked, GateState::Window] {
             assert_eq!(judge(SlotState::Queued, gate, 100 * LIMIT_MS), Late::Unsent);
         }
     }
