@@ -9,10 +9,11 @@
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use neonsan_engine::file::EngineIdentity;
+use nix::libc;
 use rustix::fs::{flock, FlockOperation};
 use serde::{Deserialize, Serialize};
 
@@ -53,9 +54,10 @@ struct Locked {
     _lock: File,
 }
 
-/// How an engine's path is written.
+/// How an engine's path is written: whole, and without a slash at its end, which a shell adds.
 fn key(path: &Path) -> Result<String> {
     let path = std::path::absolute(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let path: PathBuf = path.components().collect();
     match path.to_str() {
         Some(text) => Ok(text.to_owned()),
         None => Err(format!("{} is no text", path.display())),
@@ -85,6 +87,7 @@ impl Remembered {
             .truncate(false)
             .write(true)
             .mode(0o640)
+            .custom_flags(libc::O_NOFOLLOW)
             .open(self.directory.join(".lock"))?;
         flock(&lock, FlockOperation::LockExclusive)?;
         Ok(Locked { _lock: lock })
@@ -127,15 +130,32 @@ impl Remembered {
         Ok(contents)
     }
 
+    /// Gives the new file to the owner of the one before, or else of the directory: root runs
+    /// `forget`, and the node, which has no privilege, reads the file afterwards.
+    fn give(&self, new: &File) -> io::Result<()> {
+        let before = fs::metadata(self.path()).or_else(|_| fs::metadata(&self.directory))?;
+        let is_his = new.metadata()?;
+        let owner = (before.uid(), before.gid());
+        if rustix::process::geteuid().is_root() && (is_his.uid(), is_his.gid()) != owner {
+            std::os::unix::fs::fchown(new, Some(owner.0), Some(owner.1))?;
+        }
+        Ok(())
+    }
+
     /// Replaces the file, durably.
     fn store(&self, _locked: &Locked, contents: &Contents) -> io::Result<()> {
         let new = self.directory.join("engines.json.new");
+        match fs::remove_file(&new) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        // A new file, never what a link leads to: root may write here, and the directory is the node's.
         let mut file = OpenOptions::new()
-            .create(true)
-            .truncate(true)
+            .create_new(true)
             .write(true)
             .mode(0o640)
             .open(&new)?;
+        self.give(&file)?;
         let mut text = serde_json::to_vec_pretty(contents)?;
         text.push(b'\n');
         file.write_all(&text)?;
@@ -240,6 +260,50 @@ mod tests {
         assert!(!remembered.forget(a).unwrap());
         assert_eq!(remembered.identity(a).unwrap(), None);
         assert_eq!(remembered.identity(b).unwrap(), Some(identity(2)));
+    }
+
+    #[test]
+    fn a_slash_at_the_end_makes_no_other_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let remembered = Remembered::new(dir.path());
+        remembered
+            .remember(Path::new("/srv/a"), identity(1))
+            .unwrap();
+        for same in ["/srv/a/", "/srv//a", "/srv/./a/."] {
+            let known = remembered.identity(Path::new(same)).unwrap();
+            assert_eq!(known, Some(identity(1)), "{same}");
+        }
+        assert!(remembered.forget(Path::new("/srv/a/")).unwrap());
+    }
+
+    #[test]
+    fn the_node_can_read_what_root_has_changed() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("SKIP the_node_can_read_what_root_has_changed: not root, who alone gives files away");
+            return;
+        }
+        let (node, group) = (65_534, 65_533);
+        let dir = tempfile::tempdir().unwrap();
+        let remembered = Remembered::new(dir.path());
+        let file = dir.path().join("engines.json");
+        std::os::unix::fs::chown(dir.path(), Some(node), Some(group)).unwrap();
+        let owner = || {
+            let metadata = fs::metadata(&file).unwrap();
+            (metadata.uid(), metadata.gid())
+        };
+        remembered.remember(Path::new("/a"), identity(1)).unwrap();
+        assert_eq!(owner(), (node, group), "that of the directory");
+        std::os::unix::fs::chown(dir.path(), Some(0), Some(group)).unwrap();
+        // Whoever has the directory gets nothing that a link leads to.
+        let foreign = tempfile::NamedTempFile::new().unwrap();
+        fs::write(foreign.path(), "root's").unwrap();
+        let before = fs::metadata(foreign.path()).unwrap().uid();
+        let new = dir.path().join("engines.json.new");
+        std::os::unix::fs::symlink(foreign.path(), new).unwrap();
+        remembered.forget(Path::new("/a")).unwrap();
+        assert_eq!(owner(), (node, group), "that of the file before");
+        assert_eq!(fs::read_to_string(foreign.path()).unwrap(), "root's");
+        assert_eq!(fs::metadata(foreign.path()).unwrap().uid(), before);
     }
 
     #[test]
