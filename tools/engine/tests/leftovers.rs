@@ -181,3 +181,41 @@ fn health_fails_when_the_file_system_below_has_gone() {
     assert!(engine.health().is_err());
     drop(engine);
 }
+
+/// Root may run `init --adopt` in a directory of the node's user, who can put links there.
+#[test]
+fn nothing_is_written_to_where_a_link_leads() {
+    use neonsan_engine::file::{init, InitOptions};
+    let adopt = InitOptions {
+        adopt: true,
+        ..InitOptions::default()
+    };
+    for name in [".lock", ".neonsan-engine.new", "p/v/.neonsan-volume.new"] {
+        let dir = root();
+        let foreign = dir.path().with_extension("foreign");
+        for marker in [".neonsan-engine", "p/v/.neonsan-volume"] {
+            fs::remove_file(dir.path().join(marker)).unwrap();
+        }
+        let link = dir.path().join(name);
+        let _ = fs::remove_file(&link);
+        fs::write(&foreign, b"precious").unwrap();
+        std::os::unix::fs::symlink(&foreign, &link).unwrap();
+        let done = init(dir.path(), &adopt);
+        let bytes = fs::read(&foreign).unwrap();
+        fs::remove_file(&foreign).unwrap();
+        assert_eq!(bytes, b"precious", "{name}");
+        assert!(done.is_err(), "{name}");
+        fs::remove_file(&link).unwrap();
+        init(dir.path(), &adopt).unwrap();
+    }
+    // And by a node.
+    let dir = root();
+    let foreign = dir.path().with_extension("foreign");
+    fs::write(&foreign, b"precious").unwrap();
+    std::os::unix::fs::symlink(&foreign, dir.path().join(".boot.new")).unwrap();
+    let opened = FileEngine::open(file_options(dir.path()));
+    let bytes = fs::read(&foreign).unwrap();
+    fs::remove_file(&foreign).unwrap();
+    assert_eq!(bytes, b"precious");
+    assert!(opened.is_err());
+}

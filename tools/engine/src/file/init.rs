@@ -5,7 +5,7 @@
 //! whose disk is not mounted.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -239,6 +239,7 @@ fn init_there(root: &Path, options: &InitOptions, made: bool) -> Result<Initiali
             .create(true)
             .write(true)
             .truncate(false)
+            .custom_flags(libc::O_NOFOLLOW)
             .open(root.join(".lock"))
             .map_err(|e| Error::os(e, in_root("cannot write in the directory")))?;
         if !lock_within(&lock, ALONE, Duration::ZERO)

@@ -52,6 +52,9 @@ pub(super) fn write_file(path: &Path, bytes: &[u8]) -> std::io::Result<File> {
         .create(true)
         .truncate(true)
         .write(true)
+        // What a link leads to is nothing that was made here; and root runs `init` in a directory
+        // that belongs to the node's user.
+        .custom_flags(libc::O_NOFOLLOW)
         .open(path)?;
     file.write_all(bytes)?;
     Ok(file)
