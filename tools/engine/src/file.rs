@@ -281,6 +281,12 @@ impl FileEngine {
         }
     }
 
+    /// Refuses, before anything is looked up or made by its path, when another directory has come to
+    /// the engine's place.
+    fn check_place(&self) -> Result<()> {
+        health::check_place(&self.options.root, &self.lock)
+    }
+
     fn pool_dir(&self, name: &VolumeName) -> PathBuf {
         self.options.root.join(name.pool())
     }
@@ -318,6 +324,7 @@ impl FileEngine {
         name: &VolumeName,
         fill: impl FnOnce(&Path) -> Result<Meta>,
     ) -> Result<VolumeStat> {
+        self.check_place()?;
         let pool = self.pool_dir(name);
         match make_dir(&pool) {
             Ok(()) => sync_dir(&self.options.root)?,
@@ -401,6 +408,7 @@ impl FileEngine {
     /// Checks that the volume is there at all, so that what is missing within
     /// it later is damage.
     fn existing_dir(&self, name: &VolumeName) -> Result<PathBuf> {
+        self.check_place()?;
         let dir = self.volume_dir(name);
         let pool = self.pool_dir(name);
         // What lies behind a link is nothing that was made here.
@@ -422,7 +430,25 @@ impl FileEngine {
         Err(Error::new(ErrorKind::Conflict, conflict.to_string()))
     }
 
-    /// The same for what is read or changed without opening the volume: one whose
+    /// Refuses a volume whose data is on another file system than its pool: that this one was mounted
+    /// anew would not be noticed, nor what it lost.
+    fn check_file_system(&self, name: &VolumeName, dir: &Path) -> Result<()> {
+        let (data, pool) = (dir.join("data"), self.pool_dir(name));
+        if !witness::is_elsewhere(&data, &pool) {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Conflict,
+            format!(
+                "the data of the volume {name} ({}) is on another file system than its pool, where its \
+                 losses would not be noticed: move it into the pool, or mount that file system at a \
+                 pool of its own and move the volume there",
+                data.display()
+            ),
+        ))
+    }
+
+    /// [`Self::check_identity`] for what is read or changed without opening the volume: one whose
     /// description is damaged has no identity.
     fn check_identity_of(&self, name: &VolumeName) -> Result<()> {
         match Meta::load(&self.volume_dir(name)) {
@@ -433,6 +459,7 @@ impl FileEngine {
 
     /// The directory of a snapshot that is there.
     fn existing_snapshot(&self, name: &SnapshotName) -> Result<PathBuf> {
+        self.check_place()?;
         snapshots::existing(&self.volume_dir(name.volume()), name)
     }
 }
@@ -507,6 +534,7 @@ impl Engine for FileEngine {
     }
 
     fn list(&self) -> Result<Vec<VolumeName>> {
+        self.check_place()?;
         // So that the list says of each volume whether it is a copy.
         self.index.look_at_all();
         let mut names = Vec::new();
@@ -561,6 +589,7 @@ impl Engine for FileEngine {
         // Read under the lock: a resize changes it.
         let meta = Meta::load(&dir)?;
         self.check_identity(name, &meta.id)?;
+        self.check_file_system(name, &dir)?;
         self.durability.look();
         let volume = FileVolume::open(name.as_str(), dir, data, meta, self.common())?;
         Ok(Arc::new(volume))

@@ -182,6 +182,118 @@ fn health_fails_when_the_file_system_below_has_gone() {
     drop(engine);
 }
 
+/// Another directory came to the place of the engine's while that was open: a file system that was
+/// mounted over it, or is not mounted any more. Nothing there is looked up, made, removed or written.
+#[test]
+fn what_has_come_to_the_place_of_an_engine_is_left_alone() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let (root, away) = (dir.path().join("root"), dir.path().join("away"));
+    let (volume, new) = (volume_name("p/v"), volume_name("p/new"));
+    let engine = open(&root);
+    engine.create(&volume, &spec(MIB, 512)).unwrap();
+    fs::rename(&root, &away).unwrap();
+    // An engine of its own, with a volume of the same name, which nobody serves.
+    let other = open(&root);
+    other.create(&volume, &spec(MIB, 512)).unwrap();
+    other.stop().unwrap();
+    drop(other);
+    let boot = fs::read(root.join(".boot")).unwrap();
+    let kind = |error: neonsan_engine::Error| error.kind();
+    let unavailable = Some(ErrorKind::Unavailable);
+    assert_eq!(engine.open(&volume).err().map(kind), unavailable);
+    assert_eq!(engine.exists(&volume).err().map(kind), unavailable);
+    assert_eq!(
+        engine.exists(&new).err().map(kind),
+        unavailable,
+        "it may be"
+    );
+    assert_eq!(engine.list().err().map(kind), unavailable);
+    assert_eq!(engine.delete(&volume).err().map(kind), unavailable);
+    assert_eq!(engine.adopt(&volume).err().map(kind), unavailable);
+    let made = engine.create(&new, &spec(MIB, 512));
+    assert_eq!(made.err().map(kind), unavailable);
+    assert_eq!(engine.stop().err().map(kind), unavailable);
+    assert!(root.join("p/v/meta").exists() && !root.join("p/new").exists());
+    assert_eq!(fs::read(root.join(".boot")).unwrap(), boot);
+    // It comes back.
+    fs::remove_dir_all(&root).unwrap();
+    fs::rename(&away, &root).unwrap();
+    engine.delete(&volume).unwrap();
+    engine.stop().unwrap();
+}
+
+/// A file system of its own at `point`; `None` where that is not allowed.
+fn tmpfs(point: &Path) -> Option<common::Mount> {
+    let mounted = std::process::Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=8m", "none"])
+        .arg(point)
+        .status();
+    match mounted {
+        Ok(status) if status.success() => Some(common::Mount(point.to_owned())),
+        _ => {
+            eprintln!("SKIP: mounting a tmpfs is not allowed here");
+            None
+        }
+    }
+}
+
+/// As an engine's directory that is not mounted is refused.
+#[test]
+fn a_pool_whose_file_system_is_not_mounted_is_noticed() {
+    // The file system of the target directory may have no witness.
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let pool = dir.path().join("q");
+    drop(open(dir.path()));
+    fs::create_dir(&pool).unwrap();
+    let Some(mount) = tmpfs(&pool) else {
+        return;
+    };
+    let engine = open(dir.path());
+    engine.create(&volume_name("q/v"), &spec(MIB, 512)).unwrap();
+    engine.stop().unwrap();
+    drop(engine);
+    drop(mount);
+    let error = FileEngine::open(common::options_as_it_is(dir.path())).err();
+    let error = error.expect("the pool is not mounted");
+    assert_eq!(error.kind(), ErrorKind::Conflict);
+    let text = error.to_string();
+    assert!(text.contains("/q was the mount point"), "{text}");
+    // And what it says to do works.
+    fs::remove_file(dir.path().join(".boot")).unwrap();
+    drop(open(dir.path()));
+    // As does a pool that is gone altogether.
+    let mount = tmpfs(&pool).unwrap();
+    drop(open(dir.path()));
+    drop(mount);
+    fs::remove_dir(&pool).unwrap();
+    drop(open(dir.path()));
+}
+
+#[test]
+fn a_volume_on_another_file_system_than_its_pool_is_not_opened() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let other = tempfile::tempdir_in("/dev/shm").unwrap();
+    let Some(mount) = tmpfs(other.path()) else {
+        return;
+    };
+    let engine = open(dir.path());
+    for name in ["p/v", "p/w"] {
+        engine.create(&volume_name(name), &spec(MIB, 512)).unwrap();
+    }
+    let data = dir.path().join("p/v/data");
+    let moved = other.path().join("data");
+    fs::copy(&data, &moved).unwrap();
+    fs::remove_file(&data).unwrap();
+    std::os::unix::fs::symlink(&moved, &data).unwrap();
+    let error = engine.open(&volume_name("p/v")).err().expect("elsewhere");
+    assert_eq!(error.kind(), ErrorKind::Conflict);
+    assert!(error.to_string().contains("another file system"), "{error}");
+    drop(engine.open(&volume_name("p/w")).unwrap());
+    engine.delete(&volume_name("p/v")).unwrap();
+    assert!(moved.exists());
+    drop(mount);
+}
+
 /// Root may run `init --adopt` in a directory of the node's user, who can put links there.
 #[test]
 fn nothing_is_written_to_where_a_link_leads() {

@@ -43,7 +43,7 @@ use std::path::Path;
 use super::layout::write_file;
 use super::witness;
 use crate::identity::random_id;
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 const NAME: &str = ".boot";
 const FIRST_LINE: &str = "neonsan-boot 1";
@@ -211,12 +211,19 @@ pub(super) struct Beginning {
 ///
 /// # Errors
 ///
-/// When it cannot be noted: then nobody may be served.
+/// When it cannot be noted: then nobody may be served. [`ErrorKind::Conflict`] when a pool had a file
+/// system of its own that is not mounted.
 pub(super) fn begin(root: &Path) -> Result<Beginning> {
     let machine = machine_boot_id();
     let witness = witness::of(root);
     let stored = fs::read(root.join(NAME)).ok();
     let stored = stored.map(|bytes| State::decode(&bytes));
+    if let Some(Some(then)) = stored
+        .as_ref()
+        .map(|s| s.as_ref().and_then(|s| s.witness.as_ref()))
+    {
+        check_pools(root, then)?;
+    }
     let why = match &stored {
         None => Some("the directory has had none".to_owned()),
         Some(None) => Some(format!("{NAME} cannot be read")),
@@ -236,6 +243,27 @@ pub(super) fn begin(root: &Path) -> Result<Beginning> {
     }
     note(root, machine, id, false)?;
     Ok(Beginning { id, kept, witness })
+}
+
+/// Refuses when a pool lacks the file system that it had in the witness `then`: its volumes would seem
+/// to be gone, and new ones would be made below its mount point.
+fn check_pools(root: &Path, then: &str) -> Result<()> {
+    let pools = witness::not_mounted(root, then).map_err(|e| {
+        let text = format!("cannot look at the pools in {}", root.display());
+        Error::os(e, text)
+    })?;
+    let Some(pool) = pools.first() else {
+        return Ok(());
+    };
+    Err(Error::new(
+        ErrorKind::Conflict,
+        format!(
+            "{} was the mount point of a file system of its own, which is not mounted: mount it; if \
+             the pool is to be without, stop the node and remove {}",
+            pool.display(),
+            root.join(NAME).display()
+        ),
+    ))
 }
 
 /// Notes the id in force, durably.

@@ -41,12 +41,14 @@
 //! and no other lock is taken under it but a waiter's mailbox. `stopped`: held while `.boot`
 //! is written, by threads that may block; the state is taken under it.
 
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use super::boot::{self, hex};
+use super::health;
 use super::locks::Mailbox;
 use super::witness;
 use crate::identity::random_id;
@@ -93,6 +95,8 @@ impl State {
 #[derive(Debug)]
 pub(super) struct Durability {
     root: PathBuf,
+    /// Which directory that is: `.boot` of another one is not written.
+    place: Option<(u64, u64)>,
     /// How many losses were noted. Changed under `state` together with the id.
     losses: AtomicU64,
     state: Mutex<State>,
@@ -140,9 +144,16 @@ fn of_a_call_tells_of_loss(errno: i32) -> bool {
     )
 }
 
+/// Device and inode of a directory that is there.
+fn place_of(root: &Path) -> Option<(u64, u64)> {
+    let metadata = std::fs::metadata(root).ok()?;
+    Some((metadata.dev(), metadata.ino()))
+}
+
 impl Durability {
     pub(super) fn new(root: PathBuf, beginning: boot::Beginning) -> Self {
         Self {
+            place: place_of(&root),
             root,
             losses: AtomicU64::new(0),
             state: Mutex::new(State {
@@ -207,6 +218,15 @@ impl Durability {
         self.note();
     }
 
+    /// Refuses when another directory has come to the engine's place: its `.boot` is another
+    /// engine's.
+    fn check_place(&self) -> Result<()> {
+        match place_of(&self.root) == self.place {
+            true => Ok(()),
+            false => Err(health::not_the_place(&self.root)),
+        }
+    }
+
     /// Notes the id in force on a thread of its own. Never blocks.
     fn note(self: &Arc<Self>) {
         if self.note_is_due.swap(true, Ordering::AcqRel) {
@@ -230,7 +250,10 @@ impl Durability {
             return true;
         }
         let id = self.boot_id();
-        if let Err(error) = boot::note_new(&self.root, id) {
+        let noted = self
+            .check_place()
+            .and_then(|()| boot::note_new(&self.root, id));
+        if let Err(error) = noted {
             if is_first {
                 tracing::error!(
                     %error,
@@ -253,6 +276,7 @@ impl Durability {
     /// the same.
     pub(super) fn note_stopped(&self) -> Result<()> {
         let mut stopped = self.stopped();
+        self.check_place()?;
         boot::note_stopped(&self.root, self.boot_id())?;
         *stopped = true;
         Ok(())

@@ -13,23 +13,37 @@ use super::FileEngine;
 use crate::identity::random_id;
 use crate::{Buffer, Error, ErrorKind, Result, BUFFER_ALIGN};
 
+/// Refuses a directory that is not the one any more which the engine was opened in: what is there now
+/// is somebody else's, or what lies below a mount point. `lock` is the engine's lock.
+///
+/// # Errors
+///
+/// [`ErrorKind::Unavailable`]: the right one may come back.
+pub(super) fn check_place(root: &Path, lock: &File) -> Result<()> {
+    let place = root.join(".lock");
+    if is_at(lock, &place).map_err(|e| Error::os(e, format!("cannot reach {}", place.display())))? {
+        return Ok(());
+    }
+    Err(not_the_place(root))
+}
+
+/// What [`check_place`] says.
+pub(super) fn not_the_place(root: &Path) -> Error {
+    Error::new(
+        ErrorKind::Unavailable,
+        format!(
+            "{} is not the directory any more in which this node began: was it moved, or \
+             something mounted over it, or unmounted? Put it back, or restart the node",
+            root.display()
+        ),
+    )
+}
+
 /// Writes, syncs and reads a block in `root`. `lock` is the engine's lock, which
 /// was opened there; `direct`: as volumes are, without the page cache. Blocks for
 /// as long as the storage takes.
 pub(super) fn check(root: &Path, lock: &File, direct: bool) -> Result<()> {
-    let place = root.join(".lock");
-    if !is_at(lock, &place)
-        .map_err(|e| Error::os(e, format!("cannot reach {}", place.display())))?
-    {
-        return Err(Error::new(
-            ErrorKind::Io,
-            format!(
-                "{} is not the directory any more in which this node began: was it moved, or \
-                 something mounted over it, or unmounted? Put it back, or restart the node",
-                root.display()
-            ),
-        ));
-    }
+    check_place(root, lock)?;
     let path = root.join(".health");
     let mut flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     if direct {

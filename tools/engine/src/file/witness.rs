@@ -77,7 +77,42 @@ pub(super) fn is_there(then: &str, now: &str) -> bool {
         .all(|then| now.split(BETWEEN).any(|now| now == then))
 }
 
-/// The same of one directory.
+/// The pools that had a file system of their own in the witness `then`, and are directories of the
+/// engine's own file system now: theirs is not mounted. Pools that are gone altogether are none.
+///
+/// # Errors
+///
+/// When the directory cannot be looked at.
+pub(super) fn not_mounted(root: &Path, then: &str) -> std::io::Result<Vec<PathBuf>> {
+    let device = fs::metadata(root)?.dev();
+    let mut pools = Vec::new();
+    for entry in fs::read_dir(root)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let begins = format!("{}: ", name.escape_default());
+        // The first one is that of the root.
+        let had_its_own = then.split(BETWEEN).skip(1).any(|w| w.starts_with(&begins));
+        if had_its_own && entry.file_type()?.is_dir() && entry.metadata()?.dev() == device {
+            pools.push(entry.path());
+        }
+    }
+    pools.sort();
+    Ok(pools)
+}
+
+/// Whether a file of the pool is on another superblock than its pool, which no witness tells of.
+/// Where the pool's file system has no witness, nothing is promised, so it does not matter.
+pub(super) fn is_elsewhere(file: &Path, pool: &Path) -> bool {
+    let device = |path| fs::metadata(path).map(|metadata| metadata.dev()).ok();
+    if device(file) == device(pool) {
+        return false;
+    }
+    // A subvolume of btrfs has another device, and the same superblock.
+    of_one(pool).is_ok_and(|pools| of_one(file) != Ok(pools))
+}
+
+/// The same of one directory, or of one file.
 fn of_one(dir: &Path) -> Result<String, String> {
     let system = |e: std::io::Error| format!("{} cannot be looked at: {e}", dir.display());
     let kind = statfs(dir).map_err(|e| system(e.into()))?.f_type as u64;
