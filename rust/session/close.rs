@@ -170,7 +170,7 @@ impl fmt::Display for CloseCause {
             CloseCause::RequestTimeout => f.write_str("a request was not answered within the request timeout"),
             CloseCause::HeartbeatTimeout => f.write_str("nothing was heard within the heartbeat timeout"),
             CloseCause::NotNeonsan(HelloError::Http) => {
-                f.write_str("the peer speaks HTTP: this is the control port, use the node's data port")
+                f.write_str("the peer speaks HTTP, which is for the node's control API: is the port right?")
             }
             CloseCause::NotNeonsan(HelloError::SameSide) => {
                 f.write_str("the peer speaks the same side of the protocol: is the address right?")
