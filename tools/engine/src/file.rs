@@ -168,6 +168,13 @@ pub fn examine(root: &Path, expected: Option<EngineIdentity>) -> Result<EngineId
     let is_dir = fs::metadata(root)
         .map(|metadata| metadata.is_dir())
         .map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound if root.is_relative() => Error::new(
+                ErrorKind::Conflict,
+                format!(
+                    "the directory {shown} is not there: write its whole path, since \"~\" is not \
+                     replaced and another one begins where the node was started"
+                ),
+            ),
             std::io::ErrorKind::NotFound => Error::new(
                 ErrorKind::Conflict,
                 format!(
@@ -181,13 +188,7 @@ pub fn examine(root: &Path, expected: Option<EngineIdentity>) -> Result<EngineId
         return refused(format!("{shown} is not a directory"));
     }
     places::check_free(root)?;
-    let found = marker::read_engine(root).map_err(|e| match e.kind() {
-        ErrorKind::NotPermitted => Error::new(
-            ErrorKind::NotPermitted,
-            format!("{e}: the node's user must own it (`chown -R USER: {shown}`)"),
-        ),
-        _ => e,
-    })?;
+    let found = marker::read_engine(root).map_err(|e| may_be_anothers(root, e))?;
     match (found, expected) {
         (Some(found), Some(expected)) if found != expected => refused(format!(
             "{shown} has the volumes of another engine ({found}) than before ({expected}): mount \
@@ -210,6 +211,20 @@ pub fn examine(root: &Path, expected: Option<EngineIdentity>) -> Result<EngineId
     }
 }
 
+/// The error, with what to do if it came because the directory is another user's.
+fn may_be_anothers(root: &Path, error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::NotPermitted => Error::new(
+            ErrorKind::NotPermitted,
+            format!(
+                "{error}: the node's user must own it (`chown -R USER: {}`)",
+                root.display()
+            ),
+        ),
+        _ => error,
+    }
+}
+
 impl FileEngine {
     /// Opens the directory, waits for its lock, finds out what the storage
     /// can do and clears away what a crash left half made.
@@ -227,7 +242,8 @@ impl FileEngine {
             .write(true)
             .truncate(false)
             .open(root.join(".lock"))
-            .map_err(|e| Error::os(e, in_root("cannot write in the directory")))?;
+            .map_err(|e| Error::os(e, in_root("cannot write in the directory")))
+            .map_err(|e| may_be_anothers(root, e))?;
         if !lock_within(&lock, ALONE, options.lock_wait)
             .map_err(|e| Error::os(e, in_root("cannot lock the directory")))?
         {
@@ -344,7 +360,13 @@ impl FileEngine {
                 |e| match e {
                     Errno::EXIST => Error::new(
                         ErrorKind::AlreadyExists,
-                        format!("there is a volume {name} already"),
+                        match marker::is_ours(&target) {
+                            Ok(false) => format!(
+                                "{} is there already, and is no volume: move it elsewhere",
+                                target.display()
+                            ),
+                            _ => format!("there is a volume {name} already"),
+                        },
                     ),
                     e => Error::os(e, format!("cannot make {}", target.display())),
                 },

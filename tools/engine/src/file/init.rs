@@ -229,8 +229,8 @@ fn init_there(root: &Path, options: &InitOptions, made: bool) -> Result<Initiali
     if options.adopt {
         if known.is_none() && !is_of_an_earlier_release(root) {
             return Err(refused(format!(
-                "{} has nothing that an earlier release made: without --adopt an empty directory \
-                 becomes an engine's",
+                "{} has nothing that an earlier release made: mount its disk first, if that is not \
+                 mounted; a new engine's directory is made without --adopt",
                 root.display()
             )));
         }
