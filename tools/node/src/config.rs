@@ -365,7 +365,7 @@ pub struct VolumeConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read the configuration {path}: {source}")]
+    #[error("cannot read the configuration {path}: {source}{}", read_hint(source))]
     Read {
         /// Its name.
         path: PathBuf,
@@ -380,6 +380,39 @@ pub enum ConfigError {
         /// What is wrong, and where.
         reason: String,
     },
+}
+
+/// What to do about a file that cannot be read.
+fn read_hint(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            ": write one (tools/node/neonsan-node.toml is an example), or name it with --config"
+        }
+        std::io::ErrorKind::PermissionDenied => ": the node's user must be able to read it",
+        std::io::ErrorKind::InvalidData => ": save it as UTF-8",
+        _ => "",
+    }
+}
+
+/// What the reader of TOML says, with what to do where it does not say that itself.
+fn explain(error: &toml::de::Error) -> String {
+    let text = error.to_string();
+    let hint = match error.message() {
+        "missing field `engine`" => {
+            "there is no engine: add a section like [engine.main] with kind and path"
+        }
+        "invalid socket address syntax" => {
+            "write address:port, with a number as the address, such as \"127.0.0.1:9666\""
+        }
+        m if m.starts_with("unknown field `default_engine`")
+            || m.starts_with("unknown field `state_path`") =>
+        {
+            "write it before the first section"
+        }
+        m if m.ends_with("expected a sequence") => "write a list, in square brackets",
+        _ => return text,
+    };
+    format!("{}\n{hint}\n", text.trim_end())
 }
 
 /// Longest read or write of any engine: what in-flight limits must hold.
@@ -400,7 +433,7 @@ impl Config {
 
     /// Reads and checks the text of a configuration.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let config: Self = toml::from_str(text).map_err(|e| e.to_string())?;
+        let config: Self = toml::from_str(text).map_err(|e| explain(&e))?;
         config.check()?;
         Ok(config)
     }
@@ -470,6 +503,26 @@ mod tests {
     use super::*;
 
     const ENGINE: &str = "[engine.main]\nkind = \"file\"\npath = \"/x\"\n";
+
+    #[test]
+    fn what_is_wrong_for_toml_comes_with_what_to_do() {
+        for (text, hint) in [
+            (String::new(), "[engine.main]"),
+            (
+                "[data]\nlisten = [\"node1:1\"]\n".to_owned(),
+                "address:port",
+            ),
+            (
+                "[data]\nlisten = \"127.0.0.1:1\"\n".to_owned(),
+                "square brackets",
+            ),
+            (format!("{ENGINE}default_engine = \"main\"\n"), "before"),
+            (format!("{ENGINE}state_path = \"/y\"\n"), "before"),
+        ] {
+            let error = Config::parse(&text).unwrap_err();
+            assert!(error.contains(hint), "{text}: {error}");
+        }
+    }
 
     #[test]
     fn the_smallest_configuration_is_an_engine() {

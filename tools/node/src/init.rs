@@ -82,7 +82,7 @@ fn absolute(dir: &Path) -> Result<PathBuf, String> {
     std::path::absolute(dir).map_err(|e| format!("{}: {e}", dir.display()))
 }
 
-fn tell(dir: &Path, done: &Initialized, is_root: bool, user_was_given: bool) {
+fn tell(dir: &Path, done: &Initialized, args: &InitArgs, is_root: bool) {
     println!(
         "{}: {} engine {}",
         dir.display(),
@@ -92,10 +92,15 @@ fn tell(dir: &Path, done: &Initialized, is_root: bool, user_was_given: bool) {
     for volume in &done.adopted {
         println!("adopted the volume {volume}");
     }
+    if args.adopt && done.adopted.is_empty() {
+        println!(
+            "there was no volume to adopt: if you know of some, see whether their disk is mounted"
+        );
+    }
     for path in &done.left_alone {
         println!("left alone, since it is no volume: {}", path.display());
     }
-    if is_root && done.owner.0 == 0 && !user_was_given {
+    if is_root && done.owner.0 == 0 && args.user.is_none() {
         println!(
             "it belongs to root: if the node runs as another user, give it to that one with \
              `chown -R USER: {}`",
@@ -139,7 +144,7 @@ pub(crate) fn run(args: &InitArgs) -> ExitCode {
     };
     match init() {
         Ok((dir, done)) => {
-            tell(&dir, &done, is_root, args.user.is_some());
+            tell(&dir, &done, args, is_root);
             ExitCode::SUCCESS
         }
         Err(error) => {

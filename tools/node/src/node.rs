@@ -69,6 +69,9 @@ impl NodeError {
                 "another program has it (`ss -ltnp` shows which; another neonsan-node?): stop that"
             }
             io::ErrorKind::AddrNotAvailable => "no interface of this machine has it: give it one",
+            io::ErrorKind::PermissionDenied => {
+                "the node's user may not: ports below 1024 need CAP_NET_BIND_SERVICE"
+            }
             _ => return String::new(),
         };
         format!(": {why}, or change {setting}")

@@ -120,7 +120,13 @@ impl UnixSocket {
         let address = SocketAddrUnix::new(path)?;
         make_way(path, &address)?;
         let socket = socket()?;
-        bind(&socket, &address)?;
+        bind(&socket, &address).map_err(|error| match error {
+            Errno::ACCESS | Errno::PERM => other(format!(
+                "{error}: the node's user must be able to write in its directory: make that the \
+                 user's, let systemd start the node, or change control.listen"
+            )),
+            _ => error.into(),
+        })?;
         fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
         listen(&socket, BACKLOG)?;
         let metadata = fs::symlink_metadata(path)?;

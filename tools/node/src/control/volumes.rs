@@ -408,7 +408,8 @@ fn is_smaller(name: &VolumeName, resize: &VolumeResize, has_bytes: u64) -> Resul
             resize.size_bytes
         );
         return Err(ApiError::new(ErrorCode::BadSize, message).with_hint(
-            "making it smaller destroys what lies behind the new end; allow it explicitly",
+            "making it smaller destroys what lies behind the new end: --allow-shrink (allow_shrink in \
+             the API) says that this is meant",
         ));
     }
     Ok(is_smaller)
