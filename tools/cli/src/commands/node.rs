@@ -48,14 +48,23 @@ fn health(common: &Common, config: &Config, api: Option<&str>) -> Result<()> {
                 ]
             })
             .collect();
-        print(&format!("node: {}\n\n", word(health.status)))?;
+        print(&format!("node: {}\n", word(health.status)))?;
+        let of_an_engine = |problem: &str| {
+            let told = health.engines.iter().flat_map(|e| &e.problems);
+            told.into_iter()
+                .any(|of_engine| problem.ends_with(of_engine.as_str()))
+        };
+        for problem in health.problems.iter().filter(|p| !of_an_engine(p)) {
+            print(&format!("problem: {problem}\n"))?;
+        }
+        print("\n")?;
         print(&table(&["ENGINE", "KIND", "STATE", "PROBLEMS"], &rows))?;
     }
     if health.status == HealthStatus::Ok {
         return Ok(());
     }
-    let text = format!("the node is {}", word(health.status));
-    Err(Error::new(Kind::Other, text).with_hint("the table above says what is wrong"))
+    let text = format!("the node is not well: {}", word(health.status));
+    Err(Error::new(Kind::Other, text).with_hint("the problems that it tells of say what to do"))
 }
 
 fn list(common: &Common, config: &Config, api: Option<&str>) -> Result<()> {

@@ -240,7 +240,7 @@ fn module_missing(loaded: bool) -> Error {
     } else {
         Error::new(Kind::Module, "the kernel module neonsan is not loaded").with_hint(
             "run `modprobe neonsan` as root; if there is no such module, build and install it for \
-             this kernel (Documentation/admin-guide.rst)",
+             this kernel (Documentation/quickstart.rst)",
         )
     }
 }
