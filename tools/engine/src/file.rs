@@ -171,8 +171,8 @@ pub fn examine(root: &Path, expected: Option<EngineIdentity>) -> Result<EngineId
             std::io::ErrorKind::NotFound if root.is_relative() => Error::new(
                 ErrorKind::Conflict,
                 format!(
-                    "the directory {shown} is not there: write its whole path, since \"~\" is not \
-                     replaced and another one begins where the node was started"
+                    "the directory {shown} is not there: write its whole path: \"~\" is not replaced, \
+                     and a path without a slash before it is sought where the node was started"
                 ),
             ),
             std::io::ErrorKind::NotFound => Error::new(

@@ -106,9 +106,10 @@ impl Remembered {
             }
             Err(e) => {
                 return Err(format!(
-                    "cannot read {}, where the node has noted which engine it serves: {e}; make it \
-                     readable for the node's user, or set state_path",
-                    path.display()
+                    "cannot read {}, where the node has noted which engine it serves: {e}; give it \
+                     to the node's user (`chown --reference={} {0}`), or set state_path",
+                    path.display(),
+                    self.directory.display()
                 ))
             }
         };
