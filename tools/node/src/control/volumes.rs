@@ -15,7 +15,7 @@ use neonsan_engine::{Error, ErrorKind, Limits, VolumeSpec, VolumeStat};
 use tokio::sync::oneshot;
 
 use super::claim::{check_absent_holder, check_unclear_owner, held_volume, Claim, Resizing};
-use crate::hub::{find_engine, ToHub};
+use crate::hub::{find_engine, find_sole_engine, ToHub};
 use crate::shared::{hex, Shared};
 
 type Result<T> = std::result::Result<T, ApiError>;
@@ -318,7 +318,7 @@ fn no_engine(shared: &Shared, wanted: &str) -> ApiError {
 /// Deletes a volume that nobody holds.
 pub(super) async fn delete(shared: Arc<Shared>, name: VolumeName) -> Result<()> {
     blocking(move || {
-        let engine = find_engine(&shared, &name).map_err(|e| from_engine(&e))?;
+        let engine = find_sole_engine(&shared, &name).map_err(|e| from_engine(&e))?;
         let mut claim = Claim::take(&shared, name.clone())?;
         check_absent_holder(&shared, engine, &name)?;
         shared.engines[engine]
@@ -336,7 +336,7 @@ pub(super) async fn delete(shared: Arc<Shared>, name: VolumeName) -> Result<()> 
 pub(super) async fn adopt(shared: Arc<Shared>, name: VolumeName) -> Result<VolumeInfo> {
     let for_info = (Arc::clone(&shared), name.clone());
     blocking(move || {
-        let index = find_engine(&shared, &name).map_err(|e| from_engine(&e))?;
+        let index = find_sole_engine(&shared, &name).map_err(|e| from_engine(&e))?;
         let engine = &shared.engines[index].engine;
         let mut claim = Claim::take(&shared, name.clone())?;
         let before = engine.stat(&name).map_err(|e| from_engine(&e))?;

@@ -22,6 +22,49 @@ pub fn find_engine(shared: &Shared, name: &VolumeName) -> neonsan_engine::Result
     find_among(answers, name)
 }
 
+/// The same for what cannot be taken back: it is refused where more than one engine has a volume of the
+/// name, as when an engine's directory was copied into another one's. Asks every engine, so it is as
+/// slow as the slowest. Blocks.
+///
+/// # Errors
+///
+/// As [`find_engine`]; [`ErrorKind::Conflict`], with the engines that have it.
+pub fn find_sole_engine(shared: &Shared, name: &VolumeName) -> neonsan_engine::Result<usize> {
+    let answers: Vec<_> = shared
+        .engines
+        .iter()
+        .map(|e| (e.name.as_str(), e.engine.exists(name)))
+        .collect();
+    check_sole(&answers, name)?;
+    find_among(answers.into_iter(), name)
+}
+
+fn check_sole(
+    answers: &[(&str, neonsan_engine::Result<bool>)],
+    name: &VolumeName,
+) -> neonsan_engine::Result<()> {
+    let has_it = |answer: &neonsan_engine::Result<bool>| match answer {
+        Ok(found) => *found,
+        Err(error) => error.kind() == ErrorKind::Corrupt,
+    };
+    let engines: Vec<&str> = answers
+        .iter()
+        .filter(|(_, answer)| has_it(answer))
+        .map(|(engine, _)| *engine)
+        .collect();
+    if engines.len() < 2 {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Conflict,
+        format!(
+            "there is a volume {name} in each of the engines {}, so which one is meant cannot be \
+             said: stop the node and give the directory of one of them another name",
+            engines.join(", ")
+        ),
+    ))
+}
+
 fn find_among<'a>(
     answers: impl Iterator<Item = (&'a str, neonsan_engine::Result<bool>)>,
     name: &VolumeName,
@@ -85,5 +128,25 @@ mod tests {
         );
         // A damaged volume is there.
         assert_eq!(find(vec![absent(), fails(ErrorKind::Corrupt)]), Ok(1));
+    }
+
+    #[test]
+    fn what_cannot_be_taken_back_is_not_done_to_one_of_two() {
+        let check = |answers: Vec<neonsan_engine::Result<bool>>| {
+            let answers: Vec<_> = ["a", "b", "c"].into_iter().zip(answers).collect();
+            check_sole(&answers, &"p/v".parse().unwrap()).map_err(|e| (e.kind(), e.to_string()))
+        };
+        let damaged = || Err(Error::new(ErrorKind::Corrupt, "it is damaged"));
+        let down = || Err(Error::new(ErrorKind::Unavailable, "it is down"));
+        assert_eq!(check(vec![Ok(true), Ok(false), down()]), Ok(()));
+        assert_eq!(check(vec![Ok(false), damaged()]), Ok(()));
+        for answers in [
+            vec![Ok(true), Ok(false), Ok(true)],
+            vec![Ok(true), Ok(false), damaged()],
+        ] {
+            let (kind, text) = check(answers).unwrap_err();
+            assert_eq!(kind, ErrorKind::Conflict);
+            assert!(text.contains("engines a, c"), "{text}");
+        }
     }
 }

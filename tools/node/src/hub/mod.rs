@@ -42,7 +42,7 @@ pub use absent::{absent_holder, all_fenced, Absent, Observations};
 pub(crate) use answers::node_address;
 use answers::{refusal_for_open_error, refusal_text, OpenParameters};
 use entry::{Entry, State};
-pub use find::find_engine;
+pub use find::{find_engine, find_sole_engine};
 pub use name::OpenName;
 pub use ownership::Found;
 
