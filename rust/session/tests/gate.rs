@@ -446,6 +446,19 @@ fn a_session_has_one_boot() {
 }
 
 #[test]
+fn nobody_joins_a_session_of_another_boot() {
+    let mut door = door();
+    door.opens(&with_boot(open(1, 1), 5));
+    let (_, came, others) = door.enter(IntroducedAs::Join, &with_boot(join(1, 1, 1, 2), 6));
+    assert_eq!((came, others.len()), (Came::Refused(Status::BadOpen), 0));
+    // The epoch of one that was refused counts for nothing; a boot that is not said goes with any.
+    for (boot, connection) in [(5, 1), (0, 2)] {
+        let request = with_boot(join(1, 1, connection, 2), boot);
+        assert_eq!(door.enter(IntroducedAs::Join, &request).1, Came::In);
+    }
+}
+
+#[test]
 fn the_boot_of_a_holder_outlives_the_node() {
     for (asks, came) in [
         (1, Err(Status::HeldByOther)),

@@ -200,7 +200,8 @@ impl Gate {
             reason.generation = session.generation;
             return Err(reason);
         }
-        if session.host_id != request.host_id || session.mode != request.mode() {
+        let other_boot = is_other_boot(session.host_boot, request.host_boot.get());
+        if session.host_id != request.host_id || session.mode != request.mode() || other_boot {
             return Err(RefuseReason::new(Status::BadOpen));
         }
         if index >= session.max_connections {
