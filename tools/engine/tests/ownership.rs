@@ -210,6 +210,50 @@ fn a_foreign_directory_among_the_snapshots_is_none() {
 }
 
 #[test]
+fn of_two_inits_at_once_one_makes_the_engine() {
+    let dir = directory();
+    for round in 0..50 {
+        // Both in a directory that is there, and in one that either makes.
+        let root = dir.path().join(round.to_string());
+        if round % 2 == 0 {
+            fs::create_dir(&root).unwrap();
+        }
+        let start = std::sync::Barrier::new(2);
+        let try_init = || {
+            start.wait();
+            init(&root, &InitOptions::default())
+        };
+        let made: Vec<_> = std::thread::scope(|scope| {
+            let threads = [scope.spawn(try_init), scope.spawn(try_init)];
+            threads.map(|thread| thread.join().unwrap()).into()
+        });
+        let (made, refused): (Vec<_>, Vec<_>) = made.into_iter().partition(Result::is_ok);
+        assert_eq!(made.len(), 1, "{made:?}");
+        let error = refused.into_iter().next().unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::AlreadyExists, "{error}");
+        let identity = made.into_iter().next().unwrap().unwrap().identity;
+        assert!(error.to_string().contains(&identity.to_string()), "{error}");
+    }
+}
+
+#[test]
+fn what_a_killed_init_left_is_not_in_the_way_of_the_next() {
+    let dir = directory();
+    let root = dir.path().join("root");
+    let unfinished = root.join(".neonsan-engine.new");
+    fs::create_dir(&root).unwrap();
+    fs::write(&unfinished, b"NEONENG").unwrap();
+    init(&root, &InitOptions::default()).unwrap();
+    assert!(!unfinished.exists());
+    try_open(&root).unwrap();
+    // Whatever else has that name is somebody's.
+    let other = dir.path().join("other");
+    fs::create_dir_all(other.join(".neonsan-engine.new")).unwrap();
+    let error = init(&other, &InitOptions::default()).unwrap_err();
+    assert!(error.to_string().contains("is not empty"), "{error}");
+}
+
+#[test]
 fn only_a_directory_that_init_has_made_is_opened() {
     let dir = directory();
     let root = dir.path().join("root");

@@ -4,7 +4,7 @@
 //! A node never does that by itself: a directory without a marker may be one
 //! whose disk is not mounted.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use neonsan_api::VolumeName;
 use rustix::fs::{chownat, AtFlags, Gid, Uid, CWD};
 
 use super::layout::{file_options, make_dir};
-use super::marker::{self, EngineIdentity, ENGINE_MARKER};
+use super::marker::{self, EngineIdentity, ENGINE_MARKER, NEW_ENGINE_MARKER};
 use super::opening::lock_within;
 use super::{sync_dir, FileEngine, ALONE};
 use crate::{Error, ErrorKind, Result};
@@ -80,6 +80,43 @@ fn names_in(root: &Path) -> Result<Vec<String>> {
 
 fn refused(text: String) -> Error {
     Error::new(ErrorKind::Conflict, text)
+}
+
+/// How long an `init` waits for another one of the same directory.
+const OTHER_INIT: Duration = Duration::from_secs(5);
+
+/// Keeps every other `init` of the directory away as long as the result is open.
+fn lock_directory(root: &Path) -> Result<File> {
+    let context = |e| Error::os(e, format!("cannot lock the directory {}", root.display()));
+    let lock = File::options()
+        .read(true)
+        .custom_flags(libc::O_DIRECTORY)
+        .open(root)
+        .map_err(context)?;
+    match lock_within(&lock, ALONE, OTHER_INIT) {
+        Ok(true) => Ok(lock),
+        Ok(false) => Err(Error::new(
+            ErrorKind::Busy,
+            format!(
+                "another process has the directory {} locked: wait until its `neonsan-node init` \
+                 has ended, and see what it said",
+                root.display()
+            ),
+        )),
+        Err(e) => Err(context(e.into())),
+    }
+}
+
+/// Removes what an `init` left that was killed while it wrote the marker. The caller
+/// has the directory locked.
+fn remove_unfinished(root: &Path) -> Result<()> {
+    let path = root.join(NEW_ENGINE_MARKER);
+    match fs::symlink_metadata(&path) {
+        Ok(metadata) if metadata.is_file() => fs::remove_file(&path)
+            .map_err(|e| Error::os(e, format!("cannot remove {}", path.display()))),
+        // What else has this name was not made by `init`.
+        _ => Ok(()),
+    }
 }
 
 /// Refuses a directory that has anything in it.
@@ -217,6 +254,8 @@ fn init_there(root: &Path, options: &InitOptions, made: bool) -> Result<Initiali
         return Err(refused(in_root("not a directory:")));
     }
     super::places::check_free(root)?;
+    let _alone = lock_directory(root)?;
+    remove_unfinished(root)?;
     let owner = options.owner.unwrap_or((metadata.uid(), metadata.gid()));
     let mut done = Initialized {
         identity: EngineIdentity::new()?,
