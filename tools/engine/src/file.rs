@@ -441,13 +441,13 @@ impl FileEngine {
         }
     }
 
-    /// Refuses a volume that has the identity of another one.
-    fn check_identity(&self, name: &VolumeName, id: &[u8; 16]) -> Result<()> {
-        let mut volumes = self.options.identities.others(&self.index, name, id);
+    /// Refuses a volume or snapshot, in `dir`, that has the identity of another one.
+    fn check_identity(&self, dir: &Path, id: &[u8; 16]) -> Result<()> {
+        let mut volumes = self.options.identities.others(&self.index, dir, id);
         if volumes.is_empty() {
             return Ok(());
         }
-        volumes.insert(0, self.volume_dir(name));
+        volumes.insert(0, dir.to_owned());
         let conflict = Conflict { id: *id, volumes };
         Err(Error::new(ErrorKind::Conflict, conflict.to_string()))
     }
@@ -473,8 +473,9 @@ impl FileEngine {
     /// [`Self::check_identity`] for what is read or changed without opening the volume: one whose
     /// description is damaged has no identity.
     fn check_identity_of(&self, name: &VolumeName) -> Result<()> {
-        match Meta::load(&self.volume_dir(name)) {
-            Ok(meta) => self.check_identity(name, &meta.id),
+        let dir = self.volume_dir(name);
+        match Meta::load(&dir) {
+            Ok(meta) => self.check_identity(&dir, &meta.id),
             Err(_) => Ok(()),
         }
     }
@@ -610,7 +611,7 @@ impl Engine for FileEngine {
         let data = self.open_finished(name, &dir, self.options.lock_wait)?;
         // Read under the lock: a resize changes it.
         let meta = Meta::load(&dir)?;
-        self.check_identity(name, &meta.id)?;
+        self.check_identity(&dir, &meta.id)?;
         self.check_file_system(name, &dir)?;
         self.durability.look();
         let volume = FileVolume::open(name.as_str(), dir, data, meta, self.common())?;
@@ -632,7 +633,8 @@ impl Engine for FileEngine {
     }
 
     fn same_identity(&self, name: &VolumeName, id: &[u8; 16]) -> Vec<String> {
-        let others = self.options.identities.others(&self.index, name, id);
+        let dir = self.volume_dir(name);
+        let others = self.options.identities.others(&self.index, &dir, id);
         others
             .iter()
             .map(|path| path.display().to_string())
@@ -707,6 +709,7 @@ impl Engine for FileEngine {
         self.check_identity_of(name.volume())?;
         let data = self.open_snapshot_data(name, &dir, WITH_OTHERS)?;
         let meta = Meta::load(&dir)?;
+        self.check_identity(&dir, &meta.id)?;
         let volume = FileVolume::new(
             &name.to_string(),
             Some(name.clone()),

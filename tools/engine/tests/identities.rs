@@ -176,3 +176,68 @@ fn the_snapshots_of_a_copy_get_identities_of_their_own() {
         engine.open_snapshot(&snapshot_name(name)).unwrap();
     }
 }
+
+#[test]
+fn a_copied_snapshot_is_noticed_beside_the_first_and_as_a_volume() {
+    let (_dir, mount) = match xfs() {
+        Ok(mounted) => mounted,
+        Err(reason) => {
+            eprintln!("SKIP a_copied_snapshot: {reason}");
+            return;
+        }
+    };
+    let root = mount.0.join("root");
+    let identities = Arc::default();
+    let mut engine = open(&root, &identities);
+    let v = volume_name("p/v");
+    engine.create(&v, &spec(1 << 20, 512)).unwrap();
+    let one = snapshot_name("p/v@one");
+    let made = engine.open(&v).unwrap().create_snapshot(&one).unwrap();
+    engine.open_snapshot(&one).unwrap();
+    let first = root.join("p/v/snapshots/one");
+    let (second, volume) = (root.join("p/v/snapshots/two"), root.join("p/fromsnap"));
+    let refused = |error: neonsan_engine::Error, paths: &[&Path]| {
+        assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
+        for path in paths {
+            assert!(
+                error.to_string().contains(path.to_str().unwrap()),
+                "{error}"
+            );
+        }
+    };
+
+    // Beside the first: while the engine is there, and before the next one begins.
+    copy(&first, &second);
+    for _ in 0..2 {
+        for name in ["p/v@one", "p/v@two"] {
+            let error = engine.open_snapshot(&snapshot_name(name)).err().unwrap();
+            refused(error, &[&first, &second]);
+        }
+        assert_eq!(identities.conflicts().len(), 1);
+        // The volume has an identity of its own.
+        engine.open(&v).unwrap();
+        drop(engine);
+        engine = open(&root, &identities);
+    }
+    engine.delete_snapshot(&snapshot_name("p/v@two")).unwrap();
+    assert!(identities.conflicts().is_empty());
+    engine.open_snapshot(&one).unwrap();
+
+    // As a volume, until that is adopted.
+    copy(&first, &volume);
+    let copied = volume_name("p/fromsnap");
+    refused(engine.open(&copied).err().unwrap(), &[&first, &volume]);
+    refused(
+        engine.open_snapshot(&one).err().unwrap(),
+        &[&first, &volume],
+    );
+    assert_eq!(
+        engine.same_identity(&copied, &made.id),
+        [first.to_str().unwrap()]
+    );
+    let adopted = engine.adopt(&copied).unwrap();
+    assert_ne!(adopted.id, made.id);
+    engine.open(&copied).unwrap();
+    assert_eq!(engine.open_snapshot(&one).unwrap().stat().id, made.id);
+    assert!(identities.conflicts().is_empty());
+}

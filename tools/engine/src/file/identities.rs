@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
-//! Which volume has which identity: so that a copy is noticed.
+//! Which volume or snapshot has which identity: so that a copy is noticed.
 //!
 //! A directory that was copied with its `meta` is a second volume with the identity
 //! of the first. Hosts tell disks apart by that, so of two such volumes neither is
-//! opened until one has another identity, or is gone.
+//! opened until one has another identity, or is gone. So it is with snapshots, which
+//! are copied beside the first or to where volumes are.
 //!
 //! An engine keeps an index of its volumes, and all engines of a node look into each
-//! other's, but not at each other's storage: one that hangs holds up no other engine. Opening a volume costs a look at the directories of the pools: only one
-//! that has changed is read again, and there only descriptions that have. What has
+//! other's, but not at each other's storage: one that hangs holds up no other engine. Opening a volume costs a look at the directories of the pools, and at
+//! each volume's of its snapshots: only one that has changed is read again, and there only descriptions
+//! that have. What has
 //! changed within the last seconds is read again in any case, since times of files
 //! are coarse. Descriptions that somebody overwrites in place are noticed when the
 //! whole index is looked through, at the start and for a list of volumes.
@@ -19,8 +21,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use neonsan_api::VolumeName;
+use neonsan_api::{SnapshotName, VolumeName};
 
+use super::layout::SNAPSHOTS;
 use super::meta::Meta;
 use super::FileEngine;
 
@@ -82,6 +85,7 @@ impl Seen {
     }
 }
 
+/// A volume or a snapshot.
 #[derive(Debug, Default)]
 struct Known {
     /// Its description.
@@ -91,9 +95,18 @@ struct Known {
 }
 
 #[derive(Debug, Default)]
+struct Volume {
+    own: Known,
+    /// The directory of its snapshots; `None`: not read, or it can have changed.
+    seen: Option<Seen>,
+    /// Its snapshots by their directories.
+    snapshots: HashMap<PathBuf, Known>,
+}
+
+#[derive(Debug, Default)]
 struct Pool {
     seen: Option<Seen>,
-    volumes: HashMap<VolumeName, Known>,
+    volumes: HashMap<VolumeName, Volume>,
 }
 
 /// What is on the storage, as it was seen.
@@ -103,8 +116,8 @@ struct State {
     pools: HashMap<String, Pool>,
 }
 
-/// The names that have an identity.
-type Names = HashMap<[u8; 16], BTreeSet<VolumeName>>;
+/// The directories of volumes and snapshots that have an identity.
+type Places = HashMap<[u8; 16], BTreeSet<PathBuf>>;
 
 /// The volumes of one engine by identity.
 #[derive(Debug)]
@@ -115,7 +128,7 @@ pub(super) struct Index {
     state: Mutex<State>,
     /// What came of it, for the other engines too. Taken under `state` or alone, and
     /// never held for I/O.
-    names: Mutex<Names>,
+    places: Mutex<Places>,
 }
 
 impl Index {
@@ -123,7 +136,7 @@ impl Index {
         Arc::new(Self {
             root: root.to_owned(),
             state: Mutex::default(),
-            names: Mutex::default(),
+            places: Mutex::default(),
         })
     }
 
@@ -131,26 +144,75 @@ impl Index {
         self.root.join(name.pool()).join(name.volume())
     }
 
-    fn names(&self) -> MutexGuard<'_, Names> {
-        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    fn places(&self) -> MutexGuard<'_, Places> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The volume had one identity and has another; `None`: none.
-    fn change(&self, name: &VolumeName, before: Option<[u8; 16]>, after: Option<[u8; 16]>) {
+    /// The volume or snapshot had one identity and has another; `None`: none.
+    fn change(&self, dir: &Path, before: Option<[u8; 16]>, after: Option<[u8; 16]>) {
         if before == after {
             return;
         }
-        let mut all = self.names();
+        let mut all = self.places();
         if let Some(before) = before {
-            if let Some(names) = all.get_mut(&before) {
-                names.remove(name);
-                if names.is_empty() {
+            if let Some(places) = all.get_mut(&before) {
+                places.remove(dir);
+                if places.is_empty() {
                     all.remove(&before);
                 }
             }
         }
         if let Some(after) = after {
-            all.entry(after).or_default().insert(name.clone());
+            all.entry(after).or_default().insert(dir.to_owned());
+        }
+    }
+
+    /// Reads the description in a directory again if it can have changed.
+    fn read(&self, dir: &Path, known: &mut Known, now: SystemTime) {
+        let stamp = Stamp::at(&dir.join("meta"));
+        if Seen::is_still(known.seen.as_ref(), stamp) {
+            return;
+        }
+        let id = Meta::load(dir).ok().map(|meta| meta.id);
+        self.change(dir, known.id, id);
+        *known = Known {
+            seen: Seen::now(stamp, now),
+            id,
+        };
+    }
+
+    /// The volume is gone, with its snapshots.
+    fn forget(&self, name: &VolumeName, volume: &Volume) {
+        self.change(&self.path(name), volume.own.id, None);
+        for (dir, known) in &volume.snapshots {
+            self.change(dir, known.id, None);
+        }
+    }
+
+    /// Reads which snapshots a volume has if that can have changed, and their
+    /// descriptions.
+    fn read_snapshots(&self, name: &VolumeName, volume: &mut Volume, thorough: bool) {
+        let parent = self.path(name).join(SNAPSHOTS);
+        let stamp = Stamp::at(&parent);
+        // Most volumes have none, and never had.
+        let none = stamp.is_none() && volume.snapshots.is_empty();
+        if none || (!thorough && Seen::is_still(volume.seen.as_ref(), stamp)) {
+            return;
+        }
+        let now = SystemTime::now();
+        // Before its content is read.
+        volume.seen = Seen::now(stamp, now);
+        let mut before = std::mem::take(&mut volume.snapshots);
+        for (snapshot, dir) in FileEngine::entries(&parent).unwrap_or_default() {
+            // What is half made or half deleted has no such name.
+            if SnapshotName::new(name, &snapshot).is_ok() {
+                let mut known = before.remove(&dir).unwrap_or_default();
+                self.read(&dir, &mut known, now);
+                volume.snapshots.insert(dir, known);
+            }
+        }
+        for (dir, known) in before {
+            self.change(&dir, known.id, None);
         }
     }
 
@@ -167,20 +229,12 @@ impl Index {
             let Ok(volume) = VolumeName::new(name, &volume) else {
                 continue;
             };
-            let stamp = Stamp::at(&dir.join("meta"));
             let mut known = before.remove(&volume).unwrap_or_default();
-            if !Seen::is_still(known.seen.as_ref(), stamp) {
-                let id = Meta::load(&dir).ok().map(|meta| meta.id);
-                self.change(&volume, known.id, id);
-                known = Known {
-                    seen: Seen::now(stamp, now),
-                    id,
-                };
-            }
+            self.read(&dir, &mut known.own, now);
             pool.volumes.insert(volume, known);
         }
         for (volume, known) in before {
-            self.change(&volume, known.id, None);
+            self.forget(&volume, &known);
         }
         state.pools.insert(name.to_owned(), pool);
     }
@@ -200,8 +254,8 @@ impl Index {
             state.pools.retain(|name, pool| {
                 let is_there = there.contains(name);
                 if !is_there {
-                    for (volume, known) in &pool.volumes {
-                        self.change(volume, known.id, None);
+                    for (name, volume) in &pool.volumes {
+                        self.forget(name, volume);
                     }
                 }
                 is_there
@@ -218,6 +272,10 @@ impl Index {
             if thorough || !Seen::is_still(seen, stamp) {
                 self.read_pool(&mut state, &name, &path, stamp);
             }
+            let pool = state.pools.get_mut(&name);
+            for (name, volume) in pool.into_iter().flat_map(|pool| &mut pool.volumes) {
+                self.read_snapshots(name, volume, thorough);
+            }
         }
     }
 
@@ -230,12 +288,24 @@ impl Index {
             .entry(name.pool().to_owned())
             .or_default()
             .volumes;
-        let before = match id {
-            // To be read when the pool is looked at.
-            Some(_) => volumes.insert(name.clone(), Known { seen: None, id }),
-            None => volumes.remove(name),
+        let Some(id) = id else {
+            if let Some(volume) = volumes.remove(name) {
+                self.forget(name, &volume);
+            }
+            return;
         };
-        self.change(name, before.and_then(|known| known.id), id);
+        let volume = volumes.entry(name.clone()).or_default();
+        self.change(&self.path(name), volume.own.id, Some(id));
+        // To be read when the pool is looked at, and the snapshots, which an adopted
+        // volume has given others too, when they are.
+        volume.own = Known {
+            seen: None,
+            id: Some(id),
+        };
+        volume.seen = None;
+        for known in volume.snapshots.values_mut() {
+            known.seen = None;
+        }
     }
 
     /// Sees what has changed since the last look. Blocks.
@@ -249,29 +319,28 @@ impl Index {
         self.look(true);
     }
 
-    /// The volumes that have this identity. Blocks.
+    /// The volumes and snapshots that have this identity. Blocks.
     fn with(&self, id: &[u8; 16]) -> Vec<PathBuf> {
         self.look_again();
         let mut paths = self.seen_with(id);
-        // What the index says may be old; what the volume says is not.
+        // What the index says may be old; what they say themselves is not.
         paths.retain(|path| Meta::load(path).is_ok_and(|meta| meta.id == *id));
         paths
     }
 
     /// Those that had it when this engine was looked at last. Does not block.
     fn seen_with(&self, id: &[u8; 16]) -> Vec<PathBuf> {
-        let all = self.names();
-        let names = all.get(id).into_iter().flatten();
-        names.map(|name| self.path(name)).collect()
+        let all = self.places();
+        all.get(id).into_iter().flatten().cloned().collect()
     }
 }
 
-/// Volumes with one identity: paths, which also say the engine.
+/// Volumes or snapshots with one identity: paths, which also say the engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conflict {
     /// The identity.
     pub id: [u8; 16],
-    /// The directories of the volumes: two at least.
+    /// The directories of the volumes and snapshots: two at least.
     pub volumes: Vec<PathBuf>,
 }
 
@@ -284,8 +353,8 @@ impl std::fmt::Display for Conflict {
             .collect();
         write!(
             f,
-            "the volumes {} have the same identity ({:032x}), since one is a copy of the other; none \
-             of them is opened until `neonsan volume adopt POOL/VOLUME` has given the copy an \
+            "the volumes or snapshots {} have the same identity ({:032x}), since one is a copy of the \
+             other; none of them is opened until `neonsan volume adopt POOL/VOLUME` has given the copy an \
              identity of its own, or it is deleted",
             paths.join(" and "),
             u128::from_be_bytes(self.id)
@@ -313,18 +382,17 @@ impl Identities {
         indexes.iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// The directories of the volumes, other than this one, that have its identity.
+    /// The directories of volumes and snapshots, other than this one, that have its identity.
     /// Of other engines what they have seen last counts, since their storage may hang.
     /// Blocks for that of this engine.
-    pub(super) fn others(&self, index: &Index, name: &VolumeName, id: &[u8; 16]) -> Vec<PathBuf> {
-        let own = index.path(name);
+    pub(super) fn others(&self, index: &Index, own: &Path, id: &[u8; 16]) -> Vec<PathBuf> {
         let mut others = index.with(id);
         for other in self.indexes() {
             if !std::ptr::eq(&*other, index) {
                 others.extend(other.seen_with(id));
             }
         }
-        others.retain(|path| *path != own);
+        others.retain(|path| path != own);
         others.sort_unstable();
         others
     }
@@ -353,9 +421,9 @@ impl Identities {
     fn seen_conflicts(&self) -> Vec<Conflict> {
         let mut volumes: BTreeMap<[u8; 16], Vec<PathBuf>> = BTreeMap::new();
         for index in self.indexes() {
-            for (id, names) in index.names().iter() {
-                let paths = names.iter().map(|name| index.path(name));
-                volumes.entry(*id).or_default().extend(paths);
+            for (id, places) in index.places().iter() {
+                let places = places.iter().cloned();
+                volumes.entry(*id).or_default().extend(places);
             }
         }
         volumes.retain(|_, paths| paths.len() > 1);
