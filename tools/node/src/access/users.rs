@@ -2,7 +2,9 @@
 //! Users of this machine that a setting names.
 
 use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
 
+use nix::libc;
 use nix::unistd::{Group, User};
 
 /// One entry of such a setting.
@@ -14,7 +16,7 @@ enum Named<'a> {
     Uid(u32),
     /// A name.
     User(&'a str),
-    /// `@name`: the members of a group.
+    /// `@name`: the members of a group, and the users whose own (primary) group it is.
     Group(&'a str),
 }
 
@@ -41,6 +43,27 @@ impl<'a> Named<'a> {
 /// Checks the form of an entry; whether the user exists is another question.
 pub fn check(text: &str) -> Result<(), &'static str> {
     Named::parse(text).map(|_| ())
+}
+
+/// The users whose own (primary) group it is, as far as the system's databases list their users: a
+/// directory service may know more of them than it lists. Reads all users, and blocks for that.
+fn users_with_group(gid: u32) -> Vec<u32> {
+    // The functions have one place of reading for the whole process.
+    static READING: Mutex<()> = Mutex::new(());
+    let _reading = READING.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut users = Vec::new();
+    // SAFETY: nothing else in the process calls these functions, and this not twice at a time. An
+    // entry is read before the next call, which may overwrite it.
+    unsafe {
+        libc::setpwent();
+        while let Some(entry) = libc::getpwent().as_ref() {
+            if entry.pw_gid == gid {
+                users.push(entry.pw_uid);
+            }
+        }
+        libc::endpwent();
+    }
+    users
 }
 
 /// Who may connect from this machine: root and the node's own user always, and whom a setting names.
@@ -95,10 +118,14 @@ impl LocalUsers {
 
     fn add_group(&mut self, name: &str) -> Result<(), String> {
         match Group::from_name(name) {
-            Ok(Some(group)) => group
-                .mem
-                .iter()
-                .try_for_each(|member| self.add_user(member)),
+            Ok(Some(group)) => {
+                // The list of a group leaves out those whose own group it is.
+                self.uids.extend(users_with_group(group.gid.as_raw()));
+                group
+                    .mem
+                    .iter()
+                    .try_for_each(|member| self.add_user(member))
+            }
             Ok(None) => Err("there is no such group".to_owned()),
             Err(error) => Err(format!("the group cannot be looked up ({error})")),
         }
@@ -131,6 +158,19 @@ mod tests {
         assert!(users.contains(nobody) && users.contains(4242));
         assert!(!users.contains(4243));
         assert!(LocalUsers::look_up(&["*".to_owned()], "x").contains(4243));
+    }
+
+    /// The list of its group's members has not this user.
+    #[test]
+    fn users_whose_own_group_it_is_are_among_its_members() {
+        let nobody = User::from_name("nobody").unwrap().unwrap();
+        let group = Group::from_gid(nobody.gid).unwrap().unwrap();
+        assert!(!group.mem.contains(&nobody.name), "{group:?}");
+        let users = LocalUsers::look_up(&[format!("@{}", group.name)], "x");
+        assert!(users.contains(nobody.uid.as_raw()));
+        assert!(!users.contains(4243));
+        let users = LocalUsers::look_up(&["@root".to_owned()], "x");
+        assert!(!users.contains(nobody.uid.as_raw()));
     }
 
     #[test]
