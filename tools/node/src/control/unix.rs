@@ -17,6 +17,10 @@ use tokio::net::UnixStream;
 
 use crate::listen::BACKLOG;
 
+/// Bytes that the path of a socket may have. The system takes one more, without the zero behind it,
+/// but clients do not.
+const MAX_PATH: usize = 107;
+
 /// A socket that listens at a path, which is removed at the end.
 #[derive(Debug)]
 pub(super) struct UnixSocket {
@@ -117,6 +121,14 @@ impl UnixSocket {
     /// With what to do, where there is something at the path, or no directory.
     pub(super) fn listen(path: &Path, mode: u32) -> io::Result<(UnixListener, Self)> {
         make_directory(path)?;
+        let len = path.as_os_str().len();
+        if len > MAX_PATH {
+            return Err(other(format!(
+                "the path has {len} bytes, and that of a socket at most {MAX_PATH}: give \
+                 control.listen a shorter one, such as {}",
+                neonsan_api::DEFAULT_CONTROL_SOCKET
+            )));
+        }
         let address = SocketAddrUnix::new(path)?;
         make_way(path, &address)?;
         let socket = socket()?;
@@ -268,6 +280,20 @@ mod tests {
         let error = UnixSocket::listen(&path, 0o660).unwrap_err().to_string();
         assert!(
             error.contains("nowhere") && error.contains("control.listen"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_path_that_is_too_long_is_said_to_be() {
+        let dir = directory();
+        let len = dir.path().as_os_str().len() + 1;
+        let longest = dir.path().join("s".repeat(MAX_PATH - len));
+        UnixSocket::listen(&longest, 0o660).unwrap();
+        let longer = dir.path().join("s".repeat(MAX_PATH + 1 - len));
+        let error = UnixSocket::listen(&longer, 0o660).unwrap_err().to_string();
+        assert!(
+            error.contains("108 bytes") && error.contains("control.listen"),
             "{error}"
         );
     }
