@@ -4,10 +4,13 @@
 mod check;
 
 use std::collections::BTreeMap;
+use std::io::Read as _;
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use neonsan_api::VolumeName;
+use nix::libc;
 use serde::Deserialize;
 
 /// The file, if no other is named.
@@ -418,6 +421,23 @@ fn explain(error: &toml::de::Error) -> String {
 /// Longest read or write of any engine: what in-flight limits must hold.
 pub(crate) const MAX_IO_BYTES: u64 = 1 << 20;
 
+/// Reads a file whole if it is a regular one.
+pub(crate) fn read_regular(path: &Path) -> std::io::Result<String> {
+    let mut file = std::fs::File::options()
+        .read(true)
+        // A pipe that nobody writes to would be waited for.
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(std::io::Error::other(
+            "it is no regular file: put the configuration into one, and reload again",
+        ));
+    }
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    Ok(text)
+}
+
 impl Config {
     /// Reads and checks the file.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
@@ -429,6 +449,20 @@ impl Config {
             path: path.to_owned(),
             reason,
         })
+    }
+
+    /// Reads and checks the file while the node runs, without waiting for anybody: a pipe, from which
+    /// a node may have been started, is not read again. Gives the text too.
+    pub fn load_again(path: &Path) -> Result<(Self, String), ConfigError> {
+        let text = read_regular(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        let config = Self::parse(&text).map_err(|reason| ConfigError::Wrong {
+            path: path.to_owned(),
+            reason,
+        })?;
+        Ok((config, text))
     }
 
     /// Reads and checks the text of a configuration.

@@ -11,7 +11,7 @@ use std::sync::{Arc, PoisonError};
 
 use toml::{Table, Value};
 
-use crate::config::Config;
+use crate::config::{read_regular, Config};
 use crate::shared::{Live, Shared};
 
 /// Sets the filter of the log.
@@ -74,7 +74,7 @@ impl Reloader {
     /// For the configuration at `path`, which was just read. `set_filter` is `None` if the log's filter
     /// is not that of the configuration.
     pub fn new(path: PathBuf, set_filter: Option<SetFilter>) -> Self {
-        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        let text = read_regular(&path).unwrap_or_default();
         Self {
             settings: settings_of(&text),
             path,
@@ -84,8 +84,8 @@ impl Reloader {
 
     /// Reads the configuration again. Gives what to tell people of it.
     pub fn reload(&self, shared: &Shared) -> String {
-        let new = match Config::load(&self.path) {
-            Ok(new) => new,
+        let (new, text) = match Config::load_again(&self.path) {
+            Ok(read) => read,
             Err(error) => {
                 tracing::error!("not reloaded, and nothing is changed: {error}");
                 // One line: what the service manager is told has its own.
@@ -109,7 +109,6 @@ impl Reloader {
         shared.in_flight.set_max(config.limits.max_in_flight_bytes);
         crate::node::raise_file_limit(&config);
         *shared.live.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Live::new(config));
-        let text = std::fs::read_to_string(&self.path).unwrap_or_default();
         let needs_restart = not_reloaded(&self.settings, &settings_of(&text));
         if needs_restart.is_empty() {
             tracing::info!("configuration reloaded");

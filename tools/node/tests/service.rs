@@ -103,6 +103,26 @@ fn the_service_manager_is_told_of_start_reload_and_stop() {
     assert_eq!(node.wait(), 0);
 }
 
+/// A pipe to which nobody writes: whoever reads it waits, and cannot be told to stop meanwhile.
+#[test]
+fn a_configuration_that_became_a_pipe_is_not_waited_for() {
+    let dir = directory();
+    let path = dir.path().join("node.toml");
+    fs::write(&path, config(dir.path(), "")).unwrap();
+    let mut node = Node::start_from(&path);
+    fs::remove_file(&path).unwrap();
+    assert!(Command::new("mkfifo")
+        .arg(&path)
+        .status()
+        .unwrap()
+        .success());
+    reload(&node);
+    let line = node.wait_for("not reloaded");
+    assert!(line.contains("no regular file"), "{line}");
+    node.terminate();
+    assert_eq!(node.wait(), 0);
+}
+
 /// The thread of a node with this name.
 fn thread_of(node: &Node, name: &str) -> i32 {
     let tasks = format!("/proc/{}/task", node.pid().as_raw_nonzero());
