@@ -22,6 +22,7 @@ mod health;
 mod hub;
 mod init;
 mod listen;
+mod log_limit;
 mod metrics;
 mod node;
 mod own_host;

@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use neonsan_api::HealthStatus;
 use neonsan_proto::Status;
-use neonsan_session::CloseCause;
 use tracing_appender::non_blocking::ErrorCounter;
 
 use crate::shared::{hex, Shared};
@@ -114,10 +113,10 @@ impl WorkerMetrics {
         self.beats.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts the end of a connection.
-    pub fn closed(&self, cause: &CloseCause) {
+    /// Counts the end of a connection by the name of its cause.
+    pub fn closed(&self, cause: &'static str) {
         let mut closes = self.closes.lock().unwrap_or_else(PoisonError::into_inner);
-        *closes.entry(cause.name()).or_default() += 1;
+        *closes.entry(cause).or_default() += 1;
     }
 }
 
@@ -350,6 +349,12 @@ pub fn exposition(shared: &Shared) -> String {
         "counter",
         "Lines of the log that were lost because nobody took them.",
         metrics.lost_log_lines.dropped_lines() as u64,
+    );
+    page.single(
+        "log_lines_left_out_total",
+        "counter",
+        "Lines of the log that were left out because there were too many alike.",
+        shared.log_limits.left_out(),
     );
     page.family(
         "nodes",

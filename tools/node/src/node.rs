@@ -27,6 +27,7 @@ use crate::data::{Mailbox, ToWorker, Worker};
 use crate::engines;
 use crate::hub::{Hub, Observations, ToHub};
 use crate::listen::{listen_later, listen_or_wait, Waiting};
+use crate::log_limit::LogLimits;
 use crate::metrics::Metrics;
 use crate::peers::{self, Peers};
 use crate::reload::Reloader;
@@ -415,6 +416,7 @@ pub(crate) fn run_reloading(
         in_flight: Budget::new(config.limits.max_in_flight_bytes),
         metrics: Metrics::new(workers, lost_log_lines),
         going_away: AtomicBool::new(false),
+        log_limits: LogLimits::default(),
         peers: Peers::new(
             match config.data.advertise.as_slice() {
                 [] => data_addresses.as_slice(),

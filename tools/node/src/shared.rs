@@ -19,6 +19,7 @@ use crate::data::Mailbox;
 use crate::engines::Supervised;
 use crate::hub::{Observations, ToHub};
 use crate::listen::Waiting;
+use crate::log_limit::LogLimits;
 use crate::metrics::Metrics;
 use crate::peers::Peers;
 
@@ -164,6 +165,8 @@ pub struct Shared {
     pub hub: Sender<ToHub>,
     /// The node is stopping. Set once, by the hub.
     pub going_away: AtomicBool,
+    /// Bounds on lines of the log that anybody can cause.
+    pub log_limits: LogLimits,
     /// Counters.
     pub metrics: Metrics,
     /// The other nodes.

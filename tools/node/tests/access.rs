@@ -215,7 +215,49 @@ fn one_peer_leaves_connections_and_sessions_to_others() {
             Wire::open(node.data, &read_only("p/v", 97)).is_ok()
         })
     });
+    let made_room = node.metric("neonsan_node_connections_closed_total{cause=\"made-room\"}");
+    assert!(made_room > 0.0);
+    let late = node.metric("neonsan_node_connections_closed_total{cause=\"connect-timeout\"}");
+    assert_eq!(late, 0.0, "none of them had its time");
     drop(silent);
+}
+
+/// Any user of the machine can connect as often as it likes; the log is not its to fill.
+#[test]
+fn who_is_not_let_in_again_and_again_does_not_fill_the_log() {
+    const TIMES: usize = 60;
+    let dir = directory();
+    let mut node = Node::start_with(dir.path(), "[data]\nlisten = [\"127.0.0.1:0\"]\n");
+    create(&node, "p/v", MIB, 512, "mem");
+    let began = Instant::now();
+    as_user(NOBODY, || {
+        for _ in 0..TIMES {
+            let refused = Wire::open(node.data, &Open::new("p/v", 1)).err().unwrap();
+            assert_eq!(refused.status, Status::NotPermitted);
+        }
+    });
+    // A slow machine may begin a new period, which has ten lines of its own.
+    let periods = 1 + began.elapsed().as_secs() as usize / 10;
+    node.wait_for("more lines like \"a connection is not let in\"");
+    for line in ["a connection is not let in: ", "connection closed: refused"] {
+        let written = node.log.iter().filter(|l| l.contains(line)).count();
+        assert!(
+            written >= 10 && written <= 10 * periods,
+            "{line}: {written}"
+        );
+    }
+    let denied = node.metric("neonsan_node_connections_denied_total");
+    assert_eq!(denied, TIMES as f64);
+    let left_out = node.metric("neonsan_node_log_lines_left_out_total");
+    assert!(
+        left_out >= (2 * (TIMES - 10 * periods)) as f64,
+        "{left_out}"
+    );
+    // Whoever is let in has its lines.
+    Wire::open(node.data, &Open::new("p/v", 1))
+        .unwrap()
+        .release();
+    node.wait_for("connection closed: the session ended");
 }
 
 /// Options of `unshare` for mounts that nobody else sees. In a chroot, whose root is no mount, it cannot

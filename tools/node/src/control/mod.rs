@@ -44,6 +44,9 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for a connection with all its requests.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(600);
 
+/// What the log says of a user who is not let in at the control socket.
+const NO_CALLER: &str = "a user who may not use the control API connected to it";
+
 /// Connections to the metrics at a time.
 const MAX_METRICS_CONNECTIONS: usize = 16;
 
@@ -180,11 +183,10 @@ async fn accept(door: Door, listener: Listener, places: Places, shared: Arc<Shar
                         Ok((Box::new(stream) as _, Some(caller)))
                     }
                     Ok(caller) => {
-                        tracing::warn!(
-                            uid = caller.uid,
-                            pid = caller.pid,
-                            "a user who may not use the control API connected to it"
-                        );
+                        let kind = (NO_CALLER, "");
+                        if shared.log_limits.admits(kind, shared.clock.now()) {
+                            tracing::warn!(uid = caller.uid, pid = caller.pid, "{NO_CALLER}");
+                        }
                         continue;
                     }
                     Err(error) => {
@@ -208,10 +210,13 @@ async fn accept(door: Door, listener: Listener, places: Places, shared: Arc<Shar
             Door::Metrics => MAX_METRICS_CONNECTIONS,
         };
         let Some(ticket) = places.enter(max) else {
-            tracing::warn!(
-                "refused a control connection: all that may be are busy \
-                 (limits.max_control_connections)"
-            );
+            let kind = ("refused a control connection", "");
+            if shared.log_limits.admits(kind, shared.clock.now()) {
+                tracing::warn!(
+                    "refused a control connection: all that may be are busy \
+                     (limits.max_control_connections)"
+                );
+            }
             continue;
         };
         let shared = Arc::clone(&shared);

@@ -33,6 +33,10 @@ use crate::hub::{Introduction, ToHub};
 /// Time for a refusal to be sent.
 const REFUSAL_MS: u64 = 2000;
 
+/// The cause, for people and counters, by which a connection that had not introduced itself ends for
+/// another one. Only a node knows it: the client sees that it is closed.
+const MADE_ROOM: &str = "made-room";
+
 /// What a node says it is in its hello.
 const PRODUCT: &str = concat!("neonsan-node ", env!("CARGO_PKG_VERSION"));
 
@@ -334,7 +338,8 @@ impl Connection {
             // It has said nothing for long, or its peer has too many that say nothing.
             ToWorker::MakeRoom { .. } => {
                 if let Phase::Handshake(_) = self.phase {
-                    self.close(CloseCause::ConnectTimeout, context);
+                    let why = "it had not introduced itself, and made room for another one";
+                    self.close_as(MADE_ROOM, false, &why, context);
                 }
             }
             ToWorker::Accept { .. } | ToWorker::Listen(_) | ToWorker::Stop => {}
@@ -509,17 +514,33 @@ impl Connection {
 
     /// Closes the socket. What the engine still has is drained.
     fn close(&mut self, cause: CloseCause, context: &mut Context<'_>) {
+        self.close_as(cause.name(), cause.is_violation(), &cause, context);
+    }
+
+    /// [`Self::close`] for a cause of this name; `why` is for people.
+    fn close_as(
+        &mut self,
+        cause: &'static str,
+        is_violation: bool,
+        why: &dyn std::fmt::Display,
+        context: &mut Context<'_>,
+    ) {
         let Some(socket) = self.socket.take() else {
             return;
         };
         // Before the client can see it, so that who looks then finds it.
-        context.metrics.closed(&cause);
+        context.metrics.closed(cause);
         let id = self.id.0;
         let peer = self.peer;
-        if cause.is_violation() {
-            tracing::warn!(connection = id, %peer, cause = cause.name(), "connection closed: {cause}");
-        } else {
-            tracing::info!(connection = id, %peer, cause = cause.name(), "connection closed: {cause}");
+        // One that was let in has had its line, and has this one too.
+        let kind = ("connection closed", cause);
+        let was_let_in = matches!(self.phase, Phase::Active(_));
+        if was_let_in || context.shared.log_limits.admits(kind, context.now) {
+            if is_violation {
+                tracing::warn!(connection = id, %peer, cause, "connection closed: {why}");
+            } else {
+                tracing::info!(connection = id, %peer, cause, "connection closed: {why}");
+            }
         }
         let freed = self.output.clear(context.pool);
         drop(socket);

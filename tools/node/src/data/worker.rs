@@ -229,8 +229,15 @@ impl Worker {
                 if let Err(error) = self.listen() {
                     tracing::error!(%error, "cannot listen");
                 }
+                if self.index == 0 {
+                    self.shared.log_limits.tell(self.shared.clock.now());
+                }
                 self.metrics.beat();
             }
+        }
+        if self.index == 0 {
+            // Periods end with the node.
+            self.shared.log_limits.tell(Instant(u64::MAX));
         }
         Ok(())
     }
@@ -361,19 +368,22 @@ impl Worker {
             };
             let live = self.shared.live();
             let arrival = doorkeeper.look(stream.as_fd(), peer, &live.local_users);
+            let now = self.shared.clock.now();
             if let Some(reason) = &arrival.denied {
-                tracing::warn!(%peer, "a connection is not let in: {reason}");
+                let kind = ("a connection is not let in", "");
+                if self.shared.log_limits.admits(kind, now) {
+                    tracing::warn!(%peer, "a connection is not let in: {reason}");
+                }
                 self.metrics.denied.fetch_add(1, Ordering::Relaxed);
             }
             let id = ConnectionId(self.next_connection);
             let limits = &live.config.limits;
-            let now = self.shared.clock.now();
             let admitted = self.shared.admission.admit(id, arrival.peer, limits, now);
             for id in admitted.leaving {
                 self.post(id, ToWorker::MakeRoom { id });
             }
             if let Some(full) = admitted.full {
-                self.refuse(peer, full);
+                self.refuse(peer, full, now);
                 continue;
             }
             self.next_connection += 1;
@@ -396,7 +406,7 @@ impl Worker {
     }
 
     /// Says that a connection is closed at once, and which limit it is about.
-    fn refuse(&self, peer: SocketAddr, full: Full) {
+    fn refuse(&self, peer: SocketAddr, full: Full, now: Instant) {
         let open = self.shared.metrics.connections.load(Ordering::Relaxed);
         let limit = match full {
             Full::All => "limits.max_connections is reached",
@@ -405,7 +415,10 @@ impl Worker {
                 "what is left of limits.max_connections is for peers that have few connections"
             }
         };
-        tracing::warn!(%peer, open, "refused a connection: {limit}");
+        let kind = ("refused a connection", limit);
+        if self.shared.log_limits.admits(kind, now) {
+            tracing::warn!(%peer, open, "refused a connection: {limit}");
+        }
         self.metrics.over_limit.fetch_add(1, Ordering::Relaxed);
     }
 

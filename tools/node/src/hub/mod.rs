@@ -400,7 +400,10 @@ impl Hub {
                     error.kind(),
                     ErrorKind::NotFound | ErrorKind::NoSuchSnapshot
                 ) {
-                    tracing::info!(volume = %name, "no such volume or snapshot");
+                    let kind = ("no such volume or snapshot", "");
+                    if self.shared.log_limits.admits(kind, self.shared.clock.now()) {
+                        tracing::info!(volume = %name, "no such volume or snapshot");
+                    }
                 } else {
                     tracing::warn!(volume = %name, %error, "cannot open the volume");
                 }
@@ -474,7 +477,10 @@ impl Hub {
             return;
         };
         let (refusal, text) = refusal_text(name, reason, entry, &self.shared.clock);
-        tracing::info!(volume = %name, connection = id.0, status = reason.status.name(), %text, "refused");
+        let kind = ("refused", reason.status.name());
+        if self.shared.log_limits.admits(kind, self.shared.clock.now()) {
+            tracing::info!(volume = %name, connection = id.0, status = reason.status.name(), %text, "refused");
+        }
         self.tell_worker(
             id,
             ToWorker::Refuse {
