@@ -157,7 +157,8 @@ fn the_snapshots_of_a_copy_get_identities_of_their_own() {
         }
     };
     let root = mount.0.join("root");
-    let engine = open(&root, &Arc::default());
+    let identities = Arc::default();
+    let engine = open(&root, &identities);
     let (v, w) = (volume_name("p/v"), volume_name("p/w"));
     engine.create(&v, &spec(1 << 20, 512)).unwrap();
     let snapshot = snapshot_name("p/v@s");
@@ -169,7 +170,10 @@ fn the_snapshots_of_a_copy_get_identities_of_their_own() {
     }
     let error = engine.roll_back(&snapshot_name("p/w@s"), b"").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
+    // Told once, not for each snapshot too.
+    assert_eq!(identities.conflicts().len(), 1);
     engine.adopt(&w).unwrap();
+    assert!(identities.conflicts().is_empty());
     assert_ne!(engine.snapshots(&w).unwrap()[0].id, made.id);
     assert_eq!(engine.snapshots(&v).unwrap()[0].id, made.id);
     for name in ["p/v@s", "p/w@s"] {

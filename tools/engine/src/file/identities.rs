@@ -427,6 +427,14 @@ impl Identities {
             }
         }
         volumes.retain(|_, paths| paths.len() > 1);
+        // Snapshots of volumes that are copies of each other are no news: what ends the
+        // one ends the other.
+        let in_conflict: BTreeSet<PathBuf> = volumes.values().flatten().cloned().collect();
+        let has_news = |path: &PathBuf| {
+            let volume = path.parent().and_then(Path::parent);
+            !volume.is_some_and(|volume| in_conflict.contains(volume))
+        };
+        volumes.retain(|_, paths| paths.iter().any(has_news));
         let conflicts = volumes.into_iter().map(|(id, mut volumes)| {
             volumes.sort_unstable();
             Conflict { id, volumes }
