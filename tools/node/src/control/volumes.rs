@@ -15,6 +15,7 @@ use neonsan_engine::{Error, ErrorKind, Limits, VolumeSpec, VolumeStat};
 use tokio::sync::oneshot;
 
 use super::claim::{check_absent_holder, check_unclear_owner, held_volume, Claim, Resizing};
+use crate::engines::of_engine;
 use crate::hub::{find_engine, find_sole_engine, ToHub};
 use crate::shared::{hex, Shared};
 
@@ -181,12 +182,8 @@ pub(super) async fn list(shared: Arc<Shared>, pool: Option<String>) -> Result<Vo
                 Ok(names) => names,
                 // With one engine only, nothing is left to be listed.
                 Err(error) if shared.engines.len() == 1 => return Err(from_engine(&error)),
-                Err(error) if error.kind() == ErrorKind::Unavailable => {
-                    missing.push(error.to_string());
-                    continue;
-                }
                 Err(error) => {
-                    missing.push(format!("the engine {}: {error}", named.name));
+                    missing.push(of_engine(&named.name, &error));
                     continue;
                 }
             };

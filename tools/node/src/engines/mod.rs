@@ -46,6 +46,16 @@ const STOP_PATIENCE: Duration = Duration::from_secs(2);
 /// Opens one engine; may be called again after a failure.
 pub(crate) type Opener = Box<dyn FnMut() -> Result<Arc<dyn Engine>, Error> + Send>;
 
+/// What an engine says, with its name, which the refusal of a stand-in has already.
+pub fn of_engine(name: &str, error: &Error) -> String {
+    let text = error.to_string();
+    if text.starts_with(&format!("the engine {name} ")) {
+        text
+    } else {
+        format!("the engine {name}: {text}")
+    }
+}
+
 /// How an engine is, and its place for as long as it cannot be used. Shared by its
 /// supervisor, which writes, and everybody who reads.
 pub struct Supervised {

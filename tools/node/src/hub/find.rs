@@ -4,6 +4,7 @@
 use neonsan_api::VolumeName;
 use neonsan_engine::{Error, ErrorKind};
 
+use crate::engines::of_engine;
 use crate::shared::Shared;
 
 /// The index of the engine which has the volume, damaged or not. Blocks.
@@ -77,7 +78,14 @@ fn find_among<'a>(
             Err(error) => match error.kind() {
                 ErrorKind::Corrupt => return Ok(index),
                 ErrorKind::NotFound => {}
-                ErrorKind::Unavailable => failed = failed.or(Some(error)),
+                ErrorKind::Unavailable => {
+                    failed = failed.or_else(|| {
+                        Some(Error::new(
+                            ErrorKind::Unavailable,
+                            of_engine(engine, &error),
+                        ))
+                    });
+                }
                 _ => {
                     failed = failed.or_else(|| {
                         let text = format!(
