@@ -7,10 +7,10 @@
 //! are copied beside the first or to where volumes are.
 //!
 //! An engine keeps an index of its volumes, and all engines of a node look into each
-//! other's, but not at each other's storage: one that hangs holds up no other engine. Opening a volume costs a look at the directories of the pools, and at
-//! each volume's of its snapshots: only one that has changed is read again, and there only descriptions
-//! that have. What has
-//! changed within the last seconds is read again in any case, since times of files
+//! other's, but not at each other's storage: one that hangs holds up no other engine. Opening a volume
+//! costs a look at the directories of the pools, and at each volume's of its snapshots (with thousands of
+//! volumes not each time): only one that has changed is read again, and there only descriptions that
+//! have. What has changed within the last seconds is read again in any case, since times of files
 //! are coarse. Descriptions that somebody overwrites in place are noticed when the
 //! whole index is looked through, at the start and for a list of volumes.
 
@@ -19,7 +19,7 @@ use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use neonsan_api::{SnapshotName, VolumeName};
 
@@ -30,6 +30,13 @@ use super::FileEngine;
 /// Times of files are not finer than this, with a margin for file systems that count
 /// in seconds.
 const COARSE: Duration = Duration::from_secs(3);
+
+/// A look at the snapshots of all volumes that takes longer is not made for each volume that is opened:
+/// when a node starts again, all are opened at once.
+const LONG_LOOK: Duration = Duration::from_millis(5);
+
+/// Then looking takes at most one part in so many of the time.
+const LOOK_SHARE: u32 = 20;
 
 /// How a file or directory is known again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,6 +121,17 @@ struct Pool {
 struct State {
     root: Option<Seen>,
     pools: HashMap<String, Pool>,
+    /// When the last look at the snapshots ended, and how long it took.
+    snapshots_looked: Option<(Instant, Duration)>,
+}
+
+impl State {
+    /// Whether the last look at the snapshots of all volumes was long, and not long ago.
+    fn spares_snapshots(&self, now: Instant) -> bool {
+        self.snapshots_looked.is_some_and(|(ended, took)| {
+            took > LONG_LOOK && now.saturating_duration_since(ended) < took * LOOK_SHARE
+        })
+    }
 }
 
 /// The directories of volumes and snapshots that have an identity.
@@ -272,11 +290,18 @@ impl Index {
             if thorough || !Seen::is_still(seen, stamp) {
                 self.read_pool(&mut state, &name, &path, stamp);
             }
-            let pool = state.pools.get_mut(&name);
-            for (name, volume) in pool.into_iter().flat_map(|pool| &mut pool.volumes) {
+        }
+        if !thorough && state.spares_snapshots(Instant::now()) {
+            return;
+        }
+        let begun = Instant::now();
+        for pool in state.pools.values_mut() {
+            for (name, volume) in &mut pool.volumes {
                 self.read_snapshots(name, volume, thorough);
             }
         }
+        let ended = Instant::now();
+        state.snapshots_looked = Some((ended, ended.duration_since(begun)));
     }
 
     /// The engine has made a volume, given one another identity, or (`None`) deleted
@@ -440,5 +465,27 @@ impl Identities {
             Conflict { id, volumes }
         });
         conflicts.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_look_at_snapshots_is_spared_for_a_while() {
+        let ended = Instant::now();
+        let spares = |took, since| {
+            let state = State {
+                snapshots_looked: Some((ended, took)),
+                ..State::default()
+            };
+            state.spares_snapshots(ended + since)
+        };
+        assert!(!State::default().spares_snapshots(ended));
+        assert!(!spares(LONG_LOOK, Duration::ZERO), "a few volumes");
+        let took = LONG_LOOK * 2;
+        assert!(spares(took, took * (LOOK_SHARE - 1)));
+        assert!(!spares(took, took * LOOK_SHARE));
     }
 }
