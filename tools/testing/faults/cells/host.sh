@@ -217,7 +217,7 @@ host_suspend_error() {
 
 # Nothing but the reads themselves makes anybody look at what waits: no second connection, no
 # heartbeat within the bound, no other load.
-cell host_statistics full raw 300 'four processes ask for state and statistics without a pause, one connection, no heartbeat'
+cell host_statistics quick raw 300 'four processes ask for state and statistics without a pause, one connection, no heartbeat'
 host_statistics() {
 	local askers=() pid asked=0 reads
 	CONNECTIONS=1
