@@ -325,7 +325,7 @@ impl Transmitter {
             && self.batch.has_room_for_copy(rq.len_bytes() as usize)
     }
 
-    /// Whoever has `self` is the only one that counts.
+    /// The holder of `self` is the only thread that counts.
     fn count(&mut self, connection: &Connection, kind: Kind, length: u32) {
         let tallies = &connection.transmit.tallies;
         match kind {
