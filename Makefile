@@ -95,7 +95,7 @@ ifneq ($(native)$(NATIVE),)
 .PHONY: tools
 tools:
 	@$(CARGO) --version >/dev/null 2>&1 || { echo 'make tools: there is no cargo; install rustc and cargo 1.85 or newer, or leave out KDIR, KERNEL and NATIVE to build in the lab' >&2; exit 2; }
-	$(CARGO) build --release --locked --manifest-path $(top)/tools/Cargo.toml
+	$(CARGO) build --release --locked --manifest-path $(top)/tools/Cargo.toml -p neonsan-cli -p neonsan-node
 
 else
 
