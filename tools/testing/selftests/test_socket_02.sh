@@ -11,10 +11,10 @@ server = socket.socket()
 server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 server.bind(("127.0.0.1", 9706))
 server.listen()
-time.sleep(300)' &
+time.sleep(3600)' &
 at_exit kill $!
 wait_for 60 "the peer" bash -c 'exec 7<>/dev/tcp/127.0.0.1/9706'
-neonsan attach neonsan://127.0.0.1:9706/test/x --connections 1 --connect-timeout 60s 2>message &
+neonsan attach neonsan://127.0.0.1:9706/test/x --connections 1 --connect-timeout 20m 2>message &
 attach=$!
 # Workers of the kernel that wait in a call of ours: their flags are the ninth field of their state.
 waiting() {
@@ -25,7 +25,7 @@ waiting() {
 		fi
 	done | grep .
 }
-wait_for 30 "a worker that waits for the peer" waiting
+wait_for 300 "a worker that waits for the peer" waiting
 for task in $(waiting); do
 	flags=$(sed 's/.*) //' "$task/stat" | cut -d' ' -f7)
 	note "$(cat "$task/comm") has the flags $(printf %#x "$flags") in: $(grep -m1 neonsan "$task/stack")"
