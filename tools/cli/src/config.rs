@@ -228,7 +228,7 @@ mod tests {
 
     #[test]
     fn the_example_has_every_key_with_its_default() {
-        let example = include_str!("../neonsan.toml");
+        let example = include_str!("../../packaging/neonsan.toml");
         parse(example).unwrap();
         let config = parse(&example.replace("#= ", "")).unwrap();
         assert_eq!(config.attach.mode, Some(crate::cli::Mode::Exclusive));

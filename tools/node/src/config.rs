@@ -389,7 +389,7 @@ pub enum ConfigError {
 fn read_hint(error: &std::io::Error) -> &'static str {
     match error.kind() {
         std::io::ErrorKind::NotFound => {
-            ": write one (tools/node/neonsan-node.toml is an example), or name it with --config"
+            ": write one (tools/packaging/neonsan-node.toml is an example), or name it with --config"
         }
         std::io::ErrorKind::PermissionDenied => ": the node's user must be able to read it",
         std::io::ErrorKind::InvalidData => ": save it as UTF-8",
@@ -600,7 +600,7 @@ mod tests {
 
     #[test]
     fn the_example_is_valid_and_shows_the_defaults() {
-        let example = include_str!("../neonsan-node.toml");
+        let example = include_str!("../../packaging/neonsan-node.toml");
         let shown = Config::parse(example).unwrap();
         // Every commented-out setting is the default: with the comment signs
         // of settings taken away it says the same.
