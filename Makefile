@@ -41,7 +41,7 @@ help:
 	@echo 'make              build the module and the tools in the lab, for its kernel'
 	@echo 'make demo         a guest runs from /dev/neonsan0: build, boot, attach, show'
 	@echo 'make check        every test; ends with the line "N passed, N failed, N skipped"'
-	@echo 'make check-host   the quick start, as written, on a bare Debian that is then booted'
+	@echo 'make check-host   a host with systemd, udev and LVM, its reboots and power cuts; the quick start'
 	@echo 'make check-debug  the selftests on a kernel with KASAN, lockdep and kmemleak'
 	@echo 'make bench        guest instructions per I/O of neonsan, its peers and its floors'
 	@echo 'make check-faults the whole fault matrix; one cell: tools/testing/run-faults NAME'
@@ -54,6 +54,7 @@ help:
 	@echo 'make doc          the API documents of the crates, in out/doc'
 	@echo 'make install      what was built, under DESTDIR; needs KDIR=DIR or KERNEL=RELEASE'
 	@echo 'make shell        a shell in the virtual machine, with the module and the tools'
+	@echo 'make host         a shell on a host with systemd and udev, all of it installed'
 	@echo 'make clean        remove out/ (the lab keeps its cache: $$NEONSAN_CACHE, default /var/cache/neonsan)'
 	@echo
 	@echo 'KERNEL=running is the running kernel. Selftests by name: tools/testing/run-selftests --help'
@@ -115,10 +116,10 @@ demo:
 check:
 	@$(top)/tools/testing/check
 
-# COLD=1 keeps nothing of an earlier run.
+# PARTS='udev boot' are parts by name; COLD=1: the quick start keeps nothing of an earlier run.
 .PHONY: check-host
 check-host:
-	@$(top)/tools/testing/quickstart/run $(if $(COLD),--cold)
+	@$(top)/tools/testing/host/run $(if $(COLD),--cold) $(PARTS)
 
 .PHONY: check-debug
 check-debug:
@@ -144,6 +145,10 @@ check-ceph:
 .PHONY: shell
 shell:
 	@$(top)/tools/testing/run-selftests --shell
+
+.PHONY: host
+host:
+	@$(top)/tools/testing/host/run --shell
 
 # --- source -------------------------------------------------------------------
 
