@@ -464,22 +464,38 @@ pub struct Transfer {
     pub connections: u16,
 }
 
+/// What an imported file is taken for.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageFormat {
+    /// A raw disk image, whatever it looks like
+    Raw,
+}
+
 /// Options of volume import.
 #[derive(Args, Debug)]
 pub struct VolumeImport {
     /// neonsan://host/pool/volume, or pool/volume
     pub target: String,
 
-    /// The file: a raw disk image. Behind its end the volume stays as it is
+    /// The file: a raw disk image; - is standard input. Behind its end the volume stays as it is
     pub file: PathBuf,
 
-    /// Create the volume first, as large as the file
+    /// Take the file for what is said here. Without, what looks like another format (qcow2, VMDK,
+    /// VHD, compressed, …) is refused
+    #[arg(long, value_enum)]
+    pub format: Option<ImageFormat>,
+
+    /// Create the volume first, as large as the file; if the import fails it is deleted again
     #[arg(long)]
     pub create: bool,
 
-    /// Logical block size for --create: 512, 1024, 2048 or 4096
-    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "512", requires = "create")]
-    pub block_size: u64,
+    /// Size for --create, as in 20G [default: that of the file]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "create")]
+    pub size: Option<u64>,
+
+    /// Logical block size for --create: 512, 1024, 2048 or 4096 [default: 512]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "create")]
+    pub block_size: Option<u64>,
 
     /// The nodes.
     #[command(flatten)]
@@ -492,7 +508,8 @@ pub struct VolumeExport {
     /// neonsan://host/pool/volume[@snapshot], or pool/volume[@snapshot]
     pub target: String,
 
-    /// The file to write, a raw disk image. Zeroes become holes
+    /// The file to write, a raw disk image, or a block device that nobody uses; - is standard output.
+    /// In a file zeroes become holes
     pub file: PathBuf,
 
     /// Overwrite the file if it exists

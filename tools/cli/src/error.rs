@@ -88,6 +88,20 @@ impl Error {
         self
     }
 
+    /// The same error with more to know about it, behind what there is already.
+    pub fn with_more(mut self, more: impl fmt::Display) -> Self {
+        self.hint = Some(match self.hint {
+            Some(hint) => format!("{hint}; {more}"),
+            None => more.to_string(),
+        });
+        self
+    }
+
+    /// What is wrong.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     /// The kind.
     pub fn kind(&self) -> Kind {
         self.kind

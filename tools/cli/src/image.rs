@@ -4,23 +4,35 @@
 //! there before survives a node that dies, a full disk and a signal.
 
 use crate::error::{Error, Kind, Result};
-use rustix::fs::{renameat_with, RenameFlags, CWD};
+use crate::units::show_size;
+use rustix::fs::{renameat_with, FallocateFlags, RenameFlags, CWD};
 use rustix::io::Errno;
 use std::fs::{File, Metadata, OpenOptions};
 use std::hash::{BuildHasher as _, RandomState};
-use std::io;
+use std::io::{self, IsTerminal as _, Write as _};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::{fchown, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
-/// What is under way. Dropped before [`Image::finish`] it leaves nothing, unless it is written in
+/// What is under way. Abandoned before [`Image::finish`] it leaves nothing, unless it is written in
 /// place.
 pub struct Image {
     file: File,
     /// As a person named it.
     path: PathBuf,
-    /// `None` for a block device, which is written in place.
-    temporary: Option<Temporary>,
+    place: Place,
+}
+
+/// Where an image goes.
+enum Place {
+    /// A file that has another name until it is whole; `None` when it has its name, or is abandoned.
+    File(Mutex<Option<Temporary>>),
+    /// A block device, which is written in place.
+    Device,
+    /// Standard output, which takes bytes in order only.
+    Stream,
 }
 
 /// A file that is removed when it is dropped.
@@ -43,12 +55,7 @@ impl Image {
             .as_ref()
             .is_some_and(|metadata| metadata.file_type().is_block_device())
         {
-            let file = OpenOptions::new().write(true).open(path);
-            return Ok(Image {
-                file: file.map_err(|error| file_error(path, &error))?,
-                path: path.to_owned(),
-                temporary: None,
-            });
+            return Self::device(path, size);
         }
         let to = match before {
             // A symbolic link stays one.
@@ -59,7 +66,7 @@ impl Image {
         let image = Image {
             file,
             path: path.to_owned(),
-            temporary: Some(temporary),
+            place: Place::File(Mutex::new(Some(temporary))),
         };
         image
             .file
@@ -68,37 +75,135 @@ impl Image {
         Ok(image)
     }
 
-    /// Whether what is not written reads as zeroes.
-    pub fn reads_as_zeroes(&self) -> bool {
-        self.temporary.is_some()
+    /// A block device that nobody uses and that is large enough: both is known before a byte is
+    /// written.
+    fn device(path: &Path, size: u64) -> Result<Self> {
+        // Without O_CREAT it asks for a device that is neither mounted nor part of another one, and
+        // keeps others from making it so.
+        let exclusive = rustix::fs::OFlags::EXCL.bits() as i32;
+        let mut options = OpenOptions::new();
+        let file = match options.write(true).custom_flags(exclusive).open(path) {
+            Ok(file) => file,
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::BUSY) => {
+                return Err(in_use(path));
+            }
+            Err(error) => return Err(file_error(path, &error)),
+        };
+        let room = rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0));
+        let room = room.map_err(|error| file_error(path, &error.into()))?;
+        if room < size {
+            let message = format!(
+                "{} has {} and is too small for the volume, which has {}: nothing was written",
+                path.display(),
+                show_size(room),
+                show_size(size)
+            );
+            return Err(
+                Error::new(Kind::NoSpace, message).with_hint("name a device that is large enough")
+            );
+        }
+        Ok(Image {
+            file,
+            path: path.to_owned(),
+            place: Place::Device,
+        })
     }
 
-    /// Writes all of `data` at `offset`.
+    /// Refuses a standard output that is no place for an image.
+    pub fn check_standard_output() -> Result<()> {
+        if std::io::stdout().is_terminal() {
+            let message = "standard output is a terminal, which is no place for an image";
+            return Err(Error::new(Kind::Usage, message).with_hint(
+                "name a file, or a program that reads: neonsan volume export TARGET - | …",
+            ));
+        }
+        Ok(())
+    }
+
+    /// What writes to standard output: a program that reads an image, or a file that a shell opened.
+    pub fn standard_output() -> Result<Self> {
+        let path = PathBuf::from("standard output");
+        // Not by the buffer of std, which looks for ends of lines.
+        let file = std::io::stdout().as_fd().try_clone_to_owned();
+        Ok(Image {
+            file: File::from(file.map_err(|error| file_error(&path, &error))?),
+            path,
+            place: Place::Stream,
+        })
+    }
+
+    /// Writes all of `data` at `offset`, which on standard output is where the last write ended.
     pub fn write_at(&self, data: &[u8], offset: u64) -> Result<()> {
-        let written = self.file.write_all_at(data, offset);
+        let written = match self.place {
+            Place::Stream => (&self.file).write_all(data),
+            Place::File(_) | Place::Device => self.file.write_all_at(data, offset),
+        };
         written.map_err(|error| self.error(&error))
     }
 
+    /// Has `zeroes`, which are that, at `offset`; without writing them where that can be: a new file has
+    /// a hole, and a thin device gives the space back.
+    pub fn zero_at(&self, zeroes: &[u8], offset: u64) -> Result<()> {
+        match self.place {
+            Place::File(_) => Ok(()),
+            Place::Device if self.zero_device(offset, zeroes.len() as u64) => Ok(()),
+            Place::Device | Place::Stream => self.write_at(zeroes, offset),
+        }
+    }
+
+    /// Lets the device make zeroes, with its space given back or else without. False if it cannot, for
+    /// one in blocks that are larger than the range.
+    fn zero_device(&self, offset: u64, length: u64) -> bool {
+        let unmap = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        [unmap, FallocateFlags::ZERO_RANGE]
+            .into_iter()
+            .any(|flags| rustix::fs::fallocate(&self.file, flags, offset, length).is_ok())
+    }
+
     /// Makes what was written durable, and gives it its name.
-    pub fn finish(mut self) -> Result<()> {
+    pub fn finish(&self) -> Result<()> {
+        let Place::File(temporary) = &self.place else {
+            return match self.file.sync_all() {
+                // A pipe keeps nothing.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+                result => result.map_err(|error| self.error(&error)),
+            };
+        };
         self.file.sync_all().map_err(|error| self.error(&error))?;
-        match &self.temporary {
-            None => Ok(()),
-            Some(temporary) => {
-                temporary.rename(&self.path)?;
-                let to = self
-                    .temporary
-                    .take()
-                    .map(Temporary::keep)
-                    .unwrap_or_default();
-                sync_directory_of(&to).map_err(|error| self.error(&error))
-            }
+        let mut temporary = temporary.lock().unwrap_or_else(PoisonError::into_inner);
+        // What is dropped here on a failure is removed.
+        let Some(whole) = temporary.take() else {
+            return Err(Error::new(Kind::Interrupted, "the image was given up"));
+        };
+        whole.rename(&self.path)?;
+        sync_directory_of(&whole.keep()).map_err(|error| self.error(&error))
+    }
+
+    /// Removes what is not whole, though somebody may be writing to it at this moment.
+    pub fn abandon(&self) {
+        if let Place::File(temporary) = &self.place {
+            let mut temporary = temporary.lock().unwrap_or_else(PoisonError::into_inner);
+            *temporary = None;
         }
     }
 
     fn error(&self, error: &io::Error) -> Error {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            let message = "the program that reads standard output has ended before the image";
+            return Error::new(Kind::Other, message);
+        }
         file_error(&self.path, error)
     }
+}
+
+/// A device that cannot be had alone, with whoever has it.
+fn in_use(path: &Path) -> Error {
+    let message = format!(
+        "{} is in use: it is mounted, is swap, or is a part of another device",
+        path.display()
+    );
+    Error::new(Kind::Busy, message)
+        .with_hint("`lsblk` shows by what; unmount it or take it out, or name another device")
 }
 
 /// The file at the path, if there is one. What is neither a file nor a block device is refused: a

@@ -65,9 +65,14 @@ pub fn print(text: &str) -> Result<()> {
 
 /// Writes an object as indented JSON.
 pub fn print_json(value: &impl Serialize) -> Result<()> {
+    print(&json_text(value)?)
+}
+
+/// An object as indented JSON.
+pub fn json_text(value: &impl Serialize) -> Result<String> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|error| Error::new(Kind::Other, format!("the answer is no JSON: {error}")))?;
-    print(&format!("{text}\n"))
+    Ok(format!("{text}\n"))
 }
 
 /// Writes an object as JSON on one line.

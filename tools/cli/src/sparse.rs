@@ -5,19 +5,35 @@
 use rustix::fs::{seek, SeekFrom};
 use rustix::io::Errno;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::FileExt as _;
 
 /// Zeroes are looked for in pieces of this size: what most file systems allocate by.
 const GRAIN_BYTES: usize = 4096;
 
-/// A file to be read piece by piece.
-pub struct Source {
-    file: File,
-    size: u64,
+/// Bytes of a piece at most.
+pub const PIECE_BYTES: u64 = 1 << 20;
+
+/// What is read piece by piece.
+pub enum Source {
+    /// A file, or a block device: it has a size, and may have holes.
+    File {
+        /// It.
+        file: File,
+        /// Its size when it was opened.
+        size: u64,
+    },
+    /// A pipe, or whatever else comes once and in order.
+    Stream {
+        /// Where the rest comes from.
+        rest: Box<dyn Read + Send>,
+        /// What was read of it to look at.
+        first: Vec<u8>,
+    },
 }
 
-/// A piece of a file, padded with zeroes to whole blocks at the file's end.
+/// A piece of a source. All have whole blocks but the last.
+#[derive(Debug, PartialEq, Eq)]
 pub enum Piece {
     /// Nothing but zeroes, this many.
     Zeroes(u64),
@@ -26,6 +42,13 @@ pub enum Piece {
 }
 
 impl Piece {
+    fn of(data: Vec<u8>) -> Self {
+        match is_zero(&data) {
+            true => Piece::Zeroes(data.len() as u64),
+            false => Piece::Data(data),
+        }
+    }
+
     /// How many bytes it has.
     pub fn length(&self) -> u64 {
         match self {
@@ -35,58 +58,145 @@ impl Piece {
     }
 }
 
+fn is_zero(data: &[u8]) -> bool {
+    data.iter().all(|byte| *byte == 0)
+}
+
 impl Source {
-    /// A file, or a block device.
+    /// A file, a block device, or a pipe. Reads the beginning of a pipe.
     pub fn new(file: File) -> io::Result<Self> {
         // A block device has no length in its metadata, but an end.
-        let size = seek(&file, SeekFrom::End(0))?;
-        Ok(Source { file, size })
-    }
-
-    /// Its size in bytes.
-    pub fn size(&self) -> u64 {
-        self.size
-    }
-
-    /// The piece that starts at `at`, which must be where the piece before it ended; `None` at the
-    /// end. Data has at most `max` bytes, and a hole `max_hole`; `block` divides `max`, and `max`
-    /// divides `max_hole`.
-    pub fn piece(&self, at: u64, max: u64, max_hole: u64, block: u64) -> io::Result<Option<Piece>> {
-        if at >= self.size {
-            return Ok(None);
-        }
-        let end = (at + max).min(self.size);
-        let hole = self.hole_length(at)?;
-        let left = (self.size - at).next_multiple_of(block);
-        if hole >= max {
-            let length = hole.min(max_hole);
-            let length = if at + length >= self.size {
-                left
-            } else {
-                length / max * max
-            };
-            return Ok(Some(Piece::Zeroes(length)));
-        }
-        let mut data = vec![0; (end - at) as usize];
-        if hole < end - at {
-            self.file.read_exact_at(&mut data, at)?;
-        }
-        data.resize(data.len().next_multiple_of(block as usize), 0);
-        if data.iter().all(|byte| *byte == 0) {
-            return Ok(Some(Piece::Zeroes(data.len() as u64)));
-        }
-        Ok(Some(Piece::Data(data)))
-    }
-
-    /// How many bytes of a hole there are at `at`; 0 in data, and where holes cannot be told.
-    fn hole_length(&self, at: u64) -> io::Result<u64> {
-        match seek(&self.file, SeekFrom::Data(at)) {
-            Ok(data) => Ok(data.saturating_sub(at)),
-            // There is no data behind.
-            Err(Errno::NXIO) => Ok(self.size - at),
-            Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(0),
+        match seek(&file, SeekFrom::End(0)) {
+            Ok(size) => Ok(Source::File { file, size }),
+            Err(Errno::SPIPE) => Self::stream(file),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// What comes in order. Reads its beginning.
+    pub fn stream(mut rest: impl Read + Send + 'static) -> io::Result<Self> {
+        let first = read_full(&mut rest)?;
+        let rest = Box::new(rest);
+        Ok(Source::Stream { rest, first })
+    }
+
+    /// Its size in bytes, if that is known before all is read.
+    pub fn size(&self) -> Option<u64> {
+        match self {
+            Source::File { size, .. } => Some(*size),
+            // What ends within the first piece has been read whole.
+            Source::Stream { first, .. } => {
+                let length = first.len() as u64;
+                (length < PIECE_BYTES).then_some(length)
+            }
+        }
+    }
+
+    /// Bytes of it, to look at; `None` where there are none or where they have not come yet.
+    pub fn look(&self, at: u64, length: usize) -> Option<Vec<u8>> {
+        match self {
+            Source::File { file, .. } => {
+                let mut bytes = vec![0; length];
+                file.read_exact_at(&mut bytes, at).ok()?;
+                Some(bytes)
+            }
+            Source::Stream { first, .. } => {
+                let at = usize::try_from(at).ok()?;
+                Some(first.get(at..at.checked_add(length)?)?.to_vec())
+            }
+        }
+    }
+
+    /// Its last bytes, at most `length`, if they can be looked at.
+    pub fn tail(&self, length: usize) -> Option<Vec<u8>> {
+        let size = self.size()?;
+        let length = (length as u64).min(size);
+        self.look(size - length, length as usize)
+    }
+
+    /// Its pieces in order, each with the place where it starts. A hole has at most `max_hole` bytes,
+    /// a multiple of [`PIECE_BYTES`].
+    pub fn pieces(self, max_hole: u64) -> Pieces {
+        Pieces {
+            source: self,
+            at: 0,
+            max_hole,
+        }
+    }
+
+    fn piece(&mut self, at: u64, max_hole: u64) -> io::Result<Option<Piece>> {
+        match self {
+            Source::Stream { rest, first } => {
+                let data = match std::mem::take(first) {
+                    first if first.is_empty() => read_full(rest)?,
+                    first => first,
+                };
+                Ok((!data.is_empty()).then(|| Piece::of(data)))
+            }
+            Source::File { size, .. } if at >= *size => Ok(None),
+            Source::File { file, size } => {
+                let length = PIECE_BYTES.min(*size - at);
+                let hole = hole_length(file, at, *size)?;
+                if hole >= PIECE_BYTES && at + hole.min(max_hole) < *size {
+                    let length = hole.min(max_hole) / PIECE_BYTES * PIECE_BYTES;
+                    return Ok(Some(Piece::Zeroes(length)));
+                }
+                if hole >= length {
+                    return Ok(Some(Piece::Zeroes(hole.min(max_hole))));
+                }
+                let mut data = vec![0; length as usize];
+                file.read_exact_at(&mut data, at).map_err(cut_short)?;
+                Ok(Some(Piece::of(data)))
+            }
+        }
+    }
+}
+
+/// The pieces of a source.
+pub struct Pieces {
+    source: Source,
+    at: u64,
+    max_hole: u64,
+}
+
+impl Iterator for Pieces {
+    type Item = io::Result<(u64, Piece)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let at = self.at;
+        let piece = self.source.piece(at, self.max_hole).transpose()?;
+        if let Ok(piece) = &piece {
+            self.at += piece.length();
+        }
+        Some(piece.map(|piece| (at, piece)))
+    }
+}
+
+/// A whole piece, however short the reads are; less only at the end.
+fn read_full(from: &mut impl Read) -> io::Result<Vec<u8>> {
+    let mut data = Vec::new();
+    from.take(PIECE_BYTES).read_to_end(&mut data)?;
+    Ok(data)
+}
+
+fn cut_short(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => {
+            io::Error::new(error.kind(), "it became shorter while it was read")
+        }
+        _ => error,
+    }
+}
+
+/// How many bytes of a hole there are at `at`; 0 in data, and where holes cannot be told.
+fn hole_length(file: &File, at: u64, size: u64) -> io::Result<u64> {
+    match seek(file, SeekFrom::Data(at)) {
+        // The file may grow meanwhile.
+        Ok(data) => Ok(data.min(size).saturating_sub(at)),
+        // There is no data behind.
+        Err(Errno::NXIO) => Ok(size - at),
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(0),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -119,17 +229,17 @@ pub fn runs(data: &[u8]) -> Vec<(usize, &[u8], bool)> {
 mod tests {
     use super::*;
 
-    const MAX: u64 = 1 << 20;
+    const MAX: u64 = PIECE_BYTES;
 
-    /// Puts the pieces together again.
-    fn whole(source: &Source, block: u64) -> (Vec<u8>, u64) {
+    /// Puts the pieces together again. Returns the bytes, and how many of them were data.
+    fn whole(source: Source) -> (Vec<u8>, u64) {
         let mut bytes = Vec::new();
         let mut sent = 0;
-        while let Some(piece) = source
-            .piece(bytes.len() as u64, MAX, 64 * MAX, block)
-            .unwrap()
-        {
-            assert_eq!(piece.length() % block, 0);
+        for piece in source.pieces(64 * MAX) {
+            let (at, piece) = piece.unwrap();
+            assert_eq!(at, bytes.len() as u64);
+            assert_eq!(at % 4096, 0, "only the last piece is odd");
+            assert!(piece.length() > 0 && piece.length() <= 64 * MAX);
             match piece {
                 Piece::Zeroes(length) => bytes.resize(bytes.len() + length as usize, 0),
                 Piece::Data(data) => {
@@ -142,42 +252,74 @@ mod tests {
         (bytes, sent)
     }
 
-    fn source_with(size: u64, data: &[(u64, &[u8])]) -> Source {
+    fn file_with(size: u64, data: &[(u64, &[u8])]) -> File {
         let file = tempfile::tempfile().unwrap();
         file.set_len(size).unwrap();
         for (at, bytes) in data {
             file.write_all_at(bytes, *at).unwrap();
         }
-        Source::new(file).unwrap()
+        file
     }
 
     #[test]
-    fn pieces_together_are_the_file_padded_to_blocks() {
+    fn pieces_together_are_the_file() {
         let tail = [7; 100];
         let far = 5 * MAX + 12_345;
-        let source = source_with(
-            far + 100,
-            &[(0, &[1; 5000]), (3 * MAX - 1, &[2; 2]), (far, &tail)],
-        );
-        let mut expected = vec![0; source.size() as usize];
-        source.file.read_exact_at(&mut expected, 0).unwrap();
-        expected.resize(expected.len().next_multiple_of(4096), 0);
-        let (bytes, sent) = whole(&source, 4096);
+        let data: [(u64, &[u8]); 3] = [(0, &[1; 5000]), (3 * MAX - 1, &[2; 2]), (far, &tail)];
+        let file = file_with(far + 100, &data);
+        let mut expected = vec![0; far as usize + 100];
+        file.read_exact_at(&mut expected, 0).unwrap();
+        let source = Source::new(file).unwrap();
+        assert_eq!(source.size(), Some(far + 100));
+        assert_eq!(source.tail(100).unwrap(), tail);
+        assert_eq!(source.look(0, 3).unwrap(), [1; 3]);
+        let (bytes, sent) = whole(source);
         assert!(bytes == expected);
         assert!(sent <= 4 * MAX, "{sent}");
     }
 
     #[test]
     fn a_file_of_holes_sends_nothing() {
-        for size in [1, 512, MAX, 200 * MAX + 1] {
-            let (bytes, sent) = whole(&source_with(size, &[]), 512);
-            assert_eq!(bytes.len() as u64, size.next_multiple_of(512));
-            assert_eq!(sent, 0);
+        for size in [0, 1, 511, 512, 513, MAX, 64 * MAX, 200 * MAX + 1] {
+            let (bytes, sent) = whole(Source::new(file_with(size, &[])).unwrap());
+            assert_eq!((bytes.len() as u64, sent), (size, 0));
         }
-        assert!(source_with(0, &[])
-            .piece(0, MAX, MAX, 512)
-            .unwrap()
-            .is_none());
+    }
+
+    /// Gives out a few bytes at a time, as a pipe does.
+    struct Drops<R>(R);
+
+    impl<R: Read> Read for Drops<R> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let length = buffer.len().min(7777);
+            self.0.read(&mut buffer[..length])
+        }
+    }
+
+    #[test]
+    fn short_reads_of_a_pipe_make_whole_pieces() {
+        for size in [0, 1, 511, 513, MAX - 1, MAX, MAX + 1, 3 * MAX + 4097] {
+            let mut bytes: Vec<u8> = (0..size).map(|i| (i % 251) as u8).collect();
+            if size > 2 * MAX {
+                bytes[MAX as usize..2 * MAX as usize].fill(0);
+            }
+            let source = Source::stream(Drops(io::Cursor::new(bytes.clone()))).unwrap();
+            assert_eq!(source.size(), (size < MAX).then_some(size));
+            assert_eq!(source.look(0, 600).is_some(), size >= 600);
+            let (received, sent) = whole(source);
+            assert!(received == bytes);
+            assert!(sent <= size.saturating_sub(if size > 2 * MAX { MAX } else { 0 }));
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_cut_while_it_is_read_is_told_of() {
+        let file = file_with(2 * MAX, &[(0, &[1; 10]), (MAX, &[1; 10])]);
+        let mut pieces = Source::new(file.try_clone().unwrap()).unwrap().pieces(MAX);
+        pieces.next().unwrap().unwrap();
+        file.set_len(MAX + 5).unwrap();
+        let error = pieces.next().unwrap().unwrap_err();
+        assert!(error.to_string().contains("became shorter"), "{error}");
     }
 
     #[test]

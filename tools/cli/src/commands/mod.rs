@@ -4,6 +4,8 @@
 
 pub mod attach;
 pub mod detach;
+pub mod export;
+pub mod import;
 pub mod info;
 pub mod list;
 pub mod node;

@@ -2,7 +2,7 @@
 
 //! `neonsan volume`: volumes on a node, by its control API.
 
-use super::{snapshot, transfer};
+use super::{export, import, snapshot};
 use crate::cli::{
     Common, Volume, VolumeAdopt, VolumeCommand, VolumeCreate, VolumeDelete, VolumeInfo, VolumeList,
     VolumeResize,
@@ -27,8 +27,8 @@ pub fn run(common: &Common, config: &Config, volume: &Volume) -> Result<()> {
         VolumeCommand::Info(args) => info(common, config, api, args),
         VolumeCommand::Resize(args) => resize(common, config, api, args),
         VolumeCommand::Delete(args) => delete(common, config, api, args),
-        VolumeCommand::Import(args) => transfer::import(common, config, args, api),
-        VolumeCommand::Export(args) => transfer::export(common, config, args, api),
+        VolumeCommand::Import(args) => import::run(common, config, args, api),
+        VolumeCommand::Export(args) => export::run(common, config, args, api),
         VolumeCommand::Snapshot(args) => snapshot::run(common, config, api, &args.command),
         VolumeCommand::Clone(args) => snapshot::clone(common, config, api, args),
         VolumeCommand::Flatten(args) => snapshot::flatten(common, config, api, args),
@@ -119,7 +119,8 @@ pub(super) fn volume_at(
     Ok((client(api, config, Some(&target))?, name))
 }
 
-fn explain(error: ClientError) -> Error {
+/// What the control API says, for people.
+pub(super) fn explain(error: ClientError) -> Error {
     match error {
         ClientError::Endpoint(_) => Error::new(Kind::Usage, error.to_string())
             .with_hint("write http://host[:port] or unix:/path"),
@@ -173,31 +174,8 @@ fn explain_refusal(error: ApiError) -> Error {
     }
 }
 
-/// Creates the volume that an import fills. Returns its identity.
-pub fn create_for_import(
-    config: &Config,
-    api: Option<&str>,
-    target: &Target,
-    size_bytes: u64,
-    block_size: u64,
-) -> Result<String> {
-    let create = neonsan_api::VolumeCreate {
-        name: target
-            .volume
-            .parse()
-            .map_err(|error| Error::new(Kind::Usage, format!("'{}': {error}", target.volume)))?,
-        size_bytes,
-        logical_block_size_bytes: parse_block_size(block_size)?,
-        physical_block_size_bytes: None,
-        engine: None,
-    };
-    let client = client(api, config, Some(target))?;
-    let volume = block_on(client.create_volume(&create))?;
-    warn(&volume);
-    Ok(volume.id)
-}
-
-fn parse_block_size(bytes: u64) -> Result<u32> {
+/// A block size that the API can be asked for.
+pub(super) fn parse_block_size(bytes: u64) -> Result<u32> {
     u32::try_from(bytes).map_err(|_| {
         Error::new(Kind::Usage, "a block size is at most 64K")
             .with_hint("disks have a logical block size of 512 or 4096")

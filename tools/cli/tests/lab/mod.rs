@@ -111,3 +111,48 @@ pub fn image(path: &Path, size: u64) {
 pub fn same(a: &Path, b: &Path) -> bool {
     std::fs::read(a).unwrap() == std::fs::read(b).unwrap()
 }
+
+/// Waits until something is so.
+pub fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(60);
+    while !is_so() {
+        assert!(Instant::now() < end, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Sends a signal to a program that runs.
+pub fn send(signal: &str, child: &std::process::Child) {
+    let line = format!("kill -{signal} {}", child.id());
+    let status = std::process::Command::new("sh")
+        .args(["-c", &line])
+        .status();
+    assert!(status.unwrap().success());
+}
+
+/// A loop device on a file; it goes with this.
+pub struct LoopDevice {
+    pub path: PathBuf,
+}
+
+/// Makes one. `None`, with the reason said, where this user or machine can have none.
+pub fn loop_device(file: &Path) -> Option<LoopDevice> {
+    let mut losetup = std::process::Command::new("losetup");
+    let output = losetup.args(["--find", "--show"]).arg(file).output();
+    match output {
+        Ok(output) if output.status.success() => Some(LoopDevice {
+            path: String::from_utf8(output.stdout).unwrap().trim().into(),
+        }),
+        failed => {
+            eprintln!("skipped: no loop device can be had here: {failed:?}");
+            None
+        }
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let mut losetup = std::process::Command::new("losetup");
+        let _ = losetup.arg("--detach").arg(&self.path).status();
+    }
+}

@@ -1,0 +1,552 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+
+//! What people import and export beside plain images: other formats, partition tables for other disks,
+//! pipes, odd lengths, block devices. And what is left when an import does not come to its end.
+
+#![allow(clippy::unwrap_used)]
+
+mod lab;
+
+use lab::{image, loop_device, same, Lab};
+use predicates::prelude::PredicateBooleanExt as _;
+use predicates::str::contains;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+const MIB: usize = 1 << 20;
+
+/// The bytes of a volume.
+fn content(lab: &Lab, volume: &str) -> Vec<u8> {
+    let output = lab.volume(&["export", &lab.target(volume), "-"]).output();
+    let output = output.unwrap();
+    assert!(output.status.success(), "{output:?}");
+    output.stdout
+}
+
+fn create(lab: &Lab, volume: &str, words: &[&str]) -> String {
+    let target = lab.target(volume);
+    let line = [&["create", &target], words].concat();
+    lab.volume(&line).assert().success();
+    target
+}
+
+/// Whether the node has the volume.
+fn exists(lab: &Lab, volume: &str) -> bool {
+    let output = lab.volume(&["info", &lab.target(volume)]).output().unwrap();
+    match output.status.code() {
+        Some(0) => true,
+        Some(6) => false,
+        _ => panic!("{output:?}"),
+    }
+}
+
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|i| (i * 7 + i / 251) as u8 | 1).collect()
+}
+
+#[test]
+fn what_is_no_raw_image_is_refused_with_the_command_that_converts_it() {
+    let lab = Lab::new();
+    let target = create(&lab, "pool/v", &["--size", "4M"]);
+    let mut vhd = pattern(MIB);
+    vhd[MIB - 512..MIB - 504].copy_from_slice(b"conectix");
+    let marks: [(&str, Vec<u8>, &str); 9] = [
+        (
+            "qcow2",
+            b"QFI\xfb\0\0\0\x03".to_vec(),
+            "qemu-img convert -f qcow2 -O raw ",
+        ),
+        ("vmdk", b"KDMV".to_vec(), "qemu-img convert -f vmdk -O raw "),
+        ("text", b"# Disk DescriptorFile\n".to_vec(), "-f vmdk"),
+        ("vhdx", b"vhdxfile".to_vec(), "-f vhdx"),
+        ("vhd", vhd, "-f vpc"),
+        ("gz", b"\x1f\x8b\x08\0".to_vec(), "gzip -dc "),
+        ("xz", b"\xfd7zXZ\0".to_vec(), "xz -dc "),
+        ("zst", b"\x28\xb5\x2f\xfd".to_vec(), "zstd -dc "),
+        ("zip", b"PK\x03\x04".to_vec(), "unzip -p "),
+    ];
+    for (name, mut bytes, advice) in marks {
+        let length = bytes.len().max(4096);
+        bytes.resize(length, 7);
+        let file = lab.path(name);
+        std::fs::write(&file, &bytes).unwrap();
+        let import = ["import", &target, file.to_str().unwrap()];
+        lab.volume(&import)
+            .assert()
+            .code(10)
+            .stderr(contains("is no raw image").and(contains(advice)));
+        let new = lab.target("pool/new");
+        lab.volume(&["import", &new, file.to_str().unwrap(), "--create"])
+            .assert()
+            .code(10);
+        assert!(!exists(&lab, "pool/new"), "{name}");
+        // The same from a pipe; there the end cannot be looked at.
+        if name != "vhd" {
+            let mut stdin = lab.volume(&["import", &target, "-"]);
+            stdin.write_stdin(bytes.clone()).assert().code(10);
+        }
+        lab.volume(&[&import[..], &["--format", "raw"]].concat())
+            .assert()
+            .success();
+        assert!(content(&lab, "pool/v").starts_with(&bytes), "{name}");
+    }
+    lab.volume(&["import", &target, "x", "--format", "qcow2"])
+        .assert()
+        .code(2)
+        .stderr(contains("possible values: raw"));
+}
+
+#[test]
+fn the_command_that_is_advised_for_a_compressed_image_imports_it() {
+    let lab = Lab::new();
+    let target = create(&lab, "pool/v", &["--size", "4M"]);
+    let (raw, packed) = (lab.path("an image"), lab.path("an image.gz"));
+    image(&raw, 3 << 20);
+    let gzip = std::process::Command::new("gzip")
+        .arg("-k")
+        .arg(&raw)
+        .status();
+    assert!(gzip.unwrap().success());
+    let output = lab
+        .volume(&["import", &target, packed.to_str().unwrap()])
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    let line = said
+        .lines()
+        .find_map(|line| line.split_once("on the way: "));
+    let line = line.unwrap().1.split(" (with").next().unwrap();
+    let program = assert_cmd::cargo::cargo_bin("neonsan");
+    let path = format!("{}:{}", program.parent().unwrap().display(), env!("PATH"));
+    let mut shell = std::process::Command::new("sh");
+    shell.env("PATH", path).args(["-ec", line]);
+    let output = shell.output().unwrap();
+    assert!(output.status.success(), "{line}: {output:?}");
+    assert_eq!(
+        content(&lab, "pool/v")[..3 << 20],
+        std::fs::read(&raw).unwrap()
+    );
+}
+
+/// An image with a GPT for disks of this block size; the copy is in the last block of `end` bytes.
+fn gpt(path: &Path, block_size: usize, end: usize) {
+    let mut image = vec![0; MIB];
+    image[510..512].copy_from_slice(&[0x55, 0xaa]);
+    image[450] = 0xee;
+    image[454] = 1;
+    image[458..462].copy_from_slice(&[0xff; 4]);
+    image[block_size..block_size + 8].copy_from_slice(b"EFI PART");
+    image[block_size + 24] = 1;
+    let last = (end / block_size - 1) as u64;
+    image[block_size + 32..block_size + 40].copy_from_slice(&last.to_le_bytes());
+    std::fs::write(path, image).unwrap();
+}
+
+#[test]
+fn a_partition_table_for_other_blocks_is_refused_for_a_new_volume_and_told_of_else() {
+    let lab = Lab::new();
+    let file = lab.path("image");
+    let name = file.to_str().unwrap();
+    for (made_for, other) in [("512", "4096"), ("4096", "512")] {
+        gpt(&file, made_for.parse().unwrap(), MIB);
+        let new = lab.target(&format!("pool/new{made_for}"));
+        let refused = ["import", &new, name, "--create", "--block-size", other];
+        lab.volume(&refused)
+            .assert()
+            .code(10)
+            .stderr(contains(format!("--block-size {made_for}")).and(contains("GPT")));
+        assert!(!exists(&lab, &format!("pool/new{made_for}")));
+        let right = ["import", &new, name, "--create", "--block-size", made_for];
+        lab.volume(&right)
+            .assert()
+            .success()
+            .stderr(contains("warning").not());
+        let insisted = lab.target(&format!("pool/insisted{made_for}"));
+        let words = ["import", &insisted, name, "--create", "--format", "raw"];
+        lab.volume(&[&words[..], &["--block-size", other]].concat())
+            .assert()
+            .success()
+            .stderr(contains("warning").and(contains("are not found")));
+        let size = ["--size", "1M", "--block-size", other];
+        let old = create(&lab, &format!("pool/old{made_for}"), &size);
+        lab.volume(&["import", &old, name])
+            .assert()
+            .success()
+            .stderr(
+                contains("warning").and(contains(format!("made with --block-size {made_for}"))),
+            );
+    }
+    // Without being told a block size the command must not choose the wrong one either.
+    gpt(&file, 4096, MIB);
+    lab.volume(&["import", &lab.target("pool/plain"), name, "--create"])
+        .assert()
+        .code(10);
+}
+
+#[test]
+fn a_partition_table_that_does_not_end_with_the_volume_is_told_of() {
+    let lab = Lab::new();
+    let file = lab.path("image");
+    let name = file.to_str().unwrap();
+    gpt(&file, 512, MIB);
+    let larger = create(&lab, "pool/larger", &["--size", "2M"]);
+    lab.volume(&["import", &larger, name])
+        .assert()
+        .success()
+        .stderr(contains("sfdisk --relocate gpt-bak-std").and(contains("sgdisk -e")));
+    // The image of a disk that was larger.
+    gpt(&file, 512, 3 * MIB);
+    lab.volume(&["import", &larger, name])
+        .assert()
+        .success()
+        .stderr(contains("reaches to 3145728 bytes"));
+}
+
+#[test]
+fn pipes_are_imported_from_and_exported_into() {
+    let lab = Lab::new();
+    let original = lab.path("original");
+    image(&original, 20 << 20);
+    let bytes = std::fs::read(&original).unwrap();
+    let target = create(&lab, "pool/v", &["--size", "20M"]);
+    let mut import = lab.volume(&["import", &target, "-", "--json"]);
+    let output = import.write_stdin(bytes.clone()).output().unwrap();
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(told["size_bytes"], 20 << 20);
+    assert!(content(&lab, "pool/v") == bytes);
+    // Standard output is the image alone; what is said stands on standard error.
+    let output = lab
+        .volume(&["export", &target, "-", "--json"])
+        .output()
+        .unwrap();
+    assert!(output.stdout == bytes);
+    let told: serde_json::Value = serde_json::from_slice(&output.stderr).unwrap();
+    assert_eq!(told["size_bytes"], 20 << 20);
+    // A pipe that has a name.
+    let fifo = lab.path("fifo");
+    let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+    assert!(made.unwrap().success());
+    let (to, sent) = (fifo.clone(), vec![0x5a; 3 << 20]);
+    let writer = std::thread::spawn(move || std::fs::write(to, sent));
+    lab.volume(&["import", &target, fifo.to_str().unwrap()])
+        .assert()
+        .success();
+    writer.join().unwrap().unwrap();
+    let now = content(&lab, "pool/v");
+    assert!(now[..3 << 20] == [0x5a; 3 << 20] && now[3 << 20..] == bytes[3 << 20..]);
+}
+
+#[test]
+fn a_new_volume_for_a_pipe_has_the_size_that_is_said() {
+    let lab = Lab::new();
+    let target = lab.target("pool/v");
+    let bytes = pattern(3 * MIB);
+    let import = |words: &[&str]| {
+        let mut command = lab.volume(&[&["import", &target, "-", "--create"], words].concat());
+        command.write_stdin(bytes.clone());
+        command
+    };
+    import(&[]).assert().code(2).stderr(contains("--size 20G"));
+    // More comes than was said.
+    import(&["--size", "2M"])
+        .assert()
+        .code(10)
+        .stderr(contains("does not fit").and(contains("deleted again")));
+    assert!(!exists(&lab, "pool/v"));
+    import(&["--size", "8M"]).assert().success();
+    let mut expected = bytes.clone();
+    expected.resize(8 * MIB, 0);
+    assert!(content(&lab, "pool/v") == expected);
+    // A program that failed has written nothing: that must not pass for an image.
+    let mut empty = lab.volume(&["import", &target, "-"]);
+    empty
+        .write_stdin(Vec::new())
+        .assert()
+        .code(10)
+        .stderr(contains("standard input is empty"));
+    assert!(content(&lab, "pool/v") == expected);
+}
+
+#[test]
+fn what_is_no_image_at_all_is_refused() {
+    let lab = Lab::new();
+    let target = create(&lab, "pool/v", &["--size", "1M"]);
+    for (file, said) in [
+        ("/dev/zero", "is a character device"),
+        ("/", "is a directory"),
+    ] {
+        lab.volume(&["import", &target, file])
+            .assert()
+            .code(2)
+            .stderr(contains(said));
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_is_told_of_in_one_line() {
+    let lab = Lab::new();
+    let target = create(&lab, "pool/v", &["--size", "32M"]);
+    let mut export = lab.program(&["export", &target, "-"]);
+    let mut child = export
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    stdout.read_exact(&mut [0; 100]).unwrap();
+    drop(stdout);
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("has ended before the image"), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+}
+
+#[test]
+fn odd_lengths_keep_the_rest_of_the_last_block_or_fill_a_new_one_with_zeroes() {
+    let lab = Lab::new();
+    let (file, full) = (lab.path("odd"), lab.path("full"));
+    std::fs::write(&full, vec![0xa5; 2 << 20]).unwrap();
+    for block_size in [512, 4096] {
+        let size = block_size.to_string();
+        let words = ["--size", "2M", "--block-size", &size];
+        let old = create(&lab, &format!("pool/old{size}"), &words);
+        for length in [1, 511, 512, 513, 4095, 4097, 1_474_561] {
+            for zeroes in [false, true] {
+                let bytes = match zeroes {
+                    true => vec![0; length],
+                    false => pattern(length),
+                };
+                std::fs::write(&file, &bytes).unwrap();
+                lab.volume(&["import", &old, full.to_str().unwrap()])
+                    .assert()
+                    .success();
+                lab.volume(&["import", &old, file.to_str().unwrap()])
+                    .assert()
+                    .success();
+                let mut expected = bytes.clone();
+                expected.resize(2 << 20, 0xa5);
+                let found = content(&lab, &format!("pool/old{size}"));
+                assert!(found == expected, "{length} bytes, blocks of {size}");
+            }
+            let new = format!("pool/new{size}-{length}");
+            let target = lab.target(&new);
+            std::fs::write(&file, pattern(length)).unwrap();
+            let import = ["import", &target, file.to_str().unwrap(), "--create"];
+            lab.volume(&[&import[..], &["--block-size", &size]].concat())
+                .assert()
+                .success();
+            let mut expected = pattern(length);
+            expected.resize(length.next_multiple_of(block_size), 0);
+            assert!(content(&lab, &new) == expected, "{length}, {size}");
+        }
+    }
+    std::fs::write(&file, "").unwrap();
+    for words in [&[][..], &["--create"]] {
+        let target = lab.target("pool/empty");
+        let import = ["import", &target, file.to_str().unwrap()];
+        lab.volume(&[&import[..], words].concat())
+            .assert()
+            .code(10)
+            .stderr(contains("is empty"));
+    }
+}
+
+#[test]
+fn a_pipe_that_is_silent_for_long_does_not_cost_the_session() {
+    let lab = Lab::new();
+    let target = create(&lab, "pool/v", &["--size", "8M"]);
+    let config = lab.path("hasty.toml");
+    std::fs::write(
+        &config,
+        "host-id = \"00112233-4455-6677-8899-aabbccddeeff\"\n[timeouts]\nloss = \"30s\"\n\
+         heartbeat-interval = \"100ms\"\nheartbeat-timeout = \"500ms\"\n",
+    )
+    .unwrap();
+    let mut import = std::process::Command::new(assert_cmd::cargo::cargo_bin("neonsan"));
+    import.arg("--config").arg(&config);
+    import.args(["volume", "import", &target, "-"]);
+    let mut child = import
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let bytes = pattern(4 * MIB);
+    stdin.write_all(&bytes[..2 * MIB + 77]).unwrap();
+    std::thread::sleep(Duration::from_secs(3));
+    // It has been there all the time: under one number of its session.
+    let info = lab.json(&["info", &target]);
+    let session = &info["sessions"][0];
+    assert!(session["age_s"].as_u64().unwrap() >= 2, "{info}");
+    assert!(
+        !session["connections"].as_array().unwrap().is_empty(),
+        "{info}"
+    );
+    stdin.write_all(&bytes[2 * MIB + 77..]).unwrap();
+    drop(stdin);
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(content(&lab, "pool/v")[..4 * MIB] == bytes);
+}
+
+/// An import into a new volume that has sent 3 MiB and waits for more.
+fn waiting_import(lab: &Lab, volume: &str) -> std::process::Child {
+    let target = lab.target(volume);
+    let mut import = lab.program(&["import", &target, "-", "--create", "--size", "8M"]);
+    let mut child = import
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let stdin = child.stdin.as_mut().unwrap();
+    stdin.write_all(&pattern(3 * MIB)).unwrap();
+    // The second piece has reached the node.
+    lab::wait_for("the import to write", || {
+        exists(lab, volume)
+            && lab.json(&["info", &target])["allocated_bytes"].as_u64() >= Some(MIB as u64)
+    });
+    child
+}
+
+#[test]
+fn a_signal_removes_the_volume_that_an_import_has_made() {
+    let lab = Lab::new();
+    for signal in ["INT", "TERM", "HUP"] {
+        let child = waiting_import(&lab, "pool/v");
+        lab::send(signal, &child);
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(130), "{said}");
+        assert!(said.contains("is deleted again"), "{said}");
+        assert!(!exists(&lab, "pool/v"), "{signal}");
+    }
+}
+
+#[test]
+fn an_input_that_fails_removes_the_volume_that_an_import_has_made() {
+    let lab = Lab::new();
+    let target = lab.target("pool/v");
+    // A file that ends earlier than it says while it is read: the reader of a directory of /proc cannot
+    // be had for that, so the file is cut while the import waits for the node.
+    let (file, held) = (lab.path("image"), TcpListener::bind("127.0.0.1:0").unwrap());
+    std::fs::write(&file, pattern(4 * MIB)).unwrap();
+    let through = format!("neonsan://{}/pool/v", held.local_addr().unwrap());
+    let mut import = lab.program(&["import", &through, file.to_str().unwrap(), "--create"]);
+    let child = import.stderr(Stdio::piped()).spawn().unwrap();
+    let node = lab.data;
+    let (client, _) = held.accept().unwrap();
+    std::fs::OpenOptions::new()
+        .write(true)
+        .open(&file)
+        .unwrap()
+        .set_len(5000)
+        .unwrap();
+    std::thread::spawn(move || {
+        let mut next = Some(client);
+        while let Some(client) = next {
+            let node = TcpStream::connect(node).unwrap();
+            let (mut a, mut b) = (client.try_clone().unwrap(), node.try_clone().unwrap());
+            std::thread::spawn(move || std::io::copy(&mut a, &mut b));
+            let (mut a, mut b) = (node, client);
+            std::thread::spawn(move || {
+                let _ = std::io::copy(&mut a, &mut b);
+                let _ = b.shutdown(std::net::Shutdown::Both);
+            });
+            next = held.accept().ok().map(|(client, _)| client);
+        }
+    });
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("became shorter") && said.contains("is deleted again"),
+        "{said}"
+    );
+    assert!(!exists(&lab, "pool/v"));
+    // No node takes data: nothing was written, and nothing stays.
+    let nobody = format!("neonsan://{}/pool/v", lab::free_address());
+    lab.volume(&["import", &nobody, file.to_str().unwrap(), "--create"])
+        .assert()
+        .code(8)
+        .stderr(contains("is deleted again"));
+    assert!(!exists(&lab, "pool/v"));
+    // One that was there before stays.
+    create(&lab, "pool/v", &["--size", "1M"]);
+    lab.volume(&["import", &target, file.to_str().unwrap(), "--create"])
+        .assert()
+        .code(7);
+    assert!(exists(&lab, "pool/v"));
+}
+
+#[test]
+fn a_volume_whose_import_was_killed_does_not_look_whole() {
+    let lab = Lab::new();
+    let mut child = waiting_import(&lab, "pool/v");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let found = content(&lab, "pool/v");
+    // Its partition table or file system would begin here.
+    assert!(found[..MIB].iter().all(|byte| *byte == 0));
+    assert!(found[MIB..2 * MIB] == pattern(3 * MIB)[MIB..2 * MIB]);
+}
+
+#[test]
+fn a_block_device_is_written_only_if_nobody_uses_it_and_the_volume_fits() {
+    let lab = Lab::new();
+    let original = lab.path("original");
+    image(&original, 8 << 20);
+    let target = lab.target("pool/v");
+    let import = ["import", &target, original.to_str().unwrap(), "--create"];
+    lab.volume(&import).assert().success();
+    let backing = lab.path("backing");
+    std::fs::write(&backing, vec![0xa5; 8 << 20]).unwrap();
+    let Some(device) = loop_device(&backing) else {
+        return;
+    };
+    let name = device.path.to_str().unwrap();
+    let export = ["export", &target, name];
+    lab.volume(&export)
+        .assert()
+        .code(7)
+        .stderr(contains("--force"));
+    let export = ["export", &target, name, "--force"];
+    // Held as a mount holds it.
+    let exclusive = rustix::fs::OFlags::EXCL.bits() as i32;
+    let mut options = std::fs::OpenOptions::new();
+    let holder = options
+        .read(true)
+        .custom_flags(exclusive)
+        .open(&device.path);
+    let holder = holder.unwrap();
+    lab.volume(&export)
+        .assert()
+        .code(7)
+        .stderr(contains("is in use").and(contains("lsblk")));
+    drop(holder);
+    assert!(std::fs::read(&backing).unwrap() == vec![0xa5; 8 << 20]);
+    // Zeroes are given back to what is thin, and read as that.
+    lab.volume(&export).assert().success();
+    assert!(same(&original, &backing));
+    let allocated = std::fs::metadata(&backing).unwrap().blocks() * 512;
+    assert!(allocated < 4 << 20, "{allocated} bytes are allocated");
+    drop(device);
+
+    let small = lab.path("small");
+    std::fs::write(&small, vec![0xa5; 4 << 20]).unwrap();
+    let Some(device) = loop_device(&small) else {
+        return;
+    };
+    lab.volume(&["export", &target, device.path.to_str().unwrap(), "--force"])
+        .assert()
+        .code(11)
+        .stderr(contains("too small").and(contains("nothing was written")));
+    let file = std::fs::File::open(&small).unwrap();
+    let mut first = vec![0; 4 << 20];
+    file.read_exact_at(&mut first, 0).unwrap();
+    assert!(first == vec![0xa5; 4 << 20]);
+}
