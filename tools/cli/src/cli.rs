@@ -238,6 +238,11 @@ pub struct Detach {
     /// network
     #[arg(long, short)]
     pub force: bool,
+
+    /// While the device is open or busy, try again for this long, and then name who has it open
+    /// (udev looks at each disk that a program has closed, for one); 0 does not wait
+    #[arg(long, value_name = "TIME", value_parser = parse_duration_ms, default_value = "5s")]
+    pub wait: u32,
 }
 
 /// Options of info.

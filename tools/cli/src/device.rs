@@ -6,6 +6,7 @@
 use crate::host::show_uuid;
 use crate::netlink::Attrs;
 use crate::uapi::{self, attr};
+use crate::users::User;
 use serde::Serialize;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -65,6 +66,9 @@ pub struct Device {
     pub failure: Option<String>,
     /// From whom attach took the volume.
     pub fenced: Option<String>,
+    /// Who has it open, as far as the caller can see, where that was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub used_by: Option<Vec<User>>,
     /// The module tells this caller only name and state; all else here is empty.
     #[serde(skip)]
     pub hidden: bool,
@@ -303,6 +307,7 @@ impl Device {
             at_risk_bytes: attrs.number(a::AT_RISK_BYTES).unwrap_or(0),
             failure: attrs.text(a::FAILURE),
             fenced: attrs.text(a::FENCED),
+            used_by: None,
             hidden: attrs.text(a::VOLUME).is_none(),
             name,
         }

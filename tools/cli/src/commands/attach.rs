@@ -4,18 +4,18 @@
 
 use crate::cli::{Attach, Common, Mode};
 use crate::config::{Config, Timeouts};
+use crate::device_node;
 use crate::error::{Error, Kind, Result};
 use crate::host;
 use crate::netlink::{AttrsMut, Client};
 use crate::output::{print, print_json, warn};
+use crate::root::Root;
 use crate::target::{NodeAddress, ResolvedNode, Target, FORM};
 use crate::uapi::{self, attr, cmd};
 use neonsan_session::Timeouts as Bounds;
 use serde::Serialize;
 use std::net::IpAddr;
-use std::os::unix::fs::FileTypeExt as _;
-use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// The answer, as in Documentation/cli-json.rst.
 #[derive(Serialize)]
@@ -27,9 +27,6 @@ struct Attached<'a> {
     /// From whom it was taken.
     fenced: Option<String>,
 }
-
-/// How long udev or devtmpfs may take to make the node of a device that the kernel has added.
-const NODE_WAIT: Duration = Duration::from_secs(5);
 
 /// Everything that an attach asks for, names resolved.
 struct Request {
@@ -53,6 +50,7 @@ pub fn run(common: &Common, config: &Config, args: &Attach) -> Result<()> {
     let mut client = Client::connect()?;
     let what = format!("the volume {} cannot be attached", request.volume);
     let attrs = request.to_attrs(true);
+    let since = device_node::moment();
     let replies = match client.request_known(cmd::ATTACH, &attrs, &what)? {
         Some(replies) => replies,
         None => {
@@ -75,7 +73,7 @@ pub fn run(common: &Common, config: &Config, args: &Attach) -> Result<()> {
         warn(&format!("taken by force, and the holder fenced: {fenced}"));
     }
     let device = format!("/dev/{name}");
-    wait_for_node(Path::new(&device));
+    wait_for_node(&mut client, &name, index, since)?;
     if common.json {
         print_json(&Attached {
             device: &device,
@@ -89,19 +87,31 @@ pub fn run(common: &Common, config: &Config, args: &Attach) -> Result<()> {
     }
 }
 
-/// The kernel's device is usable by now; its node in /dev may be a moment behind.
-fn wait_for_node(device: &Path) {
-    let end = Instant::now() + NODE_WAIT;
-    while Instant::now() < end {
-        match std::fs::metadata(device) {
-            Ok(metadata) if metadata.file_type().is_block_device() => return,
-            _ => std::thread::sleep(Duration::from_millis(10)),
+/// The kernel's device is usable by now; its node in /dev may be a moment behind. What is not that device
+/// must not be handed out as it: the device goes again.
+fn wait_for_node(client: &mut Client, name: &str, index: u32, since: u64) -> Result<()> {
+    let end = Instant::now() + device_node::WAIT;
+    let wrong = match device_node::wait(&Root::system(), name, since, end) {
+        Ok(true) => return Ok(()),
+        Ok(false) => {
+            warn(&format!(
+                "udev has not been through with /dev/{name} yet: its links may come later; \
+                 `udevadm settle` waits for them"
+            ));
+            return Ok(());
         }
-    }
-    warn(&format!(
-        "the device is attached, but {} does not appear; is udev running?",
-        device.display()
-    ));
+        Err(wrong) => wrong,
+    };
+    let end = Instant::now() + device_node::WAIT;
+    let what = match super::detach::detach(client, index, false, end) {
+        Ok(()) => "it is detached again".to_owned(),
+        Err(error) => format!("it could not be detached again: {}", error.message()),
+    };
+    let message = format!("{name} was attached, but /dev/{name} {wrong}; {what}");
+    Err(Error::new(Kind::Other, message).with_hint(
+        "devtmpfs or udev makes the node: `findmnt /dev` shows whether /dev is a devtmpfs, \
+         `systemctl status systemd-udevd` whether udev runs; remove what else has the name",
+    ))
 }
 
 impl Request {

@@ -9,14 +9,19 @@ use crate::error::{Error, Kind, Result};
 use crate::netlink::Client;
 use crate::output::{fields, print, print_json, table};
 use crate::qemu::{libvirt_disk, qemu_arguments};
+use crate::root::Root;
 use crate::units::{show_duration_ms, show_size};
+use crate::users;
 use serde_json::json;
 
 /// Shows a device, or how virtual machines use it.
 pub fn run(common: &Common, args: &Info) -> Result<()> {
     let mut client = Client::connect()?;
     let index = find_index(&mut client, &args.device)?;
-    let device = get_device(&mut client, index)?;
+    let mut device = get_device(&mut client, index)?;
+    if !device.hidden {
+        device.used_by = Some(users::of_device(&Root::system(), &device.name));
+    }
     if (args.qemu || args.libvirt) && device.hidden {
         let message = format!("{} does not show its block sizes to you", device.name);
         return Err(Error::new(Kind::Permission, message)
@@ -107,6 +112,7 @@ fn show(device: &Device) -> String {
         ("state", state),
         ("size", size_text),
         ("open count", device.open_count.to_string()),
+        ("used by", show_users(device)),
         ("nodes", nodes.join(", ")),
         ("session", text(&session.id)),
         ("generation", session.generation.to_string()),
@@ -194,6 +200,15 @@ fn show_state(device: &Device) -> String {
     }
 }
 
+fn show_users(device: &Device) -> String {
+    let users = device.used_by.as_deref().unwrap_or_default();
+    match (users::sentence(users), device.open_count) {
+        (Some(users), _) => users,
+        (None, 0) => "nobody".to_owned(),
+        (None, _) => "nobody who can be seen from here".to_owned(),
+    }
+}
+
 fn show_suspended(mode: &str) -> String {
     let what = match mode {
         "normal" => "new I/O waits",
@@ -277,6 +292,7 @@ mod tests {
     use super::*;
     use crate::device::tests::{hidden_message, sample_message};
     use crate::netlink::Attrs;
+    use crate::users::User;
 
     #[test]
     fn a_caller_without_privilege_is_told_what_is_hidden_and_why() {
@@ -292,7 +308,20 @@ mod tests {
     }
 
     fn sample() -> Device {
-        Device::parse(Attrs(sample_message().as_bytes()))
+        let mut device = Device::parse(Attrs(sample_message().as_bytes()));
+        device.used_by = Some(vec![
+            User::Mount {
+                device: "neonsan3p1".into(),
+                at: "/srv".into(),
+                seen_by: None,
+            },
+            User::Process {
+                device: "neonsan3".into(),
+                name: "qemu-system-x86".into(),
+                pid: 4711,
+            },
+        ]);
+        device
     }
 
     /// Holds a text against tests/golden/NAME; NEONSAN_UPDATE=1 writes it anew.

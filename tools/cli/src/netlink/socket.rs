@@ -134,6 +134,20 @@ impl Client {
             .map_err(|refused| refused.explain(what))
     }
 
+    /// Like [`Client::request`]; the inner error says that the device is busy, which may pass.
+    pub fn request_or_busy(
+        &mut self,
+        cmd: u8,
+        attrs: &AttrsMut,
+        what: &str,
+    ) -> Result<std::result::Result<Vec<Event>, Error>> {
+        match self.exchange(cmd, uapi::FAMILY_VERSION, 0, attrs)? {
+            Ok(answers) => Ok(Ok(answers)),
+            Err(refused) if refused.errno == Errno::BUSY => Ok(Err(refused.explain(what))),
+            Err(refused) => Err(refused.explain(what)),
+        }
+    }
+
     /// Asks for all objects.
     pub fn dump(&mut self, cmd: u8, what: &str) -> Result<Vec<Event>> {
         self.exchange(cmd, uapi::FAMILY_VERSION, NLM_F_DUMP, &AttrsMut::default())?
