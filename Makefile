@@ -53,6 +53,9 @@ help:
 	@echo 'make fmt          format every Rust file in place'
 	@echo 'make doc          the API documents of the crates, in out/doc'
 	@echo 'make install      what was built, under DESTDIR; needs KDIR=DIR or KERNEL=RELEASE'
+	@echo 'make deb          Debian packages of everything, for the kernel of the lab, in out/deb'
+	@echo 'make apt          make deb, and an apt repository of them, in out/apt'
+	@echo 'make check-packages  the packages: installed, upgraded, removed with apt; DKMS=1, REPRODUCIBLE=1 for more'
 	@echo 'make shell        a shell in the virtual machine, with the module and the tools'
 	@echo 'make host         a shell on a host with systemd and udev, all of it installed'
 	@echo 'make clean        remove out/ (the lab keeps its cache: $$NEONSAN_CACHE, default /var/cache/neonsan)'
@@ -149,6 +152,21 @@ shell:
 .PHONY: host
 host:
 	@$(top)/tools/testing/host/run --shell
+
+# --- packages -----------------------------------------------------------------
+
+.PHONY: deb
+deb:
+	@$(top)/tools/packaging/deb
+
+.PHONY: apt
+apt: deb
+	@$(top)/tools/packaging/apt
+
+# DKMS=1 builds the module with dkms too; REPRODUCIBLE=1 builds all twice.
+.PHONY: check-packages
+check-packages:
+	@$(top)/tools/testing/packages/run $(if $(DKMS),--dkms) $(if $(REPRODUCIBLE),--reproducible)
 
 # --- source -------------------------------------------------------------------
 
