@@ -46,10 +46,9 @@ state_is() { [ "$(systemctl show -P "$2" "$1")" = "$3" ]; }
 
 # clean_up: nothing of ours is mounted, assembled, attached or kept.
 clean_up() {
-	local unit try vg
-	for unit in $(systemctl list-units --all --plain --no-legend 'neonsan@*' | awk '{print $1}'); do
-		systemctl disable --quiet "$unit" 2>/dev/null
-	done
+	local try vg
+	rm -f /etc/systemd/system/*.wants/neonsan@*.service
+	systemctl daemon-reload
 	for try in 1 2 3; do
 		grep -oE '^/dev/(neonsan|mapper/|dm-|md)[^ ]*' /proc/swaps | while read -r swap; do swapoff "$swap"; done
 		awk '$1 ~ /^\/dev\/(neonsan|mapper|dm-|md|test)/ {print $2}' /proc/mounts | sort -r | while read -r mount; do umount "$mount" || umount -l "$mount"; done
