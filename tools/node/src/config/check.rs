@@ -2,6 +2,7 @@
 //! What a configuration must keep to beside its form.
 
 use std::net::SocketAddr;
+use std::path::Path;
 
 use neonsan_api::VolumeName;
 use neonsan_engine::file::{examine, Place};
@@ -147,9 +148,11 @@ impl Config {
     /// Engines do not lie within each other, and what the node remembers of them lies
     /// in none of them.
     fn check_places(&self) -> Result<(), String> {
+        check_written_out("state_path", &self.state_path)?;
         let mut places = Vec::new();
         for (name, engine) in &self.engines {
             if let EngineConfig::File { path, .. } = engine {
+                check_written_out(&format!("engine.{name}.path"), path)?;
                 places.push((name, path, Place::of(path)));
             }
         }
@@ -220,6 +223,18 @@ impl Config {
     }
 }
 
+/// Refuses a path with what only a shell expands: it would be a directory of that name.
+fn check_written_out(setting: &str, path: &Path) -> Result<(), String> {
+    let text = path.to_string_lossy();
+    if text.starts_with(['~', '$']) {
+        return Err(format!(
+            "{setting} is {text:?}, and nothing here puts a home directory or a variable in its \
+             place: write the whole path, as in \"/srv/neonsan\""
+        ));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -265,6 +280,25 @@ mod tests {
             assert!(error.contains(key), "{text}: {error}");
         }
         assert!(Config::parse("").is_err());
+    }
+
+    #[test]
+    fn a_path_that_only_a_shell_would_expand_is_refused() {
+        for (setting, path) in [
+            ("engine.main.path", "~/vols"),
+            ("engine.main.path", "~neonsan/vols"),
+            ("engine.main.path", "$HOME/vols"),
+            ("state_path", "~/state"),
+        ] {
+            let text = match setting {
+                "state_path" => format!("state_path = {path:?}\n{ENGINE}"),
+                _ => ENGINE.replace("/x", path),
+            };
+            let error = Config::parse(&text).unwrap_err();
+            assert!(error.contains(setting), "{text}: {error}");
+            assert!(error.contains("write the whole path"), "{error}");
+        }
+        Config::parse(&ENGINE.replace("/x", "/srv/a~b")).unwrap();
     }
 
     fn two_engines(a: &std::path::Path, b: &std::path::Path) -> Result<Config, String> {
