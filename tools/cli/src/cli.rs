@@ -26,7 +26,8 @@ Exit codes:
    3  bad config file                 10  refused: size, limit or ability
    4  no permission                   11  no space
    5  kernel module not loaded        12  stored data is damaged
-   6  no such device or volume       130  interrupted";
+   6  no such device or volume        13  not at this moment: try again
+                                      130  interrupted";
 
 /// Options of every command.
 #[derive(Args, Clone, Debug)]

@@ -36,6 +36,8 @@ pub enum Kind {
     NoSpace,
     /// Stored data is damaged, or cannot be read or written.
     Data,
+    /// For now only: the node or the kernel has too much to do, or something else is under way.
+    Temporary,
     /// Stopped by a signal.
     Interrupted,
 }
@@ -56,6 +58,7 @@ impl Kind {
             Kind::Refused => 10,
             Kind::NoSpace => 11,
             Kind::Data => 12,
+            Kind::Temporary => 13,
             Kind::Interrupted => 130,
         }
     }
@@ -134,3 +137,31 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_stay_what_they_are() {
+        // Units and scripts tell by them what may pass by itself (neonsan(8)).
+        for (kind, code) in [
+            (Kind::Other, 1),
+            (Kind::Usage, 2),
+            (Kind::Config, 3),
+            (Kind::Permission, 4),
+            (Kind::Module, 5),
+            (Kind::NotFound, 6),
+            (Kind::Busy, 7),
+            (Kind::Unreachable, 8),
+            (Kind::Protocol, 9),
+            (Kind::Refused, 10),
+            (Kind::NoSpace, 11),
+            (Kind::Data, 12),
+            (Kind::Temporary, 13),
+            (Kind::Interrupted, 130),
+        ] {
+            assert_eq!(kind.exit_code(), code, "{kind:?}");
+        }
+    }
+}

@@ -236,13 +236,10 @@ fn explain_cause(cause: CloseCause, message: String) -> Error {
 fn kind_of_status(status: Status) -> Kind {
     match status {
         Status::NoSuchVolume | Status::NoSuchSnapshot => Kind::NotFound,
-        Status::HeldByOther
-        | Status::Draining
-        | Status::TooManySessions
-        | Status::TooManyConnections
-        | Status::StaleGeneration
-        | Status::Fenced
-        | Status::Busy => Kind::Busy,
+        Status::HeldByOther | Status::StaleGeneration | Status::Fenced => Kind::Busy,
+        Status::Draining | Status::TooManySessions | Status::TooManyConnections | Status::Busy => {
+            Kind::Temporary
+        }
         Status::NotPermitted => Kind::Permission,
         Status::NoSpace => Kind::NoSpace,
         Status::VolumeDamaged

@@ -331,12 +331,9 @@ fn kind_of(errno: Errno) -> Kind {
     match errno {
         Errno::PERM | Errno::ACCESS => Kind::Permission,
         Errno::NODEV | Errno::NOENT | Errno::NXIO => Kind::NotFound,
-        Errno::BUSY
-        | Errno::EXIST
-        | Errno::USERS
-        | Errno::STALE
-        | Errno::AGAIN
-        | Errno::ALREADY => Kind::Busy,
+        Errno::BUSY | Errno::EXIST | Errno::STALE | Errno::ALREADY => Kind::Busy,
+        // The node has too many sessions, or is doing something with the volume.
+        Errno::USERS | Errno::AGAIN => Kind::Temporary,
         Errno::CONNREFUSED
         | Errno::CONNRESET
         | Errno::CONNABORTED
@@ -364,6 +361,22 @@ fn kind_of(errno: Errno) -> Kind {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_may_pass_by_itself_is_told_from_what_does_not() {
+        for (errno, kind) in [
+            // Held by another host, or attached here already.
+            (Errno::BUSY, Kind::Busy),
+            (Errno::STALE, Kind::Busy),
+            (Errno::NOENT, Kind::NotFound),
+            (Errno::USERS, Kind::Temporary),
+            (Errno::AGAIN, Kind::Temporary),
+            (Errno::CONNREFUSED, Kind::Unreachable),
+            (Errno::SHUTDOWN, Kind::Unreachable),
+        ] {
+            assert_eq!(kind_of(errno), kind, "{errno:?}");
+        }
+    }
 
     /// An acknowledgement as the kernel writes it.
     fn ack(flags: u16, errno: i32, repeated: &[u8], text: Option<&str>) -> Vec<u8> {
