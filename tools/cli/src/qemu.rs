@@ -3,7 +3,8 @@
 //! How virtual machines use a device.
 //!
 //! QEMU does not ask a host device for its block sizes, and a guest whose disk was made for other
-//! sizes does not find its partition table: both sizes are always passed.
+//! sizes does not find its partition table: both sizes are always passed. A guest knows its disks by
+//! their serial numbers, and QEMU gives them none.
 
 use crate::device::Device;
 
@@ -22,10 +23,13 @@ pub fn qemu_arguments(device: &Device) -> Vec<String> {
     if device.read_only {
         drive.push_str(",readonly=on");
     }
-    let disk = format!(
+    let mut disk = format!(
         "virtio-blk-pci,drive={},logical_block_size={},physical_block_size={}",
         device.name, device.limits.logical_block_size, device.limits.physical_block_size
     );
+    if let Some(serial) = serial(device) {
+        disk.push_str(&format!(",serial={serial}"));
+    }
     vec!["-drive".into(), drive, "-device".into(), disk]
 }
 
@@ -41,18 +45,30 @@ pub fn libvirt_disk(device: &Device, target: &str) -> String {
     } else {
         ""
     };
+    let serial = match serial(device) {
+        Some(serial) => format!("  <serial>{serial}</serial>\n"),
+        None => String::new(),
+    };
     format!(
         "<disk type='block' device='disk'>\n  \
            <driver name='qemu' type='raw' cache='none' io='native'{discard}/>\n  \
            <source dev='{source}'/>\n  \
            <target dev='{target}' bus='virtio'/>\n  \
            <blockio logical_block_size='{logical}' physical_block_size='{physical}'/>\n\
-         {read_only}</disk>\n",
+         {serial}{read_only}</disk>\n",
         source = escaped(&device.device),
         target = escaped(target),
         logical = device.limits.logical_block_size,
         physical = device.limits.physical_block_size,
     )
+}
+
+/// The serial number of the guest's disk, by which it finds the disk again (`/dev/disk/by-id`): the
+/// beginning of the volume's identity, since virtio has room for 20 characters.
+fn serial(device: &Device) -> Option<String> {
+    let id = device.volume_id.as_deref()?;
+    let digits = id.chars().filter(char::is_ascii_hexdigit);
+    Some(digits.take(20).collect())
 }
 
 fn discards(device: &Device) -> bool {
@@ -83,7 +99,7 @@ mod tests {
                 "-drive",
                 "file=/dev/neonsan3,format=raw,if=none,id=neonsan3,cache=none,aio=native,discard=unmap",
                 "-device",
-                "virtio-blk-pci,drive=neonsan3,logical_block_size=512,physical_block_size=4096",
+                "virtio-blk-pci,drive=neonsan3,logical_block_size=512,physical_block_size=4096,serial=22222222222222222222",
             ]
         );
     }
@@ -106,7 +122,8 @@ mod tests {
                <driver name='qemu' type='raw' cache='none' io='native' discard='unmap'/>\n  \
                <source dev='/dev/neonsan3'/>\n  \
                <target dev='vd&apos;b' bus='virtio'/>\n  \
-               <blockio logical_block_size='512' physical_block_size='4096'/>\n\
+               <blockio logical_block_size='512' physical_block_size='4096'/>\n  \
+               <serial>22222222222222222222</serial>\n\
              </disk>\n"
         );
     }
