@@ -50,6 +50,18 @@ pub fn plain(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown.collect())
 }
 
+/// A word of the caller's, with control characters as a program's text has them: `\\r` and such.
+pub fn readable(text: &str) -> Cow<'_, str> {
+    if !text.chars().any(char::is_control) {
+        return Cow::Borrowed(text);
+    }
+    let shown = text.chars().map(|c| match c.is_control() {
+        true => c.escape_default().to_string(),
+        false => c.to_string(),
+    });
+    Cow::Owned(shown.collect())
+}
+
 /// Writes to standard output. A reader that went away ends the program quietly, as with `| head`.
 pub fn print(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();

@@ -3,8 +3,9 @@
 //! How people name volumes and nodes: `neonsan://host[:port][,…]/pool/volume[@snapshot]`.
 
 use crate::error::{Error, Kind, Result};
+use crate::output::readable;
 use neonsan_api::DEFAULT_DATA_PORT;
-use neonsan_proto::VolumeName;
+use neonsan_proto::{NameError, VolumeName};
 use serde::Serialize;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, ToSocketAddrs};
@@ -51,7 +52,7 @@ impl FromStr for NodeAddress {
         let bad = |why: String| {
             Error::new(
                 Kind::Usage,
-                format!("'{text}' is no address of a node: {why}"),
+                format!("'{}' is no address of a node: {why}", readable(text)),
             )
             .with_hint(
                 "write host, host:port, 192.0.2.1:port or [2001:db8::1]:port; \
@@ -102,6 +103,49 @@ impl FromStr for NodeAddress {
     }
 }
 
+/// What is wrong with a name, with the character itself where the rules see only bytes.
+pub fn explain_name(name: &str, error: NameError) -> String {
+    let NameError::BadCharacter { at, .. } = error else {
+        return error.to_string();
+    };
+    let found = name
+        .char_indices()
+        .find(|(start, c)| (*start..start + c.len_utf8()).contains(&at));
+    let Some((start, c)) = found else {
+        return error.to_string();
+    };
+    let position = name[..start].chars().count();
+    let what = match c.is_control() {
+        true => show_char(c),
+        false => format!("the character {}", show_char(c)),
+    };
+    let mut text = format!(
+        "{what} at position {position} is not allowed: use letters from a to z, digits, '.', '_' and '-'"
+    );
+    if c == '\r' {
+        text += "; a file that was written on Windows has one at the end of each line";
+    }
+    text
+}
+
+/// A character as people know it.
+fn show_char(c: char) -> String {
+    match c {
+        '\r' => "a carriage return".into(),
+        '\n' => "a line feed".into(),
+        '\t' => "a tab".into(),
+        '\0' => "a zero byte".into(),
+        '\u{a0}' => "a no-break space".into(),
+        '\u{feff}' => "a byte order mark".into(),
+        c if c.is_control() => format!("a control character (U+{:04X})", c as u32),
+        // What is not seen, or writes from right to left, would make the message a riddle.
+        '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' => {
+            format!("an invisible character (U+{:04X})", c as u32)
+        }
+        c => format!("'{c}'"),
+    }
+}
+
 fn host_name(name: &str) -> std::result::Result<String, String> {
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
     if name.is_empty() {
@@ -109,7 +153,7 @@ fn host_name(name: &str) -> std::result::Result<String, String> {
     } else if name.len() > 253 {
         Err("the host name is longer than 253 characters".into())
     } else if let Some(c) = name.chars().find(|c| !fits(*c)) {
-        Err(format!("a host name cannot have '{}'", c.escape_default()))
+        Err(format!("a host name cannot have {}", show_char(c)))
     } else if name.split('.').all(|part| part.parse::<u32>().is_ok()) {
         Err("it looks like an IPv4 address but is none".into())
     } else {
@@ -253,7 +297,9 @@ impl FromStr for Target {
             }
         };
         VolumeName::parse(volume).map_err(|error| {
-            Error::new(Kind::Usage, format!("'{volume}' is no volume: {error}"))
+            let why = explain_name(volume, error);
+            let message = format!("'{}' is no volume: {why}", readable(volume));
+            Error::new(Kind::Usage, message)
                 .with_hint(format!("write {FORM}, or pool/volume with --node"))
         })?;
         Ok(Target {
@@ -349,6 +395,34 @@ mod tests {
             let error = text.parse::<Target>().unwrap_err();
             assert_eq!(error.kind(), Kind::Usage, "{text}");
             assert!(error.to_string().contains("write "), "{text}: {error}");
+        }
+        for (text, said) in [
+            (
+                "p/\u{dc}ber",
+                "'p/\u{dc}ber' is no volume: the character '\u{dc}' at position 2",
+            ),
+            ("p/a\u{e9}\u{dc}", "the character '\u{e9}' at position 3"),
+            (
+                "p/v\r",
+                "'p/v\\r' is no volume: a carriage return at position 3",
+            ),
+            ("p/v\r", "written on Windows"),
+            ("p/\tv", "a tab at position 2"),
+            ("p/v\u{1b}", "a control character (U+001B)"),
+            ("p/v\u{200b}", "an invisible character (U+200B)"),
+            ("p/v\u{a0}", "a no-break space"),
+            (
+                "neonsan://h\u{f6}st/p/v",
+                "a host name cannot have '\u{f6}'",
+            ),
+            (
+                "neonsan://h\r/p/v",
+                "a host name cannot have a carriage return",
+            ),
+        ] {
+            let error = text.parse::<Target>().unwrap_err().to_string();
+            assert!(error.contains(said), "{text}: {error}");
+            assert!(!error.contains(char::REPLACEMENT_CHARACTER), "{error}");
         }
         let long = format!("p/{}", "v".repeat(254));
         let error = long.parse::<Target>().unwrap_err().to_string();

@@ -3,18 +3,16 @@
 //! Sizes and times as people write and read them.
 
 /// Reads a size: a number of bytes, or a number with a unit. `K`, `M`, `G`, `T`, `P` (also written
-/// `KiB`, …) are powers of 1024, `KB`, `MB`, … powers of 1000.
+/// `KiB`, …) are powers of 1024, `KB`, `MB`, … powers of 1000. With a unit it may have decimals, as in
+/// `1.5G`, if whole blocks come out.
 pub fn parse_size(text: &str) -> Result<u64, String> {
-    const FORM: &str = "write a size as a number with a unit, as in 512M, 10GiB or 4096";
+    const FORM: &str = "write a size as a number with a unit, as in 512M, 10GiB, 1.5T or 4096";
+    const BLOCK: u128 = 512;
+    let too_large = || "the size is larger than any volume can be".to_owned();
     let split = text
-        .find(|c: char| !c.is_ascii_digit())
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
         .unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
-    let number: u64 = match number.parse() {
-        Ok(number) => number,
-        Err(_) if number.is_empty() => return Err(FORM.into()),
-        Err(_) => return Err("the size is larger than any volume can be".into()),
-    };
     let (base, power) = match unit.to_ascii_lowercase().as_str() {
         "" | "b" => (1024, 0),
         "k" | "kib" => (1024, 1),
@@ -27,12 +25,42 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         "gb" => (1000, 3),
         "tb" => (1000, 4),
         "pb" => (1000, 5),
+        _ if number.is_empty() => return Err(FORM.into()),
         _ => return Err(format!("'{unit}' is no unit of size: {FORM}")),
     };
-    number
-        .checked_mul(u64::pow(base, power))
-        .filter(|size| *size <= i64::MAX as u64)
-        .ok_or_else(|| "the size is larger than any volume can be".into())
+    let (whole, decimals) = match number.split_once('.') {
+        None => (number, ""),
+        Some((_, decimals)) if decimals.is_empty() || decimals.contains('.') || power == 0 => {
+            return Err(FORM.into())
+        }
+        Some((_, decimals)) if decimals.len() > 15 => {
+            return Err(format!("{text} has more decimals than make sense: {FORM}"))
+        }
+        Some(parts) => parts,
+    };
+    if whole.is_empty() {
+        return Err(FORM.into());
+    }
+    let digits: u128 = format!("{whole}{decimals}")
+        .parse()
+        .map_err(|_| too_large())?;
+    let scale = 10_u128.pow(decimals.len() as u32);
+    let product = digits
+        .checked_mul(u128::pow(base, power))
+        .ok_or_else(too_large)?;
+    let bytes = product.div_ceil(scale);
+    let is_whole = decimals.is_empty() || product % (scale * BLOCK) == 0;
+    if bytes > i64::MAX as u128 {
+        return Err(too_large());
+    }
+    if !is_whole {
+        let next = bytes.next_multiple_of(4096);
+        return Err(format!(
+            "{text} does not come out at whole blocks: write the size without decimals, as in {next} \
+             (bytes, the next that does)"
+        ));
+    }
+    Ok(bytes as u64)
 }
 
 /// A size with the largest unit in which it has at least one whole; exact where that is short.
@@ -118,6 +146,10 @@ mod tests {
             ("10G", 10 << 30),
             ("2TiB", 2 << 40),
             ("7P", 7 << 50),
+            ("1.5G", 3 << 29),
+            ("0.5K", 512),
+            ("2.048KB", 2048),
+            ("1.50T", 3 << 39),
         ] {
             assert_eq!(parse_size(text).unwrap(), bytes, "{text}");
         }
@@ -125,11 +157,24 @@ mod tests {
 
     #[test]
     fn bad_sizes_say_how_to_write_one() {
-        for text in ["", "G", "-1", "10Q", "1.5G", "ten"] {
+        for text in [
+            "", "G", "-1", "10Q", "1,5G", "ten", "1.5", "1.G", ".5G", "1.2.3G",
+        ] {
             let error = parse_size(text).unwrap_err();
             assert!(error.contains("10GiB"), "{text}: {error}");
         }
-        for text in ["99999999999999999999", "8192P", "9223372036854775808"] {
+        for (text, next) in [("1.3G", "1395867648"), ("0.1K", "4096"), ("1.5KB", "4096")] {
+            let error = parse_size(text).unwrap_err();
+            assert!(error.contains(next), "{text}: {error}");
+        }
+        let many = format!("0.{}G", "3".repeat(40));
+        assert!(parse_size(&many).unwrap_err().contains("decimals"));
+        for text in [
+            "99999999999999999999",
+            "9999999.9P",
+            "8192P",
+            "9223372036854775808",
+        ] {
             assert!(parse_size(text).unwrap_err().contains("larger"), "{text}");
         }
     }
