@@ -21,8 +21,9 @@ rm /dev/neonsan9
 # Open for a moment, as udev has each disk open that a program has closed.
 attach test/a
 sleep 2 <"$DEVICE" &
+looker=$!
 detach
-wait
+wait $looker
 # Open for good: named, and at once where that is asked for.
 attach test/a
 sleep 100 <"$DEVICE" &
@@ -39,4 +40,14 @@ at_exit umount -l mnt
 expect_error "$DISK is mounted at $PWD/mnt" neonsan detach --wait 0 "$DEVICE"
 neonsan info "$DEVICE" | grep -q "used by:.*mounted at $PWD/mnt" || fail "info does not name the mount"
 umount mnt
+detach
+
+# qemu-img as the admin guide has it, onto blocks of 4096, from an image of another length.
+volume test/large 16M 4096
+attach test/large
+qemu-img create -q -f qcow2 image.qcow2 8389120
+qemu-io -c 'write -P 5 0 1M' -c 'write -P 6 8388608 512' image.qcow2 >/dev/null
+qemu-img convert -n -O raw image.qcow2 "$DEVICE" || fail "qemu-img onto blocks of 4096"
+qemu-img convert -n -O raw -t none -T none image.qcow2 "$DEVICE" || fail "qemu-img with direct I/O"
+qemu-img compare -q -f qcow2 -F raw image.qcow2 "$DEVICE" || fail "the device has something else than the image"
 detach
