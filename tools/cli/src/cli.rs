@@ -106,6 +106,17 @@ pub enum Command {
     Volume(Volume),
     /// Show the nodes that serve the same volumes
     Node(Node),
+    /// Print what can follow on a command line, for the completion of shells
+    #[command(name = "__complete", hide = true, disable_help_flag = true)]
+    Complete(Complete),
+}
+
+/// Words of a command line.
+#[derive(Args, Debug)]
+pub struct Complete {
+    /// The program's name and the words up to the cursor
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub words: Vec<String>,
 }
 
 /// How a volume is opened.

@@ -5,6 +5,7 @@
 
 mod cli;
 mod commands;
+mod complete;
 mod config;
 mod device;
 mod device_node;
@@ -52,6 +53,11 @@ fn parse() -> (Common, Command) {
 }
 
 fn run(common: &Common, command: &Command) -> Result<()> {
+    // Not given up for a config file that is wrong.
+    if let Command::Complete(args) = command {
+        complete::print(args.words.clone());
+        return Ok(());
+    }
     let config = Config::load(common.config.as_deref())?;
     match command {
         Command::Attach(args) => commands::attach::run(common, &config, args),
@@ -64,6 +70,8 @@ fn run(common: &Common, command: &Command) -> Result<()> {
         Command::Watch(args) => commands::watch::run(common, args),
         Command::Volume(command) => commands::volume::run(common, &config, command),
         Command::Node(command) => commands::node::run(common, &config, command),
+        // Done already.
+        Command::Complete(_) => Ok(()),
     }
 }
 

@@ -380,3 +380,120 @@ fn a_copy_gets_an_identity_of_its_own() {
         .assert()
         .code(6);
 }
+
+/// What `neonsan __complete` offers behind these words, of which the last is being written.
+fn offered(lab: &Lab, words: &[&str]) -> Vec<String> {
+    let config = lab.path("complete.toml");
+    let text = format!(
+        "api = \"{}\"\nnodes = [\"node1\", \"{}\"]\n",
+        lab.control, lab.data
+    );
+    std::fs::write(&config, text).unwrap();
+    let mut command = assert_cmd::Command::cargo_bin("neonsan").unwrap();
+    command
+        .args(["__complete", "neonsan", "--config"])
+        .arg(config);
+    let output = command.args(words).output().unwrap();
+    assert!(
+        output.status.success() && output.stderr.is_empty(),
+        "{output:?}"
+    );
+    let text = String::from_utf8(output.stdout).unwrap();
+    let word = |line: &str| line.split('\t').next().unwrap().to_owned();
+    text.lines().map(word).collect()
+}
+
+#[test]
+fn volumes_snapshots_nodes_and_engines_are_completed_by_name() {
+    let lab = Lab::new();
+    for volume in ["vm/disk0", "vm/disk1", "other/x"] {
+        let create = [
+            "create",
+            &lab.target(volume),
+            "--size",
+            "1M",
+            "--engine",
+            "mem",
+        ];
+        lab.volume(&create).assert().success();
+    }
+    for name in ["monday", "tuesday"] {
+        let snapshot = lab.target(&format!("vm/disk0@{name}"));
+        lab.volume(&["snapshot", "create", &snapshot])
+            .assert()
+            .success();
+    }
+    let offered = |words: &[&str]| offered(&lab, words);
+    assert_eq!(
+        offered(&["volume", "info", "vm/"]),
+        ["vm/disk0", "vm/disk1"]
+    );
+    assert_eq!(offered(&["volume", "delete", "o"]), ["other/x"]);
+    let all = offered(&["attach", ""]);
+    assert!(
+        all.contains(&"vm/disk1".to_owned()) && all.contains(&"neonsan://".to_owned()),
+        "{all:?}"
+    );
+    let hosts = offered(&["attach", "neonsan://"]);
+    assert_eq!(hosts[0], "neonsan://node1/");
+    assert!(
+        hosts.contains(&format!("neonsan://{}/", lab.data)),
+        "{hosts:?}"
+    );
+    // Of the host that is written, by the API that is named.
+    let api = lab.control.to_string();
+    let begun = format!("neonsan://{}/vm/disk1", lab.data);
+    assert_eq!(
+        offered(&["volume", "--api", &api, "info", &begun]),
+        [begun.as_str()]
+    );
+    assert_eq!(
+        offered(&["volume", "snapshot", "delete", "vm/disk0@"]),
+        ["vm/disk0@monday", "vm/disk0@tuesday"]
+    );
+    assert_eq!(offered(&["attach", "vm/disk0@t"]), ["vm/disk0@tuesday"]);
+    assert_eq!(offered(&["volume", "clone", "vm/disk1"]), ["vm/disk1@"]);
+    assert_eq!(
+        offered(&["volume", "clone", "vm/disk0@monday", "v"]),
+        ["vm/"]
+    );
+    assert_eq!(offered(&["volume", "list", "v"]), ["vm"]);
+    let create = ["volume", "create", "vm/new", "--engine", ""];
+    assert_eq!(offered(&create), ["main", "mem"]);
+    assert!(offered(&["attach", "vm/disk0", "--node", "n"]).contains(&"node1".to_owned()));
+    assert_eq!(
+        offered(&["volume", "list", "--api=http://node"]),
+        ["--api=http://node1"]
+    );
+}
+
+#[test]
+fn completion_does_not_wait_for_a_node_that_does_not_answer() {
+    // It takes connections and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let api = silent.local_addr().unwrap().to_string();
+    let begun = std::time::Instant::now();
+    let mut command = assert_cmd::Command::cargo_bin("neonsan").unwrap();
+    command.args([
+        "__complete",
+        "neonsan",
+        "volume",
+        "--api",
+        &api,
+        "info",
+        "p",
+    ]);
+    command.assert().success().stdout("").stderr("");
+    assert!(begun.elapsed() < Duration::from_secs(5));
+    // What needs no node is there nevertheless, also with a config file that is wrong.
+    let mut command = assert_cmd::Command::cargo_bin("neonsan").unwrap();
+    command.args([
+        "__complete",
+        "neonsan",
+        "--config",
+        "/nonexistent",
+        "volume",
+        "res",
+    ]);
+    command.assert().success().stdout(contains("resize\t"));
+}

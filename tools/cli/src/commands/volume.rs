@@ -77,11 +77,7 @@ fn explain_long(error: ClientError, look: &str) -> Error {
 
 /// The control API to ask: --api, else that of the target's host, else the config file's, else the
 /// one on this machine. This machine is asked by its socket, or else by its port.
-pub(super) fn client(
-    api: Option<&str>,
-    config: &Config,
-    target: Option<&Target>,
-) -> Result<Client> {
+pub fn client(api: Option<&str>, config: &Config, target: Option<&Target>) -> Result<Client> {
     let of_target = target.and_then(|target| target.nodes.first());
     let address = match (api, of_target, &config.api) {
         (Some(api), _, _) => api.to_owned(),
