@@ -106,9 +106,24 @@ pub enum Command {
     Volume(Volume),
     /// Show the nodes that serve the same volumes
     Node(Node),
+    /// Look at what this host needs for its volumes, and say what is wrong and what to do
+    Doctor(Doctor),
     /// Print what can follow on a command line, for the completion of shells
     #[command(name = "__complete", hide = true, disable_help_flag = true)]
     Complete(Complete),
+}
+
+/// Options of doctor.
+#[derive(Args, Debug)]
+pub struct Doctor {
+    /// A node that this host is to reach, beside those of the config file, of units and of devices;
+    /// may be given several times
+    #[arg(long = "node", value_name = "HOST[:PORT]")]
+    pub nodes: Vec<String>,
+
+    /// Look at the files below DIRECTORY instead: for tests.
+    #[arg(long, value_name = "DIRECTORY", hide = true)]
+    pub root: Option<PathBuf>,
 }
 
 /// Words of a command line.

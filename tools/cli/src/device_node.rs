@@ -60,7 +60,7 @@ pub fn wait(root: &Root, name: &str, since: u64, end: Instant) -> Result<bool, W
 }
 
 /// The number of a device, if the node in /dev has the same.
-fn look(root: &Root, name: &str) -> Result<u64, Wrong> {
+pub fn look(root: &Root, name: &str) -> Result<u64, Wrong> {
     let path = root.path(&format!("/dev/{name}"));
     let Some(found) = device_number(&path) else {
         return Err(match path.symlink_metadata() {

@@ -105,6 +105,11 @@ impl Error {
         &self.message
     }
 
+    /// What to do about it.
+    pub fn hint(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
     /// The kind.
     pub fn kind(&self) -> Kind {
         self.kind

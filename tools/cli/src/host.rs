@@ -6,6 +6,7 @@
 //! image are hosts of their own. Documentation/protocol.rst says how, for other clients.
 
 use crate::error::{Error, Kind, Result};
+use crate::root::Root;
 use sha2::{Digest, Sha256};
 use std::path::Path;
 
@@ -99,6 +100,19 @@ impl Host {
     /// This host, with the identity that the operator has set if there is one.
     pub fn this(set: Option<&str>) -> Result<Self> {
         Self::from_sources(set, &SOURCES)
+    }
+
+    /// The same of another root.
+    pub fn of(set: Option<&str>, root: &Root) -> Result<Self> {
+        let path = |file: &str| root.path(file).to_string_lossy().into_owned();
+        Self::from_sources(
+            set,
+            &Sources {
+                machine_id: &path(SOURCES.machine_id),
+                product_uuid: &path(SOURCES.product_uuid),
+                boot_id: &path(SOURCES.boot_id),
+            },
+        )
     }
 
     fn from_sources(set: Option<&str>, sources: &Sources<'_>) -> Result<Self> {

@@ -53,10 +53,14 @@ fn parse() -> (Common, Command) {
 }
 
 fn run(common: &Common, command: &Command) -> Result<()> {
-    // Not given up for a config file that is wrong.
-    if let Command::Complete(args) = command {
-        complete::print(args.words.clone());
-        return Ok(());
+    // Neither gives up for a config file that is wrong.
+    match command {
+        Command::Complete(args) => {
+            complete::print(args.words.clone());
+            return Ok(());
+        }
+        Command::Doctor(args) => return commands::doctor::run(common, args),
+        _ => {}
     }
     let config = Config::load(common.config.as_deref())?;
     match command {
@@ -71,7 +75,7 @@ fn run(common: &Common, command: &Command) -> Result<()> {
         Command::Volume(command) => commands::volume::run(common, &config, command),
         Command::Node(command) => commands::node::run(common, &config, command),
         // Done already.
-        Command::Complete(_) => Ok(()),
+        Command::Complete(_) | Command::Doctor(_) => Ok(()),
     }
 }
 

@@ -15,7 +15,6 @@ impl Root {
     }
 
     /// Another one's.
-    #[cfg(test)]
     pub fn at(directory: &Path) -> Self {
         Root(directory.to_owned())
     }

@@ -45,7 +45,7 @@ fn help_of(words: &[&str]) -> String {
 
 #[test]
 fn help_of_every_command_is_stable() {
-    let commands: [&[&str]; 29] = [
+    let commands: [&[&str]; 30] = [
         &[],
         &["attach"],
         &["detach"],
@@ -75,6 +75,7 @@ fn help_of_every_command_is_stable() {
         &["node"],
         &["node", "list"],
         &["node", "health"],
+        &["doctor"],
     ];
     let mut all = String::new();
     for words in commands {

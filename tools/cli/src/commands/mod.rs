@@ -4,6 +4,7 @@
 
 pub mod attach;
 pub mod detach;
+pub mod doctor;
 pub mod export;
 pub mod import;
 pub mod info;

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+
+//! The kernel, and the module for it.
+
+use super::Report;
+use crate::netlink::Client;
+use crate::root::Root;
+
+/// The first release of Linux for which the module builds.
+const FIRST: (u32, u32) = (7, 3);
+
+/// Looks at both. `is_here`: of the machine that this runs on.
+pub(super) fn look(report: &mut Report, root: &Root, is_here: bool) {
+    let release = root.text("/proc/sys/kernel/osrelease");
+    let Some(release) = release.filter(|release| !release.is_empty()) else {
+        let advice = "mount proc: mount -t proc proc /proc";
+        report.warning("kernel", "which kernel runs is not to be seen", advice);
+        return;
+    };
+    let is_loaded = root.path("/sys/module/neonsan").exists();
+    look_at_kernel(report, root, &release, is_loaded);
+    match is_loaded {
+        true => look_at_loaded(report, root, &release, is_here),
+        false => look_for_module(report, root, &release),
+    }
+}
+
+fn look_at_kernel(report: &mut Report, root: &Root, release: &str, is_loaded: bool) {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    let mut next = || numbers.next().and_then(|number| number.parse::<u32>().ok());
+    let version = next().zip(next());
+    // A module that runs needs no more than this kernel.
+    if !is_loaded && version.is_some_and(|version| version < FIRST) {
+        let (major, minor) = FIRST;
+        report.problem(
+            "kernel",
+            format!("this is Linux {release}, and the module needs {major}.{minor} or newer"),
+            "on Debian 13 install linux-image-amd64 from trixie-backports and boot it",
+        );
+        return;
+    }
+    let config = [
+        format!("/boot/config-{release}"),
+        format!("/usr/lib/modules/{release}/config"),
+        format!("/lib/modules/{release}/build/.config"),
+    ];
+    let config = config.iter().find_map(|path| root.text(path));
+    let has_rust = config.map(|text| text.lines().any(|line| line == "CONFIG_RUST=y"));
+    match has_rust {
+        _ if is_loaded => report.ok("kernel", format!("Linux {release}")),
+        Some(true) => report.ok("kernel", format!("Linux {release}, built with Rust")),
+        Some(false) => report.problem(
+            "kernel",
+            format!("Linux {release} was built without Rust (CONFIG_RUST)"),
+            "boot a kernel that has it, such as Debian's from trixie-backports",
+        ),
+        None => report.warning(
+            "kernel",
+            format!("Linux {release}; whether it was built with Rust is not to be seen"),
+            "look for CONFIG_RUST=y in its configuration",
+        ),
+    }
+}
+
+/// The file of the module for a kernel: the name, and where.
+fn module_file(root: &Root, release: &str) -> Option<String> {
+    let directory = format!("/lib/modules/{release}");
+    ["updates", "updates/dkms", "extra", "kernel/drivers/block"]
+        .iter()
+        .flat_map(|place| {
+            let directory = format!("{directory}/{place}");
+            let names = root.names(&directory).into_iter();
+            let ours = names.filter(|name| {
+                let rest = name.strip_prefix("neonsan.ko");
+                rest.is_some_and(|rest| matches!(rest, "" | ".xz" | ".zst" | ".gz"))
+            });
+            ours.map(move |name| format!("{directory}/{name}"))
+        })
+        .next()
+}
+
+fn look_for_module(report: &mut Report, root: &Root, release: &str) {
+    let Some(file) = module_file(root, release) else {
+        let others = root.names("/lib/modules").into_iter();
+        let others: Vec<_> = others.filter(|r| module_file(root, r).is_some()).collect();
+        let message = match others.is_empty() {
+            true => format!("there is no module neonsan for this kernel ({release})"),
+            false => format!(
+                "there is no module neonsan for this kernel ({release}); there is for {}",
+                others.join(", ")
+            ),
+        };
+        let advice =
+            "install neonsan-dkms or the package neonsan-modules for this kernel, or build it \
+                      (make module KERNEL=running), or boot another kernel";
+        report.problem("module", message, advice);
+        return;
+    };
+    let lockdown = root.text("/sys/kernel/security/lockdown");
+    if lockdown.is_some_and(|mode| !mode.contains("[none]")) {
+        report.warning(
+            "module",
+            format!("{file} is not loaded, and this kernel loads signed modules only (lockdown)"),
+            "sign it with a key that the firmware knows (mokutil), or turn Secure Boot off",
+        );
+        return;
+    }
+    // depmod has seen it, or modprobe does not find it.
+    let listed = root.text(&format!("/lib/modules/{release}/modules.dep"));
+    match listed.is_some_and(|text| text.contains("neonsan.ko")) {
+        true => report.warning(
+            "module",
+            format!("not loaded; {file} is there"),
+            "modprobe neonsan; the unit neonsan@NAME does that by itself",
+        ),
+        false => report.problem(
+            "module",
+            format!("{file} is there, but modprobe does not know of it"),
+            "depmod, then modprobe neonsan",
+        ),
+    }
+}
+
+fn look_at_loaded(report: &mut Report, root: &Root, release: &str, is_here: bool) {
+    if root.text("/sys/module/neonsan/initstate").as_deref() == Some("going") {
+        let message = "it is being unloaded, which waits for its devices";
+        report.problem("module", message, "neonsan list shows them; detach them");
+        return;
+    }
+    if is_here {
+        if let Err(error) = Client::connect() {
+            report.error("module", &error);
+            return;
+        }
+    }
+    // The identity of what runs stands in the file that it was loaded from.
+    let file = module_file(root, release);
+    let note = std::fs::read(root.path("/sys/module/neonsan/notes/.note.gnu.build-id"));
+    let bytes = file.as_ref().filter(|file| file.ends_with(".ko"));
+    let bytes = bytes.and_then(|file| std::fs::read(root.path(file)).ok());
+    let is_same = match (&note, &bytes) {
+        (Ok(note), Some(bytes)) if !note.is_empty() => {
+            Some(bytes.windows(note.len()).any(|window| window == note))
+        }
+        _ => None,
+    };
+    match (file, is_same) {
+        (Some(file), Some(false)) => report.warning(
+            "module",
+            format!("loaded, but {file} is another one"),
+            "nothing is wrong; to use that one, detach all devices, then modprobe -r neonsan and \
+             modprobe neonsan",
+        ),
+        (None, _) => report.warning(
+            "module",
+            format!(
+                "loaded, but there is none for this kernel ({release}) to load at the next boot"
+            ),
+            "install neonsan-dkms or the package neonsan-modules for this kernel",
+        ),
+        _ => report.ok("module", "loaded"),
+    }
+}
