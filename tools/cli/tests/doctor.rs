@@ -142,7 +142,7 @@ type Spoil = fn(&Machine);
 #[test]
 fn each_thing_that_is_wrong_is_said_with_what_to_do() {
     let lab = Lab::new();
-    let cases: [(Spoil, &str, &str, &str); 21] = [
+    let cases: [(Spoil, &str, &str, &str); 24] = [
         (
             |m| {
                 m.remove("/sys/module/neonsan");
@@ -203,6 +203,32 @@ fn each_thing_that_is_wrong_is_said_with_what_to_do() {
             "warning",
             "signed modules only",
             "mokutil",
+        ),
+        (
+            |m| {
+                m.remove("/sys/module/neonsan");
+                m.write(MODULE, "ELF\0vermagic=7.3.1-other SMP\0");
+            },
+            "problem",
+            "was built for the kernel 7.3.1-other",
+            "make module KERNEL=7.3.4",
+        ),
+        (
+            |m| {
+                let socket = m.path("/run/neonsan/control.sock");
+                std::fs::create_dir_all(socket.parent().unwrap()).unwrap();
+                // Of a node that has died.
+                drop(std::os::unix::net::UnixListener::bind(socket).unwrap());
+            },
+            "problem",
+            "node     cannot reach the node's control API",
+            "check that neonsan-node runs there",
+        ),
+        (
+            |m| m.write("/proc/sys/kernel/osrelease", ""),
+            "warning",
+            "which kernel runs is not to be seen",
+            "mount proc",
         ),
         (
             |m| m.write(MODULE, "ELF GNU-4567 and so on"),
@@ -300,6 +326,40 @@ fn each_thing_that_is_wrong_is_said_with_what_to_do() {
         let line = line.unwrap_or_else(|| panic!("{message} is not said: {said}"));
         assert!(line.contains(advice), "{line}");
     }
+}
+
+#[test]
+fn the_links_of_a_device_are_looked_at() {
+    let lab = Lab::new();
+    let machine = Machine::new(lab.data);
+    machine.write("/sys/block/neonsan0/dev", "7:99\n");
+    machine.write("/sys/block/neonsan0/serial", "0123abcd\n");
+    std::fs::create_dir_all(machine.path("/dev/disk/by-id")).unwrap();
+    let mut mknod = std::process::Command::new("mknod");
+    let made = mknod
+        .arg(machine.path("/dev/neonsan0"))
+        .args(["b", "7", "99"])
+        .output();
+    if !made.as_ref().is_ok_and(|made| made.status.success()) {
+        eprintln!("skipped: no device node can be made here: {made:?}");
+        return;
+    }
+    let said = machine.said("warning");
+    assert!(
+        said.contains("neonsan0 has no link /dev/disk/by-id/neonsan-0123abcd"),
+        "{said}"
+    );
+    assert!(said.contains("udevadm trigger"), "{said}");
+    symlink(
+        "../../neonsan0",
+        machine.path("/dev/disk/by-id/neonsan-0123abcd"),
+    )
+    .unwrap();
+    assert_eq!(machine.said("warning"), "");
+    assert!(machine.said("ok").contains("neonsan0, with its links"));
+    // The device under the name of another.
+    machine.write("/sys/block/neonsan0/dev", "259:0\n");
+    assert!(machine.said("problem").contains("is another disk"));
 }
 
 #[test]

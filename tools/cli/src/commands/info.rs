@@ -20,7 +20,11 @@ pub fn run(common: &Common, args: &Info) -> Result<()> {
     let index = find_index(&mut client, &args.device)?;
     let mut device = get_device(&mut client, index)?;
     if !device.hidden {
-        device.used_by = Some(users::of_device(&Root::system(), &device.name));
+        // The search looks at every process.
+        device.used_by = Some(match device.open_count {
+            0 => Vec::new(),
+            _ => users::of_device(&Root::system(), &device.name),
+        });
     }
     if (args.qemu || args.libvirt) && device.hidden {
         let message = format!("{} does not show its block sizes to you", device.name);

@@ -79,6 +79,21 @@ fn module_file(root: &Root, release: &str) -> Option<String> {
         .next()
 }
 
+/// The kernel for which a module was built, as its file says; of a compressed one it is not looked at.
+fn made_for(root: &Root, file: &str) -> Option<String> {
+    const MARK: &[u8] = b"\0vermagic=";
+    let bytes = file
+        .ends_with(".ko")
+        .then(|| std::fs::read(root.path(file)))?;
+    let bytes = bytes.ok()?;
+    let at = bytes
+        .windows(MARK.len())
+        .position(|window| window == MARK)?;
+    let text = bytes.get(at + MARK.len()..)?;
+    let end = text.iter().position(|byte| *byte == b' ' || *byte == 0)?;
+    Some(String::from_utf8_lossy(&text[..end]).into_owned())
+}
+
 fn look_for_module(report: &mut Report, root: &Root, release: &str) {
     let Some(file) = module_file(root, release) else {
         let others = root.names("/lib/modules").into_iter();
@@ -96,6 +111,15 @@ fn look_for_module(report: &mut Report, root: &Root, release: &str) {
         report.problem("module", message, advice);
         return;
     };
+    if let Some(other) = made_for(root, &file).filter(|made_for| made_for != release) {
+        let message =
+            format!("{file} was built for the kernel {other}, and is not loaded by this one");
+        let advice = format!(
+            "build it anew (make module KERNEL={release}), or install the package for this kernel"
+        );
+        report.problem("module", message, &advice);
+        return;
+    }
     let lockdown = root.text("/sys/kernel/security/lockdown");
     if lockdown.is_some_and(|mode| !mode.contains("[none]")) {
         report.warning(
