@@ -99,7 +99,7 @@ impl Report {
             let (level, area) = (finding.level.word(), finding.area);
             text += &format!("{level:8} {area:8} {}", plain(&finding.message));
             if let Some(advice) = &finding.advice {
-                text += &format!(": {}", plain(advice));
+                text += &format!(" -> {}", plain(advice));
             }
             text.push('\n');
         }
