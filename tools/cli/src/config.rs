@@ -198,6 +198,14 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_was_written_on_windows_is_read() {
+        let text = "\u{feff}nodes = ['node1', \"node2\"]\r\n[timeouts]\r\nloss = '1m'\r\n";
+        let config = parse(text).unwrap();
+        assert_eq!(config.nodes, ["node1", "node2"]);
+        assert_eq!(config.timeouts.loss, Some(60_000));
+    }
+
+    #[test]
     fn an_unknown_key_is_named_with_its_line_and_those_known() {
         for text in [
             "nodes = []\nhostid = \"x\"\n",

@@ -15,6 +15,8 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
 use std::time::Duration;
 
 const MIB: usize = 1 << 20;
@@ -356,20 +358,62 @@ fn odd_lengths_keep_the_rest_of_the_last_block_or_fill_a_new_one_with_zeroes() {
     }
 }
 
-#[test]
-fn a_pipe_that_is_silent_for_long_does_not_cost_the_session() {
-    let lab = Lab::new();
-    let target = create(&lab, "pool/v", &["--size", "8M"]);
-    let config = lab.path("hasty.toml");
+/// How long nothing comes or is taken: long enough for a connection on which nobody answers to be given
+/// up, which takes ten seconds.
+const SILENCE: Duration = Duration::from_secs(25);
+
+/// A program that gives a connection up when it hears nothing for ten seconds. It has two, through a relay
+/// that counts how many were made.
+fn watched(lab: &Lab, word: &str) -> (std::process::Command, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let target = format!("neonsan://{}/pool/v", listener.local_addr().unwrap());
+    let (node, made) = (lab.data, Arc::new(AtomicUsize::new(0)));
+    let count = made.clone();
+    std::thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            count.fetch_add(1, Ordering::Relaxed);
+            through(client, node);
+        }
+    });
+    let config = lab.path("watched.toml");
     std::fs::write(
         &config,
-        "host-id = \"00112233-4455-6677-8899-aabbccddeeff\"\n[timeouts]\nloss = \"30s\"\n\
-         heartbeat-interval = \"100ms\"\nheartbeat-timeout = \"500ms\"\n",
+        "host-id = \"00112233-4455-6677-8899-aabbccddeeff\"\n[timeouts]\nloss = \"60s\"\n\
+         heartbeat-interval = \"1s\"\nheartbeat-timeout = \"10s\"\n",
     )
     .unwrap();
-    let mut import = std::process::Command::new(assert_cmd::cargo::cargo_bin("neonsan"));
-    import.arg("--config").arg(&config);
-    import.args(["volume", "import", &target, "-"]);
+    let mut program = std::process::Command::new(assert_cmd::cargo::cargo_bin("neonsan"));
+    program.arg("--config").arg(&config);
+    program.args([
+        "volume",
+        "--api",
+        &lab.control.to_string(),
+        word,
+        &target,
+        "-",
+    ]);
+    (program, made)
+}
+
+/// Carries a connection on to the node.
+fn through(client: TcpStream, node: std::net::SocketAddr) {
+    let node = TcpStream::connect(node).unwrap();
+    for (mut from, mut to) in [
+        (client.try_clone().unwrap(), node.try_clone().unwrap()),
+        (node, client),
+    ] {
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut from, &mut to);
+            let _ = to.shutdown(std::net::Shutdown::Both);
+        });
+    }
+}
+
+#[test]
+fn a_pipe_that_is_silent_for_long_costs_no_connection() {
+    let lab = Lab::new();
+    create(&lab, "pool/v", &["--size", "8M"]);
+    let (mut import, made) = watched(&lab, "import");
     let mut child = import
         .stdin(Stdio::piped())
         .stderr(Stdio::piped())
@@ -378,20 +422,60 @@ fn a_pipe_that_is_silent_for_long_does_not_cost_the_session() {
     let mut stdin = child.stdin.take().unwrap();
     let bytes = pattern(4 * MIB);
     stdin.write_all(&bytes[..2 * MIB + 77]).unwrap();
-    std::thread::sleep(Duration::from_secs(3));
-    // It has been there all the time: under one number of its session.
-    let info = lab.json(&["info", &target]);
-    let session = &info["sessions"][0];
-    assert!(session["age_s"].as_u64().unwrap() >= 2, "{info}");
-    assert!(
-        !session["connections"].as_array().unwrap().is_empty(),
-        "{info}"
-    );
+    std::thread::sleep(SILENCE);
     stdin.write_all(&bytes[2 * MIB + 77..]).unwrap();
     drop(stdin);
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{output:?}");
     assert!(content(&lab, "pool/v")[..4 * MIB] == bytes);
+    assert_eq!(
+        made.load(Ordering::Relaxed),
+        2,
+        "connections were made anew"
+    );
+}
+
+#[test]
+fn a_reader_that_is_slow_costs_no_connection() {
+    let lab = Lab::new();
+    let file = lab.path("image");
+    let bytes = pattern(48 * MIB);
+    std::fs::write(&file, &bytes).unwrap();
+    let target = lab.target("pool/v");
+    let import = ["import", &target, file.to_str().unwrap(), "--create"];
+    lab.volume(&import).assert().success();
+    let (mut export, made) = watched(&lab, "export");
+    let mut child = export
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    let mut first = [0; 4096];
+    stdout.read_exact(&mut first).unwrap();
+    std::thread::sleep(SILENCE);
+    let mut rest = Vec::new();
+    stdout.read_to_end(&mut rest).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert!(first == bytes[..4096] && rest == bytes[4096..]);
+    assert_eq!(
+        made.load(Ordering::Relaxed),
+        2,
+        "connections were made anew"
+    );
+}
+
+#[test]
+fn a_virtual_disk_from_a_pipe_whose_mark_is_at_its_end_is_told_of() {
+    let lab = Lab::new();
+    let target = create(&lab, "pool/v", &["--size", "4M"]);
+    let mut bytes = pattern(3 * MIB + 512);
+    bytes[3 * MIB..3 * MIB + 8].copy_from_slice(b"conectix");
+    lab.volume(&["import", &target, "-"])
+        .write_stdin(bytes)
+        .assert()
+        .success()
+        .stderr(contains("warning").and(contains("VHD")));
 }
 
 /// An import into a new volume that has sent 3 MiB and waits for more.
@@ -435,8 +519,8 @@ fn an_input_that_fails_removes_the_volume_that_an_import_has_made() {
     // be had for that, so the file is cut while the import waits for the node.
     let (file, held) = (lab.path("image"), TcpListener::bind("127.0.0.1:0").unwrap());
     std::fs::write(&file, pattern(4 * MIB)).unwrap();
-    let through = format!("neonsan://{}/pool/v", held.local_addr().unwrap());
-    let mut import = lab.program(&["import", &through, file.to_str().unwrap(), "--create"]);
+    let relayed = format!("neonsan://{}/pool/v", held.local_addr().unwrap());
+    let mut import = lab.program(&["import", &relayed, file.to_str().unwrap(), "--create"]);
     let child = import.stderr(Stdio::piped()).spawn().unwrap();
     let node = lab.data;
     let (client, _) = held.accept().unwrap();
@@ -449,14 +533,7 @@ fn an_input_that_fails_removes_the_volume_that_an_import_has_made() {
     std::thread::spawn(move || {
         let mut next = Some(client);
         while let Some(client) = next {
-            let node = TcpStream::connect(node).unwrap();
-            let (mut a, mut b) = (client.try_clone().unwrap(), node.try_clone().unwrap());
-            std::thread::spawn(move || std::io::copy(&mut a, &mut b));
-            let (mut a, mut b) = (node, client);
-            std::thread::spawn(move || {
-                let _ = std::io::copy(&mut a, &mut b);
-                let _ = b.shutdown(std::net::Shutdown::Both);
-            });
+            through(client, node);
             next = held.accept().ok().map(|(client, _)| client);
         }
     });

@@ -365,6 +365,7 @@ async fn send(
     } else {
         PIECE_BYTES
     };
+    let is_stream = matches!(source, Source::Stream { .. });
     let mut pieces = read_ahead(source, max_hole)?;
     let mut sums = Sums::default();
     let mut under_way = JoinSet::new();
@@ -377,7 +378,10 @@ async fn send(
             return Err(does_not_fit(path, "more than that", room));
         }
         match &piece {
-            Piece::Zeroes(_) => sums.zeroes += length,
+            Piece::Zeroes(_) => {
+                sums.zeroes += length;
+                end_of_input.clear();
+            }
             Piece::Data(data) => {
                 sums.data += length;
                 end_of_input = data[data.len().saturating_sub(TAIL_BYTES)..].to_vec();
@@ -416,7 +420,7 @@ async fn send(
         client.flush().await.map_err(explain)?;
     }
     // Of a pipe the end is seen only now.
-    if path.as_os_str() == "-" && Format::of(&[], &end_of_input).is_some() {
+    if is_stream && Format::of(&[], &end_of_input).is_some() {
         warn(
             "what was imported ends like a virtual disk in the format VHD: if it is one of a fixed \
              size, the last 512 bytes are no part of the disk",
