@@ -55,7 +55,7 @@ help:
 	@echo 'make install      what was built, under DESTDIR; needs KDIR=DIR or KERNEL=RELEASE'
 	@echo 'make deb          Debian packages of everything, for the kernel of the lab, in out/deb'
 	@echo 'make apt          make deb, and an apt repository of them, in out/apt'
-	@echo 'make check-packages  the packages: installed, upgraded, removed with apt; DKMS=1, REPRODUCIBLE=1 for more'
+	@echo 'make check-packages  the packages: installed, upgraded, removed with apt; PARTS="apt dkms reproducible"'
 	@echo 'make shell        a shell in the virtual machine, with the module and the tools'
 	@echo 'make host         a shell on a host with systemd and udev, all of it installed'
 	@echo 'make clean        remove out/ (the lab keeps its cache: $$NEONSAN_CACHE, default /var/cache/neonsan)'
@@ -163,10 +163,10 @@ deb:
 apt: deb
 	@$(top)/tools/packaging/apt
 
-# DKMS=1 builds the module with dkms too; REPRODUCIBLE=1 builds all twice.
+# PARTS=… are parts of tools/testing/packages/run; without it, apt.
 .PHONY: check-packages
 check-packages:
-	@$(top)/tools/testing/packages/run $(if $(DKMS),--dkms) $(if $(REPRODUCIBLE),--reproducible)
+	@$(top)/tools/testing/packages/run $(PARTS)
 
 # --- source -------------------------------------------------------------------
 
