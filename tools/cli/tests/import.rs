@@ -228,6 +228,17 @@ fn pipes_are_imported_from_and_exported_into() {
     assert!(output.stdout == bytes);
     let told: serde_json::Value = serde_json::from_slice(&output.stderr).unwrap();
     assert_eq!(told["size_bytes"], 20 << 20);
+    // A file of which something was read before: it goes on from there.
+    let program = assert_cmd::cargo::cargo_bin("neonsan");
+    let line = "dd bs=512 count=1 of=/dev/null 2>/dev/null; exec \"$0\" volume import \"$1\" -";
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-ec", line]).arg(program).arg(&target);
+    shell.stdin(std::fs::File::open(&original).unwrap());
+    assert!(shell.status().unwrap().success());
+    let now = content(&lab, "pool/v");
+    assert!(now[..(20 << 20) - 512] == bytes[512..]);
+    let mut import = lab.volume(&["import", &target, "-"]);
+    import.write_stdin(bytes.clone()).assert().success();
     // A pipe that has a name.
     let fifo = lab.path("fifo");
     let made = std::process::Command::new("mkfifo").arg(&fifo).status();

@@ -28,7 +28,7 @@ use neonsan_api::{ApiError, ClientError, ErrorCode, VolumeCreate, VolumeName};
 use neonsan_client::Client;
 use neonsan_proto::{Capabilities, Mode};
 use std::fs::File;
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Seek as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
@@ -119,6 +119,10 @@ fn open(path: &Path) -> Result<Source> {
     let what = match () {
         () if kind.is_dir() => "a directory",
         () if kind.is_char_device() => "a character device",
+        // What a program before has read of standard input is not to be read again.
+        () if path.as_os_str() == "-" && (&file).stream_position().is_ok_and(|at| at > 0) => {
+            return Source::stream(file).map_err(|e| error(&e));
+        }
         () => return Source::new(file).map_err(|e| error(&e)),
     };
     let message = format!("{} is {what}", shown(path, STDIN));
