@@ -9,12 +9,12 @@ at() { echo "neonsan://$NODE_DATA/test/a"; }
 # A file, and another disk, under the name that the device gets.
 echo 'an image that was written into /dev' >/dev/neonsan9
 at_exit rm -f /dev/neonsan9
-expect_error '/dev/neonsan9 is no block device; it is detached again' neonsan attach --index 9 "$(at)"
+expect_error '/dev/neonsan9 is no block device; it is detached again' neonsan attach --connect-timeout 60s --index 9 "$(at)"
 [ ! -e /sys/block/neonsan9 ] || fail "neonsan9 is still there"
 grep -q 'an image' /dev/neonsan9 || fail "the file is gone"
 rm /dev/neonsan9
 mknod /dev/neonsan9 b 7 99
-expect_error '/dev/neonsan9 is another disk: the block device 7:99' neonsan attach --index 9 "$(at)"
+expect_error '/dev/neonsan9 is another disk: the block device 7:99' neonsan attach --connect-timeout 60s --index 9 "$(at)"
 [ ! -e /sys/block/neonsan9 ] || fail "neonsan9 is still there"
 rm /dev/neonsan9
 
