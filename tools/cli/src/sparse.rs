@@ -63,8 +63,14 @@ fn is_zero(data: &[u8]) -> bool {
 }
 
 impl Source {
-    /// A file, a block device, or a pipe. Reads the beginning of a pipe.
+    /// A file, a block device, or a pipe. Reads the beginning of a pipe. A file of which somebody has
+    /// read a part before this, as a shell's commands can, is what is left of it.
     pub fn new(file: File) -> io::Result<Self> {
+        match seek(&file, SeekFrom::Current(0)) {
+            Ok(0) | Err(Errno::SPIPE) => {}
+            Ok(_) => return Self::stream(file),
+            Err(error) => return Err(error.into()),
+        }
         // A block device has no length in its metadata, but an end.
         match seek(&file, SeekFrom::End(0)) {
             Ok(size) => Ok(Source::File { file, size }),
@@ -133,7 +139,16 @@ impl Source {
                 };
                 Ok((!data.is_empty()).then(|| Piece::of(data)))
             }
-            Source::File { size, .. } if at >= *size => Ok(None),
+            Source::File { file, size } if at >= *size => {
+                // What came behind it meanwhile was not read.
+                match seek(&*file, SeekFrom::End(0))? {
+                    end if end > *size => Err(io::Error::other(
+                        "it became longer while it was read: is it still being written?",
+                    )),
+                    end if end < *size => Err(shorter()),
+                    _ => Ok(None),
+                }
+            }
             Source::File { file, size } => {
                 let length = PIECE_BYTES.min(*size - at);
                 let hole = hole_length(file, at, *size)?;
@@ -181,11 +196,14 @@ fn read_full(from: &mut impl Read) -> io::Result<Vec<u8>> {
 
 fn cut_short(error: io::Error) -> io::Error {
     match error.kind() {
-        io::ErrorKind::UnexpectedEof => {
-            io::Error::new(error.kind(), "it became shorter while it was read")
-        }
+        io::ErrorKind::UnexpectedEof => shorter(),
         _ => error,
     }
+}
+
+fn shorter() -> io::Error {
+    let kind = io::ErrorKind::UnexpectedEof;
+    io::Error::new(kind, "it became shorter while it was read")
 }
 
 /// How many bytes of a hole there are at `at`; 0 in data, and where holes cannot be told.
@@ -193,7 +211,8 @@ fn hole_length(file: &File, at: u64, size: u64) -> io::Result<u64> {
     match seek(file, SeekFrom::Data(at)) {
         // The file may grow meanwhile.
         Ok(data) => Ok(data.min(size).saturating_sub(at)),
-        // There is no data behind.
+        // There is no data behind: a hole, if the file is still as long as it was.
+        Err(Errno::NXIO) if seek(file, SeekFrom::End(0))? < size => Err(shorter()),
         Err(Errno::NXIO) => Ok(size - at),
         Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(0),
         Err(error) => Err(error.into()),
@@ -320,6 +339,43 @@ mod tests {
         file.set_len(MAX + 5).unwrap();
         let error = pieces.next().unwrap().unwrap_err();
         assert!(error.to_string().contains("became shorter"), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_is_cut_or_grows_while_it_is_read_is_never_taken_for_whole() {
+        let size = 2 * MAX;
+        for (now, said) in [
+            // Cut before what is read next: there is no data, which is no hole.
+            (0, "became shorter"),
+            (MAX / 2, "became shorter"),
+            (MAX, "became shorter"),
+            (size - 1, "became shorter"),
+            (size + 1, "became longer"),
+        ] {
+            let file = file_with(size, &[(0, &[1; 10]), (MAX, &[1; 10])]);
+            let mut pieces = Source::new(file.try_clone().unwrap()).unwrap().pieces(MAX);
+            pieces.next().unwrap().unwrap();
+            file.set_len(now).unwrap();
+            let error = pieces.find_map(io::Result::err);
+            let error = error.unwrap_or_else(|| panic!("{now}: taken for whole"));
+            assert!(error.to_string().contains(said), "{now}: {error}");
+        }
+        // And when all of it had been read.
+        let file = file_with(MAX, &[(0, &[1; 10])]);
+        let mut pieces = Source::new(file.try_clone().unwrap()).unwrap().pieces(MAX);
+        pieces.next().unwrap().unwrap();
+        file.set_len(MAX / 2).unwrap();
+        assert!(pieces.next().unwrap().is_err());
+    }
+
+    #[test]
+    fn what_is_left_of_a_file_is_what_was_not_read_before() {
+        use std::io::Seek as _;
+        let mut file = file_with(3 * MAX, &[(512, &[7; 10])]);
+        file.seek(io::SeekFrom::Start(512)).unwrap();
+        let (bytes, _) = whole(Source::new(file).unwrap());
+        assert_eq!(bytes.len() as u64, 3 * MAX - 512);
+        assert_eq!(bytes[..10], [7; 10]);
     }
 
     #[test]
