@@ -8,7 +8,7 @@ use neonsan_api::DEFAULT_DATA_PORT;
 use neonsan_proto::{NameError, VolumeName};
 use serde::Serialize;
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, ToSocketAddrs};
 use std::str::FromStr;
 
 /// What every target is shown as in messages.
@@ -42,6 +42,18 @@ pub struct ResolvedNode {
     pub port: u16,
     /// The host name that was resolved to the address.
     pub name: Option<String>,
+}
+
+impl ResolvedNode {
+    /// As a socket takes it, with the interface of a link-local address.
+    pub fn socket(&self) -> SocketAddr {
+        match (self.address, self.scope_id) {
+            (IpAddr::V6(address), Some(scope)) => {
+                SocketAddr::V6(SocketAddrV6::new(address, self.port, 0, scope))
+            }
+            (address, _) => SocketAddr::new(address, self.port),
+        }
+    }
 }
 
 impl FromStr for NodeAddress {
@@ -365,6 +377,10 @@ mod tests {
             let node: NodeAddress = text.parse().unwrap();
             assert_eq!(node.is_this_machine(), is_this, "{text}");
         }
+        // A link-local address is nothing without its interface.
+        let scoped: NodeAddress = "[fe80::1%7]:5".parse().unwrap();
+        let resolved = scoped.resolve().unwrap();
+        assert_eq!(resolved[0].socket().to_string(), "[fe80::1%7]:5");
         let plain: NodeAddress = "2001:db8::1".parse().unwrap();
         assert_eq!(plain.to_string(), "[2001:db8::1]:9666");
     }

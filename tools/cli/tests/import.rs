@@ -522,6 +522,52 @@ fn a_signal_removes_the_volume_that_an_import_has_made() {
     }
 }
 
+/// A way to a node whose every answer takes a second longer.
+fn slowly(node: std::net::SocketAddr) -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().flatten() {
+            let mut node = TcpStream::connect(node).unwrap();
+            let (mut from, mut to) = (client.try_clone().unwrap(), node.try_clone().unwrap());
+            std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+            std::thread::spawn(move || {
+                let mut answer = vec![0; 1 << 16];
+                while let Ok(length @ 1..) = node.read(&mut answer) {
+                    std::thread::sleep(Duration::from_secs(1));
+                    if client.write_all(&answer[..length]).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+#[test]
+fn a_signal_while_the_new_volume_is_opened_removes_it_too() {
+    let lab = Lab::new();
+    let file = lab.path("image");
+    std::fs::write(&file, pattern(MIB)).unwrap();
+    let target = format!("neonsan://{}/pool/v", slowly(lab.data));
+    let words = ["import", &target, file.to_str().unwrap(), "--create"];
+    let child = lab.program(&words).stderr(Stdio::piped()).spawn().unwrap();
+    // The node has opened it, and the command has not heard of that yet.
+    lab::wait_for("the node to open the volume", || {
+        exists(&lab, "pool/v")
+            && lab.json(&["info", &lab.target("pool/v")])["sessions"]
+                .as_array()
+                .is_some_and(|sessions| !sessions.is_empty())
+    });
+    lab::send("INT", &child);
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(130), "{said}");
+    assert!(said.contains("is deleted again"), "{said}");
+    assert!(!exists(&lab, "pool/v"));
+}
+
 #[test]
 fn an_input_that_fails_removes_the_volume_that_an_import_has_made() {
     let lab = Lab::new();

@@ -41,7 +41,7 @@ pub fn run(common: &Common, config: &Config, args: &VolumeExport, api: Option<&s
     }
     let (size, sums) = runtime()?.block_on(async {
         let mut signals = Signals::new()?;
-        let client = signals.or(attach(client_config)).await?;
+        let client = attach(&mut signals, client_config).await?;
         let size = client.geometry().size_bytes.get();
         let result = async {
             warn_if_written(&client, &control, &target).await;

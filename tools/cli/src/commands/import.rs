@@ -73,7 +73,7 @@ pub fn run(common: &Common, config: &Config, args: &VolumeImport, api: Option<&s
             Some(create) => Some(Created::make(&control, create, &args.target).await?),
         };
         let result = async {
-            let client = signals.or(attach(client_config)).await?;
+            let client = attach(&mut signals, client_config).await?;
             let result = async {
                 if let Some(created) = &created {
                     created.check(&client)?;

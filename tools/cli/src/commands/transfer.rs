@@ -8,6 +8,7 @@ use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::host::{show_uuid, Host};
 use crate::output::{json_text, print};
+use crate::signals::Signals;
 use crate::target::Target;
 use crate::units::show_size;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -16,14 +17,17 @@ use neonsan_proto::{Mode, Status};
 use neonsan_session::{CloseCause, Timeouts};
 use serde::Serialize;
 use std::io::IsTerminal as _;
-use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Pieces under way at a time.
 pub(super) const PIECES: usize = 16;
 
 /// How long a node may be away before a transfer gives up, unless told otherwise.
 const LOSS_MS: u32 = 60_000;
+
+/// How long a command that was interrupted waits for a node that is about to open the volume.
+const LET_GO: Duration = Duration::from_secs(3);
 
 /// The answer, as in Documentation/cli-json.rst.
 #[derive(Serialize)]
@@ -44,9 +48,31 @@ pub(super) struct Sums {
     pub zeroes: u64,
 }
 
-/// Opens the volume.
-pub(super) async fn attach(config: neonsan_client::Config) -> Result<Client> {
-    Client::attach(config).await.map_err(explain)
+/// Opens the volume. A signal that comes meanwhile does not leave a session behind, which the node would
+/// keep for a while: nobody else could have the volume, and it could not be deleted.
+pub(super) async fn attach(
+    signals: &mut Signals,
+    config: neonsan_client::Config,
+) -> Result<Client> {
+    let mut attaching = tokio::spawn(Client::attach(config));
+    let interrupted = match signals
+        .or(async { Ok(joined((&mut attaching).await)) })
+        .await
+    {
+        Ok(result) => return result,
+        Err(interrupted) => interrupted,
+    };
+    let let_go = async {
+        if let Ok(Ok(client)) = attaching.await {
+            client.detach().await;
+        }
+        Ok(())
+    };
+    // A node that does not answer has opened nothing, or is found out by its own time.
+    let _ = signals
+        .or(async { tokio::time::timeout(LET_GO, let_go).await.unwrap_or(Ok(())) })
+        .await;
+    Err(interrupted)
 }
 
 /// The identity of the volume that is open, as the control API writes it.
@@ -81,12 +107,7 @@ pub(super) fn client_config(
 ) -> Result<neonsan_client::Config> {
     let nodes = resolve(target, &args.nodes, config)?
         .into_iter()
-        .map(|node| match (node.address, node.scope_id) {
-            (IpAddr::V6(address), Some(scope)) => {
-                SocketAddr::V6(SocketAddrV6::new(address, node.port, 0, scope))
-            }
-            (address, _) => SocketAddr::new(address, node.port),
-        })
+        .map(|node| node.socket())
         .collect();
     let default = Timeouts::DEFAULT;
     let times = &config.timeouts;

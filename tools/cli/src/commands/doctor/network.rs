@@ -88,7 +88,7 @@ pub(super) fn look(report: &mut Report, root: &Root, nodes: &Nodes<'_>) {
         let mut failures = Vec::new();
         let mut reached = None;
         for address in addresses {
-            let socket = SocketAddr::new(address.address, address.port);
+            let socket = address.socket();
             match ask(socket, report_host()) {
                 Ok(()) => {
                     reached = Some(socket);
