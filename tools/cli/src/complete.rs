@@ -42,11 +42,19 @@ pub fn print(words: Vec<String>) {
     });
     let mut text = String::new();
     if started.is_ok() {
-        for (word, what) in receiver.recv_timeout(TIMEOUT).unwrap_or_default() {
+        let found = receiver.recv_timeout(TIMEOUT).unwrap_or_default();
+        for (word, what) in found.into_iter().filter(|(word, _)| is_harmless(word)) {
             text += &format!("{}\t{}\n", plain(&word), plain(&what));
         }
     }
     let _ = crate::output::print(&text);
+}
+
+/// Whether a shell takes a word as it stands. Some come from a node, and a node must not put `;` or `$(…)`
+/// on anybody's command line.
+fn is_harmless(word: &str) -> bool {
+    let fits = |c: char| c.is_ascii_alphanumeric() || "/._-:@=,%+[]".contains(c);
+    word.chars().all(fits)
 }
 
 /// What of the line matters for what comes next.
@@ -445,6 +453,22 @@ mod tests {
         assert!(words(&root, "neonsan detach -- --f").is_empty());
         assert!(words(&root, "neonsan nonsense more ").len() < 30);
         assert!(words(&root, "neonsan").is_empty());
+    }
+
+    #[test]
+    fn nothing_is_offered_that_a_shell_would_run() {
+        for word in [
+            "neonsan://[fe80::1%eth0]:9666/p/v@s",
+            ":files",
+            "--mode=shared",
+        ] {
+            assert!(is_harmless(word), "{word}");
+        }
+        for word in [
+            "$(id)", "a;id", "a b", "`id`", "a\nb", "a|b", "'", "~", "\u{2028}",
+        ] {
+            assert!(!is_harmless(word), "{word}");
+        }
     }
 
     #[test]
