@@ -82,7 +82,7 @@ fn find_mbr(look: &Look<'_>) -> Option<Table> {
         return None;
     }
     let mut end = 0;
-    let mut first = None;
+    let mut starts = Vec::new();
     for entry in block.get(446..510)?.chunks(16) {
         let (start, count) = (u32_at(entry, 8)?, u32_at(entry, 12)?);
         match (entry[0], entry[4]) {
@@ -92,12 +92,16 @@ fn find_mbr(look: &Look<'_>) -> Option<Table> {
             _ => return None,
         }
         end = end.max(u64::from(start) + u64::from(count));
-        first = first.or(Some(u64::from(start)));
+        starts.push(u64::from(start));
     }
-    let first = first?;
+    if starts.is_empty() {
+        return None;
+    }
     let has_content: Vec<_> = BLOCK_SIZES
         .iter()
-        .filter(|size| is_known(look, first * **size))
+        // Of all, not of the first alone: what is in that may not be known, and with larger blocks its
+        // start may fall on that of another.
+        .filter(|size| starts.iter().any(|start| is_known(look, start * **size)))
         .collect();
     let block_size = match has_content.as_slice() {
         [size] => Some(**size),
@@ -199,6 +203,21 @@ pub mod tests {
         assert!(!table.fits(512, Some(MIB as u64)) && table.fits(4096, Some(MIB as u64)));
         // Of a pipe the end is not known.
         assert!(find(&whole).unwrap().fits(4096, None));
+    }
+
+    #[test]
+    fn a_partition_is_not_taken_for_another_one() {
+        const MIB: usize = 1 << 20;
+        // Firmware's own, of which nothing is known, of 7 MiB; and behind it, where that would begin with
+        // blocks of 4096, a file system.
+        let mut image = mbr(16 * MIB, 2048, 7 * 2048);
+        image[446 + 16 + 4] = 0x83;
+        image[446 + 16 + 8..446 + 16 + 12].copy_from_slice(&(8 * 2048_u32).to_le_bytes());
+        image[446 + 16 + 12..446 + 16 + 16].copy_from_slice(&(8 * 2048_u32).to_le_bytes());
+        image[8 * MIB + 1080..8 * MIB + 1082].copy_from_slice(&[0x53, 0xef]);
+        let size = Some(16 * MIB as u64);
+        let table = find(&image).unwrap();
+        assert!(table.fits(512, size) && !table.fits(4096, size), "{table:?}");
     }
 
     #[test]
