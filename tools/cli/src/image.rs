@@ -14,6 +14,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::{fchown, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// What is under way. Abandoned before [`Image::finish`] it leaves nothing, unless it is written in
@@ -23,6 +24,8 @@ pub struct Image {
     /// As a person named it.
     path: PathBuf,
     place: Place,
+    /// Something was written.
+    begun: AtomicBool,
 }
 
 /// Where an image goes.
@@ -67,6 +70,7 @@ impl Image {
             file,
             path: path.to_owned(),
             place: Place::File(Mutex::new(Some(temporary))),
+            begun: AtomicBool::new(false),
         };
         image
             .file
@@ -106,6 +110,7 @@ impl Image {
             file,
             path: path.to_owned(),
             place: Place::Device,
+            begun: AtomicBool::new(false),
         })
     }
 
@@ -129,11 +134,13 @@ impl Image {
             file: File::from(file.map_err(|error| file_error(&path, &error))?),
             path,
             place: Place::Stream,
+            begun: AtomicBool::new(false),
         })
     }
 
     /// Writes all of `data` at `offset`, which on standard output is where the last write ended.
     pub fn write_at(&self, data: &[u8], offset: u64) -> Result<()> {
+        self.begun.store(true, Ordering::Relaxed);
         let written = match self.place {
             Place::Stream => (&self.file).write_all(data),
             Place::File(_) | Place::Device => self.file.write_all_at(data, offset),
@@ -144,6 +151,7 @@ impl Image {
     /// Has `zeroes`, which are that, at `offset`; without writing them where that can be: a new file has
     /// a hole, and a thin device gives the space back.
     pub fn zero_at(&self, zeroes: &[u8], offset: u64) -> Result<()> {
+        self.begun.store(true, Ordering::Relaxed);
         match self.place {
             Place::File(_) => Ok(()),
             Place::Device if self.zero_device(offset, zeroes.len() as u64) => Ok(()),
@@ -158,6 +166,21 @@ impl Image {
         [unmap, FallocateFlags::ZERO_RANGE]
             .into_iter()
             .any(|flags| rustix::fs::fallocate(&self.file, flags, offset, length).is_ok())
+    }
+
+    /// Whether it is written in place, over what is there.
+    pub fn is_device(&self) -> bool {
+        matches!(self.place, Place::Device)
+    }
+
+    /// Whether something that was there before is lost, as it is once a device is written to.
+    pub fn is_spoiled(&self) -> bool {
+        self.is_device() && self.begun.load(Ordering::Relaxed)
+    }
+
+    /// Makes what was written so far durable.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_all().map_err(|error| self.error(&error))
     }
 
     /// Makes what was written durable, and gives it its name.

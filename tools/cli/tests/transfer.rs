@@ -6,11 +6,12 @@
 
 mod lab;
 
-use lab::{image, same, send, Lab};
+use lab::{image, loop_device, same, send, Lab};
 use predicates::prelude::PredicateBooleanExt as _;
 use predicates::str::contains;
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::FileExt as _;
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
@@ -28,14 +29,17 @@ enum Then {
     Die,
 }
 
-/// A way to a node that lets 8 MiB through. Returns its address.
+/// What a relay lets through: more than a program asks for at a time, so that some of it has been written.
+const PASSES: u64 = 24 << 20;
+
+/// A way to a node that lets [`PASSES`] bytes through. Returns its address.
 fn relay(node: SocketAddr, then: Then) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let passed = Arc::new(AtomicU64::new(0));
     std::thread::spawn(move || {
         for client in listener.incoming().flatten() {
-            if passed.load(Ordering::Relaxed) > 8 << 20 && then == Then::Die {
+            if passed.load(Ordering::Relaxed) > PASSES && then == Then::Die {
                 continue;
             }
             let node = TcpStream::connect(node).unwrap();
@@ -51,7 +55,7 @@ fn relay(node: SocketAddr, then: Then) -> SocketAddr {
 fn pass(mut node: TcpStream, mut client: TcpStream, passed: &AtomicU64, then: Then) {
     let mut buffer = vec![0; 1 << 16];
     while let Ok(length @ 1..) = node.read(&mut buffer) {
-        if passed.fetch_add(length as u64, Ordering::Relaxed) > 8 << 20 {
+        if passed.fetch_add(length as u64, Ordering::Relaxed) > PASSES {
             if then == Then::Stall {
                 std::thread::sleep(Duration::from_secs(120));
             }
@@ -161,6 +165,30 @@ fn a_node_that_dies_midway_leaves_the_image_that_was_there() {
     lab.volume(&words).assert().code(8);
     assert_eq!(std::fs::read(&path).unwrap(), b"the one before");
     assert!(leftovers(&lab, "image").is_empty());
+}
+
+#[test]
+fn a_device_with_half_an_image_does_not_look_whole() {
+    let lab = lab_with_volume();
+    let original = lab.path("original");
+    image(&original, SIZE);
+    let import = ["import", &lab.target("pool/v"), original.to_str().unwrap()];
+    lab.volume(&import).assert().success();
+    let backing = lab.path("backing");
+    std::fs::write(&backing, vec![0xa5; SIZE as usize]).unwrap();
+    let Some(device) = loop_device(&backing) else {
+        return;
+    };
+    let target = target_behind(&lab, Then::Die);
+    lab.volume(&["export", &target, device.path.to_str().unwrap(), "--force"])
+        .assert()
+        .code(8)
+        .stderr(contains("does not have the whole image"));
+    // Neither the partition table of the image nor the one that was there.
+    let mut beginning = vec![1; 1 << 20];
+    let file = std::fs::File::open(&device.path).unwrap();
+    file.read_exact_at(&mut beginning, 0).unwrap();
+    assert!(beginning.iter().all(|byte| *byte == 0));
 }
 
 #[test]

@@ -52,10 +52,17 @@ pub fn run(common: &Common, config: &Config, args: &VolumeExport, api: Option<&s
             let bar = progress_bar(common, Some(size));
             let received = signals.or(receive(&client, size, &image, &bar)).await;
             bar.finish_and_clear();
-            if received.is_err() {
+            received.map_err(|error| {
                 image.abandon();
-            }
-            received
+                match image.is_spoiled() {
+                    true => error.with_more(format!(
+                        "{} does not have the whole image, and what was on it is overwritten in part: \
+                         export again",
+                        path.display()
+                    )),
+                    false => error,
+                }
+            })
         };
         let result = result.await;
         client.detach().await;
@@ -104,12 +111,25 @@ async fn receive(
     thread("writer", move || {
         let result = (|| {
             let (mut sums, mut end) = (Sums::default(), 0);
+            let mut first = None;
             while let Some((at, data)) = to_write.blocking_recv() {
-                write(&image, at, &data, &mut sums)?;
                 end = at + data.len() as u64;
+                // A device is written in place. Its beginning comes last, so that neither what was
+                // there nor half an image is taken for a whole one.
+                if at == 0 && image.is_device() {
+                    image.zero_at(&vec![0; data.len()], at)?;
+                    image.sync()?;
+                    first = Some(data);
+                    continue;
+                }
+                write(&image, at, &data, &mut sums)?;
             }
             // All has come; else somebody has given up.
             if end == size {
+                if let Some(first) = first {
+                    image.sync()?;
+                    write(&image, 0, &first, &mut sums)?;
+                }
                 image.finish()?;
             }
             Ok(sums)
