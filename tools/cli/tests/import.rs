@@ -206,6 +206,34 @@ fn a_partition_table_that_does_not_end_with_the_volume_is_told_of() {
         .assert()
         .success()
         .stderr(contains("reaches to 3145728 bytes"));
+    // One that was cut off, in a volume that has room for all of it: from a file, and from a pipe whose
+    // program has failed.
+    let size = ["--size", "8M"];
+    let roomy = create(&lab, "pool/roomy", &size);
+    let not_whole = || contains("reaches to 3145728 bytes").and(contains("is not whole"));
+    lab.volume(&["import", &roomy, name])
+        .assert()
+        .success()
+        .stderr(not_whole());
+    gpt(&file, 512, 3 * MIB);
+    let cut = std::fs::read(&file).unwrap();
+    // Longer than what is looked at beforehand.
+    let cut = [cut, vec![0; MIB]].concat();
+    let mut import = lab.volume(&["import", &roomy, "-"]);
+    import
+        .write_stdin(cut)
+        .assert()
+        .success()
+        .stderr(not_whole());
+    // And a whole one is not suspected.
+    let whole = std::fs::read(&file).unwrap();
+    let whole = [whole, vec![0; 2 * MIB]].concat();
+    let mut import = lab.volume(&["import", &roomy, "-"]);
+    import
+        .write_stdin(whole)
+        .assert()
+        .success()
+        .stderr(contains("is not whole").not());
 }
 
 #[test]

@@ -79,9 +79,14 @@ pub fn run(common: &Common, config: &Config, args: &VolumeImport, api: Option<&s
                     created.check(&client)?;
                 }
                 check_table(&client, &source, table, args);
-                let fresh = created.is_some();
+                let (fresh, size) = (created.is_some(), source.size());
                 let sending = send(&client, source, &args.file, fresh, &bar);
-                signals.or(sending).await
+                let sums = signals.or(sending).await?;
+                // Of a pipe it is known only now.
+                if size.is_none() {
+                    check_whole(&client, sums.data + sums.zeroes, table, args);
+                }
+                Ok(sums)
             };
             let result = result.await;
             client.detach().await;
@@ -233,11 +238,36 @@ fn check_table(client: &Client, source: &Source, table: Option<Table>, args: &Vo
             "the partition table ({kind}) of {name} reaches to {end} bytes, and the volume has {room}: \
              the image is not whole, or the volume is too small"
         ));
-    } else if kind == "GPT" && end < room {
+        return;
+    }
+    if let Some(size) = source.size() {
+        check_whole(client, size, Some(table), args);
+    }
+    if kind == "GPT" && end < room {
         warn(&format!(
             "the volume is larger than the disk of which {name} is an image: the copy of the partition \
              table (GPT) is not at its end; once attached, `sfdisk --relocate gpt-bak-std \
              /dev/neonsanN` or `sgdisk -e /dev/neonsanN` puts it there"
+        ));
+    }
+}
+
+/// Says that an image is cut off: its partition table describes more than has come, as of a download that
+/// was broken off, or of a pipe whose program has failed, which ends like any other.
+fn check_whole(client: &Client, size: u64, table: Option<Table>, args: &VolumeImport) {
+    let geometry = client.geometry();
+    let block_size = u64::from(geometry.logical_block_size.get());
+    let Some(table) = table.filter(|table| table.fits(block_size, Some(size))) else {
+        return;
+    };
+    let end = table.end_bytes(block_size);
+    // What reaches beyond the volume has been told of.
+    if end > size && end <= geometry.size_bytes.get() {
+        warn(&format!(
+            "the partition table ({}) of {} reaches to {end} bytes, and {size} were there: the image is \
+             not whole; if it came from a pipe, see whether the program that wrote it has failed",
+            table.kind,
+            shown(&args.file, STDIN),
         ));
     }
 }
