@@ -217,7 +217,10 @@ pub mod tests {
         image[8 * MIB + 1080..8 * MIB + 1082].copy_from_slice(&[0x53, 0xef]);
         let size = Some(16 * MIB as u64);
         let table = find(&image).unwrap();
-        assert!(table.fits(512, size) && !table.fits(4096, size), "{table:?}");
+        assert!(
+            table.fits(512, size) && !table.fits(4096, size),
+            "{table:?}"
+        );
     }
 
     #[test]

@@ -69,6 +69,13 @@ unit_is inactive "$the_unit" || fail "the unit is $(inside systemctl is-active "
 detach
 node_stop
 
+# Only when the machine goes down: whoever stops the unit alone leaves the devices' timeouts as they are.
+inside systemctl start "$the_unit" || fail "the unit does not start again"
+inside systemctl stop neonsan-shutdown.service
+equal "the loss timeout" "$(info .timeouts.loss_ms vms/one)" 0
+inside systemctl start neonsan-shutdown.service
+inside systemctl stop "$the_unit"
+
 # When the machine goes down nothing holds it up: neither an open device nor a node that is gone.
 inside systemctl start "$the_unit" || fail "the unit does not start again"
 DEVICE=$(info .device vms/one)
