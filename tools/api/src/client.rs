@@ -10,7 +10,7 @@ use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -32,6 +32,12 @@ const MAX_ANSWER_BYTES: usize = 64 << 20;
 
 /// Time for one call when the caller sets none.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a node may give no sign of life while it is waited for, when the caller says nothing else.
+pub const DEFAULT_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Pause between two tries to get a sign of life.
+const PROBE_PAUSE: Duration = Duration::from_millis(500);
 
 /// Time for connecting, however long the answer may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -142,6 +148,18 @@ pub enum ClientError {
         /// How long it was waited for.
         timeout: Duration,
     },
+    /// Neither this call nor a simple question beside it was answered: what is there accepts connections
+    /// at most.
+    #[error(
+        "the node at {endpoint} gives no sign of life: for {} s it has answered nothing",
+        patience.as_secs_f32()
+    )]
+    Silent {
+        /// The address that was asked.
+        endpoint: Endpoint,
+        /// How long it was waited for.
+        patience: Duration,
+    },
     /// There is a peer, but it does not speak the control API.
     #[error("{endpoint} does not answer as a NeonSAN control API: {reason}")]
     Protocol {
@@ -162,6 +180,7 @@ pub struct Client {
     /// Called where nobody listens at `endpoint`.
     otherwise: Option<Endpoint>,
     timeout: Duration,
+    patience: Duration,
 }
 
 impl Client {
@@ -171,6 +190,7 @@ impl Client {
             endpoint,
             otherwise: None,
             timeout: DEFAULT_TIMEOUT,
+            patience: DEFAULT_PATIENCE,
         }
     }
 
@@ -188,6 +208,15 @@ impl Client {
     /// Sets the time that one call may take.
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
+        self
+    }
+
+    /// Sets how long the node may give no sign of life during a call. A call that takes long is waited
+    /// for as long as its time lasts if the node answers a simple question meanwhile. That time is at
+    /// least as long, unless it is set after this.
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self.timeout = self.timeout.max(patience);
         self
     }
 
@@ -371,6 +400,7 @@ impl Client {
             endpoint: second.clone(),
             otherwise: None,
             timeout: self.timeout,
+            patience: self.patience,
         };
         match other.exchange_here(method, path, body).await {
             Err(ClientError::Connect { endpoint, source }) => Err(ClientError::Nowhere {
@@ -400,12 +430,52 @@ impl Client {
                     })?;
             self.converse(stream, host, method, path, body).await
         };
-        tokio::time::timeout(self.timeout, call)
+        tokio::time::timeout(self.timeout, self.while_alive(call))
             .await
             .map_err(|_| ClientError::Timeout {
                 endpoint: self.endpoint.clone(),
                 timeout: self.timeout,
             })?
+    }
+
+    /// The result of a call, or an error when the node gives no sign of life for too long meanwhile: the
+    /// node answers a call only at its end, so it is asked something simple beside it.
+    async fn while_alive<T>(
+        &self,
+        call: impl Future<Output = Result<T, ClientError>>,
+    ) -> Result<T, ClientError> {
+        tokio::pin!(call);
+        let mut heard = Instant::now();
+        loop {
+            if let Ok(result) = tokio::time::timeout(self.patience / 2, &mut call).await {
+                return result;
+            }
+            let rest = self.patience.saturating_sub(heard.elapsed());
+            let silent = tokio::select! {
+                result = &mut call => return result,
+                probed = tokio::time::timeout(rest, self.sign_of_life()) => probed.is_err(),
+            };
+            if silent {
+                return Err(ClientError::Silent {
+                    endpoint: self.endpoint.clone(),
+                    patience: self.patience,
+                });
+            }
+            heard = Instant::now();
+        }
+    }
+
+    /// Returns when the node has answered a simple question, whatever its answer.
+    async fn sign_of_life(&self) {
+        loop {
+            if let Ok((stream, host)) = connect_to(&self.endpoint).await {
+                let asked = self.converse(stream, host, Method::GET, "/health", Bytes::new());
+                if asked.await.is_ok() {
+                    return;
+                }
+            }
+            tokio::time::sleep(PROBE_PAUSE).await;
+        }
     }
 
     /// Sends one request over `stream` and reads the whole answer.
@@ -552,6 +622,58 @@ mod tests {
             error.contains(&address) && error.contains("within 0.2 s"),
             "{error}"
         );
+    }
+
+    /// A peer at an address of its own: it accepts what comes, and gives each connection to `serve`.
+    async fn peer<F>(serve: impl Fn(TcpStream) -> F + Send + 'static) -> Client
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(serve(stream));
+            }
+        });
+        Client::new(address.parse().unwrap()).with_patience(Duration::from_millis(400))
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_accepts_and_never_answers_is_left_soon_however_long_the_call_may_take() {
+        let client = peer(|stream| async move {
+            let _stream = stream;
+            std::future::pending().await
+        });
+        let client = client.await.with_timeout(Duration::from_secs(590));
+        let begun = Instant::now();
+        let error = client.list_volumes(None).await.unwrap_err();
+        assert!(begun.elapsed() < Duration::from_secs(60));
+        let text = error.to_string();
+        assert!(matches!(error, ClientError::Silent { .. }), "{text}");
+        assert!(text.contains("for 0.4 s it has answered nothing"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn a_long_call_is_waited_for_while_the_node_answers_others() {
+        let client = peer(|mut stream| async move {
+            use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+            let mut head = vec![0; 4096];
+            let length = stream.read(&mut head).await.unwrap();
+            let is_probe = head[..length].starts_with(b"GET /v1/health ");
+            let (pause, body) = match is_probe {
+                true => (0, "{}"),
+                false => (2_000, r#"{"volumes":[],"missing":[]}"#),
+            };
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            let length = body.len();
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+            );
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        });
+        let list = client.await.list_volumes(None).await.unwrap();
+        assert!(list.volumes.is_empty());
     }
 
     #[tokio::test]

@@ -32,7 +32,7 @@ pub use types::{
 };
 
 #[cfg(feature = "client")]
-pub use client::{Client, ClientError, Endpoint};
+pub use client::{Client, ClientError, Endpoint, DEFAULT_PATIENCE};
 
 /// Where the control API listens when nothing else is configured.
 pub const DEFAULT_CONTROL_SOCKET: &str = "/run/neonsan/control.sock";

@@ -5,7 +5,7 @@
 #![allow(rustdoc::broken_intra_doc_links)]
 
 use crate::config::Timeouts;
-use crate::units::{parse_duration_ms, parse_size};
+use crate::units::{parse_api_timeout_ms, parse_duration_ms, parse_size};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Deserialize;
 use std::path::PathBuf;
@@ -358,6 +358,11 @@ pub struct Volume {
     #[arg(long, global = true, value_name = "ADDRESS")]
     pub api: Option<String>,
 
+    /// Give up when the node gives no sign of life for this long, from 1s to 590s [default: 10s, or
+    /// that of the config file]
+    #[arg(long, global = true, value_name = "TIME", value_parser = parse_api_timeout_ms)]
+    pub api_timeout: Option<u32>,
+
     /// What to do.
     #[command(subcommand)]
     pub command: VolumeCommand,
@@ -469,6 +474,11 @@ pub struct Node {
     /// or of this machine /run/neonsan/control.sock, or else port 9667]
     #[arg(long, global = true, value_name = "ADDRESS")]
     pub api: Option<String>,
+
+    /// Give up when the node gives no sign of life for this long, from 1s to 590s [default: 10s, or
+    /// that of the config file]
+    #[arg(long, global = true, value_name = "TIME", value_parser = parse_api_timeout_ms)]
+    pub api_timeout: Option<u32>,
 
     /// What to do.
     #[command(subcommand)]

@@ -3,7 +3,7 @@
 //! The config file. It holds defaults only: the command line wins over it.
 
 use crate::error::{Error, Kind, Result};
-use crate::units::parse_duration_ms;
+use crate::units::{parse_api_timeout_ms, parse_duration_ms};
 use serde::{Deserialize, Deserializer};
 use std::path::Path;
 
@@ -18,6 +18,9 @@ pub struct Config {
     pub nodes: Vec<String>,
     /// The control API for volume commands whose target names no node.
     pub api: Option<String>,
+    /// How long a node may give no sign of life when its control API is asked, in milliseconds.
+    #[serde(deserialize_with = "api_timeout")]
+    pub api_timeout: Option<u32>,
     /// Identity of this host, as a UUID. Made from /etc/machine-id and the firmware's UUID when absent.
     pub host_id: Option<String>,
     /// Name of this host for people. The system's when absent.
@@ -104,6 +107,19 @@ impl Timeouts {
 fn duration<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> std::result::Result<Option<u32>, D::Error> {
+    read(deserializer, parse_duration_ms)
+}
+
+fn api_timeout<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<Option<u32>, D::Error> {
+    read(deserializer, parse_api_timeout_ms)
+}
+
+fn read<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    parse: impl Fn(&str) -> std::result::Result<u32, String>,
+) -> std::result::Result<Option<u32>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Written {
@@ -114,12 +130,18 @@ fn duration<'de, D: Deserializer<'de>>(
         Written::Number(number) => number.to_string(),
         Written::Text(text) => text,
     };
-    parse_duration_ms(&text)
-        .map(Some)
-        .map_err(serde::de::Error::custom)
+    parse(&text).map(Some).map_err(serde::de::Error::custom)
 }
 
 impl Config {
+    /// The same with this time for nodes that give no sign of life, if there is one.
+    pub fn with_api_timeout(&self, milliseconds: Option<u32>) -> Self {
+        Config {
+            api_timeout: milliseconds.or(self.api_timeout),
+            ..self.clone()
+        }
+    }
+
     /// Reads the file at `path`; without one the default file, which need not exist.
     pub fn load(path: Option<&Path>) -> Result<Self> {
         let (path, required) = match path {
@@ -170,6 +192,7 @@ mod tests {
             r#"
             nodes = ["node1", "[::1]:9666"]
             api = "unix:/run/neonsan/node.sock"
+            api-timeout = "20s"
             host-id = "00112233-4455-6677-8899-aabbccddeeff"
             host-name = "host1"
             [attach]
@@ -191,6 +214,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(config.nodes.len(), 2);
+        assert_eq!(config.api_timeout, Some(20_000));
         assert_eq!(config.attach.poll_queues, Some(1));
         assert_eq!(config.attach.queue_depth, Some(64));
         assert_eq!(config.timeouts.request, Some(30_000));

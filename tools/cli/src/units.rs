@@ -109,6 +109,15 @@ pub fn parse_duration_ms(text: &str) -> Result<u32, String> {
     Ok(milliseconds as u32)
 }
 
+/// Reads how long a node may give no sign of life, in milliseconds.
+pub fn parse_api_timeout_ms(text: &str) -> Result<u32, String> {
+    match parse_duration_ms(text)? {
+        // No node keeps a connection to its control API for longer.
+        milliseconds @ 1_000..=590_000 => Ok(milliseconds),
+        _ => Err("write a time from 1s to 590s".into()),
+    }
+}
+
 /// A time in the largest unit that keeps it exact enough to read.
 pub fn show_duration_ms(milliseconds: u64) -> String {
     match milliseconds {
@@ -207,6 +216,18 @@ mod tests {
         for text in ["5", "s", "1d", "-1s", "1.2.3s", "0.1ms", "2000h"] {
             assert!(parse_duration_ms(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_node_is_given_some_time_and_not_for_ever() {
+        for (text, ms) in [("1s", 1_000), ("90s", 90_000), ("590s", 590_000)] {
+            assert_eq!(parse_api_timeout_ms(text).unwrap(), ms, "{text}");
+        }
+        for text in ["0", "999ms", "591s", "10m"] {
+            let error = parse_api_timeout_ms(text).unwrap_err();
+            assert_eq!(error, "write a time from 1s to 590s", "{text}");
+        }
+        assert!(parse_api_timeout_ms("5").unwrap_err().contains("no unit"));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 fn neonsan() -> Command {
     let mut command = Command::cargo_bin("neonsan").unwrap();
@@ -245,6 +246,50 @@ fn volume_commands_name_the_address_that_does_not_answer() {
         .assert()
         .code(8)
         .stderr(contains(api.as_str()).and(contains("check that neonsan-node runs there")));
+}
+
+#[test]
+fn a_node_that_accepts_and_never_answers_is_given_up_soon() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let api = format!("http://{}", silent.local_addr().unwrap());
+    let told = |command: &mut Command, look: &str| {
+        command
+            .timeout(Duration::from_secs(60))
+            .assert()
+            .code(8)
+            .stderr(
+                contains(api.as_str())
+                    .and(contains("no sign of life"))
+                    .and(contains("--api-timeout"))
+                    .and(contains(look)),
+            );
+    };
+    // Which a node of many volumes is given ten minutes for.
+    told(
+        neonsan().args(["volume", "list", "--api", &api]),
+        "for 10 s",
+    );
+    let soon = ["--api", &api, "--api-timeout", "1s"];
+    told(neonsan().args(["node", "health"]).args(soon), "for 1 s");
+    let resize = ["volume", "resize", "p/v", "--size", "1G"];
+    told(
+        neonsan().args(resize).args(soon),
+        "is seen when it answers: `neonsan volume info p/v` shows the size",
+    );
+    let directory = tempfile::tempdir().unwrap();
+    let image = directory.path().join("image");
+    std::fs::write(&image, [1; 4096]).unwrap();
+    let target = "neonsan://127.0.0.1:1/p/v";
+    let import = ["volume", "import", "--create", target];
+    told(
+        neonsan().args(import).arg(&image).args(soon),
+        "`neonsan volume info neonsan://127.0.0.1:1/p/v` shows the volume",
+    );
+    neonsan()
+        .args(["volume", "list", "--api-timeout", "10m"])
+        .assert()
+        .code(2)
+        .stderr(contains("write a time from 1s to 590s"));
 }
 
 #[test]

@@ -8,8 +8,8 @@ use super::transfer::{
     PIECES,
 };
 use super::volume::{
-    client as control_client, explain as explain_api, parse_block_size, runtime, warn as warn_of,
-    LONG_TIMEOUT,
+    client as control_client, explain as explain_api, explain_change, parse_block_size, runtime,
+    warn as warn_of, LONG_TIMEOUT,
 };
 use crate::cli::{Common, VolumeImport};
 use crate::config::Config;
@@ -288,7 +288,9 @@ impl<'a> Created<'a> {
         create: &'a VolumeCreate,
         target: &'a str,
     ) -> Result<Self> {
-        let volume = control.create_volume(create).await.map_err(explain_api)?;
+        let look = format!("`neonsan volume info {target}` shows the volume");
+        let created = control.create_volume(create).await;
+        let volume = created.map_err(|error| explain_change(error, &look))?;
         warn_of(&volume);
         Ok(Created {
             control,

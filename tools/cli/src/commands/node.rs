@@ -13,6 +13,7 @@ use serde::Serialize;
 
 /// Runs one of the commands.
 pub fn run(common: &Common, config: &Config, node: &Node) -> Result<()> {
+    let config = &config.with_api_timeout(node.api_timeout);
     match node.command {
         NodeCommand::List => list(common, config, node.api.as_deref()),
         NodeCommand::Health => health(common, config, node.api.as_deref()),

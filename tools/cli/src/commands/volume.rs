@@ -21,6 +21,7 @@ use std::time::Duration;
 /// Runs one of the commands.
 pub fn run(common: &Common, config: &Config, volume: &Volume) -> Result<()> {
     let api = volume.api.as_deref();
+    let config = &config.with_api_timeout(volume.api_timeout);
     match &volume.command {
         VolumeCommand::Create(args) => create(common, config, api, args),
         VolumeCommand::List(args) => list(common, config, api, args),
@@ -67,11 +68,22 @@ pub(super) fn block_on_long<T>(
 }
 
 fn explain_long(error: ClientError, look: &str) -> Error {
-    let late = matches!(error, ClientError::Timeout { .. });
-    let error = explain(error);
-    match late {
-        true => error.with_hint(format!("the node goes on with it; {look}")),
-        false => error,
+    match error {
+        ClientError::Timeout { .. } => {
+            explain(error).with_hint(format!("the node goes on with it; {look}"))
+        }
+        _ => explain_change(error, look),
+    }
+}
+
+/// What the control API says of a change. A node that fell silent may have made it: `look` says how that is
+/// seen.
+pub(super) fn explain_change(error: ClientError, look: &str) -> Error {
+    match error {
+        ClientError::Timeout { .. } | ClientError::Silent { .. } => explain(error).with_more(format!(
+            "whether the node does it all the same is seen when it answers: {look}"
+        )),
+        _ => explain(error),
     }
 }
 
@@ -85,14 +97,22 @@ pub fn client(api: Option<&str>, config: &Config, target: Option<&Target>) -> Re
             let host = node.host();
             // As the resolver wants it: IPv6 without brackets.
             let host = host.trim_start_matches('[').trim_end_matches(']');
-            return Ok(Client::of_this_machine(host));
+            return Ok(patient(Client::of_this_machine(host), config));
         }
         (None, Some(node), _) => node.host(),
         (None, None, Some(api)) => api.clone(),
-        (None, None, None) => return Ok(Client::of_this_machine("127.0.0.1")),
+        (None, None, None) => return Ok(patient(Client::of_this_machine("127.0.0.1"), config)),
     };
     let endpoint: Endpoint = address.parse().map_err(explain)?;
-    Ok(Client::new(endpoint))
+    Ok(patient(Client::new(endpoint), config))
+}
+
+/// A client that gives a silent node as much time as somebody has said.
+fn patient(client: Client, config: &Config) -> Client {
+    match config.api_timeout {
+        Some(milliseconds) => client.with_patience(Duration::from_millis(milliseconds.into())),
+        None => client,
+    }
 }
 
 /// The volume that a target names, which must not be a snapshot.
@@ -138,8 +158,15 @@ pub(super) fn explain(error: ClientError) -> Error {
              another node, or another place that its control.listen says",
         ),
         ClientError::Timeout { .. } => {
-            Error::new(Kind::Unreachable, error.to_string()).with_hint("check the node's log")
+            Error::new(Kind::Unreachable, error.to_string()).with_hint(
+                "`neonsan node health` shows how its engines are; the node's log says more",
+            )
         }
+        ClientError::Silent { .. } => Error::new(Kind::Unreachable, error.to_string()).with_hint(
+            "check on its machine whether the node is stopped or hangs (systemctl status \
+             neonsan-node, and its log), and that nothing else listens at this address; \
+             --api-timeout waits longer",
+        ),
         ClientError::Protocol { .. } => Error::new(Kind::Protocol, error.to_string()).with_hint(
             "the control API listens on another port than the data protocol (control.listen of the \
              node says which); --api names another",
@@ -188,7 +215,10 @@ fn create(common: &Common, config: &Config, api: Option<&str>, args: &VolumeCrea
         engine: args.engine.clone(),
     };
     let client = client(api, config, Some(&target))?;
-    let volume = block_on(client.create_volume(&create))?;
+    let look = format!("`neonsan volume info {}` shows the volume", args.target);
+    let call = client.create_volume(&create);
+    let created = runtime()?.block_on(call);
+    let volume = created.map_err(|error| explain_change(error, &look))?;
     warn(&volume);
     if common.json {
         print_json(&volume)
@@ -389,7 +419,9 @@ fn delete(common: &Common, config: &Config, api: Option<&str>, args: &VolumeDele
 /// Gives a copy an identity of its own.
 fn adopt(common: &Common, config: &Config, api: Option<&str>, args: &VolumeAdopt) -> Result<()> {
     let (client, name) = volume_at(api, config, &args.target)?;
-    let volume = block_on(client.adopt_volume(&name))?;
+    let look = format!("`neonsan volume info {}` shows the identity", args.target);
+    let adopted = runtime()?.block_on(client.adopt_volume(&name));
+    let volume = adopted.map_err(|error| explain_change(error, &look))?;
     warn(&volume);
     if common.json {
         print_json(&volume)
