@@ -148,7 +148,7 @@ impl Config {
             Some(path) => (path, true),
             None => (Path::new(DEFAULT_PATH), false),
         };
-        let text = match std::fs::read_to_string(path) {
+        let text = match crate::root::configuration(path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && !required => {
                 return Ok(Config::default());
@@ -184,6 +184,20 @@ mod tests {
 
     fn parse(text: &str) -> Result<Config> {
         Config::parse(text, Path::new("neonsan.toml"))
+    }
+
+    #[test]
+    fn a_pipe_as_config_file_is_refused_and_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let pipe = directory.path().join("pipe.toml");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        assert!(made.unwrap().success());
+        for path in [pipe.as_path(), directory.path()] {
+            let error = Config::load(Some(path)).unwrap_err();
+            assert_eq!(error.kind(), Kind::Config);
+            assert!(error.to_string().contains("no regular file"), "{error}");
+        }
+        assert!(Config::load(Some(Path::new("/dev/null"))).is_ok());
     }
 
     #[test]

@@ -2,7 +2,29 @@
 
 //! Where the system's files are looked for: below `/`, or below a directory that a test has made.
 
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+
+/// Opens a file to read it, and waits for nobody: a pipe into which nobody writes is empty.
+fn open(path: &Path) -> io::Result<File> {
+    let now = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    OpenOptions::new().read(true).custom_flags(now).open(path)
+}
+
+/// The text of a configuration: of a regular file, or `/dev/null`.
+pub fn configuration(path: &Path) -> io::Result<String> {
+    let mut file = open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() && metadata.rdev() != rustix::fs::makedev(1, 3) {
+        let message = "it is no regular file: put the configuration into one";
+        return Err(io::Error::other(message));
+    }
+    let mut text = String::new();
+    file.read_to_string(&mut text)?;
+    Ok(text)
+}
 
 /// The root of the files that describe the machine.
 #[derive(Clone, Debug)]
@@ -26,7 +48,11 @@ impl Root {
 
     /// The text of a file without the space around it, if it can be read.
     pub fn text(&self, absolute: &str) -> Option<String> {
-        let text = std::fs::read(self.path(absolute)).ok()?;
+        let mut text = Vec::new();
+        open(&self.path(absolute))
+            .ok()?
+            .read_to_end(&mut text)
+            .ok()?;
         Some(String::from_utf8_lossy(&text).trim().to_owned())
     }
 

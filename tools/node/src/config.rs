@@ -430,7 +430,7 @@ pub(crate) fn read_regular(path: &Path) -> std::io::Result<String> {
         .open(path)?;
     if !file.metadata()?.is_file() {
         return Err(std::io::Error::other(
-            "it is no regular file: put the configuration into one, and reload again",
+            "it is no regular file: put the configuration into one",
         ));
     }
     let mut text = String::new();
@@ -441,19 +441,11 @@ pub(crate) fn read_regular(path: &Path) -> std::io::Result<String> {
 impl Config {
     /// Reads and checks the file.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-        Self::parse(&text).map_err(|reason| ConfigError::Wrong {
-            path: path.to_owned(),
-            reason,
-        })
+        Self::load_with_text(path).map(|(config, _)| config)
     }
 
-    /// Reads and checks the file while the node runs, without waiting for anybody: a pipe, from which
-    /// a node may have been started, is not read again. Gives the text too.
-    pub fn load_again(path: &Path) -> Result<(Self, String), ConfigError> {
+    /// The same with the text. Waits for nobody: a pipe into which nobody writes is refused as one.
+    pub fn load_with_text(path: &Path) -> Result<(Self, String), ConfigError> {
         let text = read_regular(path).map_err(|source| ConfigError::Read {
             path: path.to_owned(),
             source,

@@ -84,7 +84,7 @@ impl Reloader {
 
     /// Reads the configuration again. Gives what to tell people of it.
     pub fn reload(&self, shared: &Shared) -> String {
-        let (new, text) = match Config::load_again(&self.path) {
+        let (new, text) = match Config::load_with_text(&self.path) {
             Ok(read) => read,
             Err(error) => {
                 tracing::error!("not reloaded, and nothing is changed: {error}");

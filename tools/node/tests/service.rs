@@ -123,6 +123,30 @@ fn a_configuration_that_became_a_pipe_is_not_waited_for() {
     assert_eq!(node.wait(), 0);
 }
 
+/// Whoever looks at a host (`neonsan doctor`, the package) asks by --check, and would wait for ever.
+#[test]
+fn a_configuration_that_is_no_file_is_refused() {
+    let dir = directory();
+    let pipe = dir.path().join("pipe.toml");
+    assert!(Command::new("mkfifo")
+        .arg(&pipe)
+        .status()
+        .unwrap()
+        .success());
+    for path in [pipe.as_path(), dir.path(), Path::new("/dev/null")] {
+        for check in [&["--check"][..], &[]] {
+            // What waits is ended, with another code.
+            let mut command = Command::new("timeout");
+            command.arg("20").arg(program().get_program());
+            let output = command.args(check).arg("--config").arg(path).output();
+            let output = output.unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(78), "{path:?}: {said}");
+            assert!(said.contains("it is no regular file"), "{path:?}: {said}");
+        }
+    }
+}
+
 /// The thread of a node with this name.
 fn thread_of(node: &Node, name: &str) -> i32 {
     let tasks = format!("/proc/{}/task", node.pid().as_raw_nonzero());

@@ -151,34 +151,85 @@ pub fn run(common: &Common, args: &Doctor) -> Result<()> {
         .with_hint("what to do about each stands behind it"))
 }
 
-/// What a program of the system prints; `None` if there is none, if it fails, or if it takes longer than
-/// a moment.
-fn output_of(program: &str, args: &[&str]) -> Option<String> {
-    const LIMIT: Duration = Duration::from_secs(3);
+/// How a program of the system ended.
+enum Ended {
+    /// By itself, having said this: whether it succeeded, its output, its errors.
+    Itself(bool, String, String),
+    /// It took too long.
+    Late,
+    /// There is none, or it could not be started.
+    Absent,
+}
+
+/// Runs a program of the system for as long as that may take. What cannot be killed, since a disk hangs, is
+/// not waited for.
+fn run_program(program: &str, args: &[&str], limit: Duration) -> Ended {
     let path = std::env::var("PATH").unwrap_or_default();
-    let mut child = Command::new(program)
+    let started = Command::new(program)
         .args(args)
-        .env("PATH", format!("{path}:/usr/sbin:/sbin:/usr/bin:/bin"))
+        .env(
+            "PATH",
+            format!("{path}:/usr/sbin:/usr/local/sbin:/sbin:/usr/bin:/bin"),
+        )
         .env("LC_ALL", "C.UTF-8")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .ok()?;
-    let end = Instant::now() + LIMIT;
+        .stderr(Stdio::piped())
+        .spawn();
+    let Ok(mut child) = started else {
+        return Ended::Absent;
+    };
+    let end = Instant::now() + limit;
     let status = loop {
-        match child.try_wait().ok()? {
-            Some(status) => break status,
-            None if Instant::now() >= end => {
-                let _ = child.kill();
-                let _ = child.wait();
-                return None;
+        match child.try_wait() {
+            Ok(Some(status)) => break status,
+            Ok(None) if Instant::now() < end => {
+                // What is asked for here is less than a pipe holds.
+                std::thread::sleep(Duration::from_millis(10));
             }
-            // What is asked for here is less than a pipe holds.
-            None => std::thread::sleep(Duration::from_millis(10)),
+            Ok(None) | Err(_) => {
+                let _ = child.kill();
+                return Ended::Late;
+            }
         }
     };
-    let mut text = String::new();
-    child.stdout.take()?.read_to_string(&mut text).ok()?;
-    status.success().then_some(text)
+    let (mut output, mut errors) = (Vec::new(), Vec::new());
+    let read = child.stdout.take().map(|mut o| o.read_to_end(&mut output));
+    let errors_read = child.stderr.take().map(|mut e| e.read_to_end(&mut errors));
+    if !matches!((read, errors_read), (Some(Ok(_)), Some(Ok(_)))) {
+        return Ended::Absent;
+    }
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Ended::Itself(status.success(), text(output), text(errors))
+}
+
+/// What a program of the system prints; `None` if there is none, if it fails, or if it takes longer than
+/// a moment.
+fn output_of(program: &str, args: &[&str]) -> Option<String> {
+    match run_program(program, args, Duration::from_secs(3)) {
+        Ended::Itself(true, output, _) => Some(output),
+        Ended::Itself(false, ..) | Ended::Late | Ended::Absent => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_hangs_is_not_waited_for() {
+        let begun = Instant::now();
+        let ended = run_program("sleep", &["300"], Duration::from_millis(200));
+        assert!(matches!(ended, Ended::Late));
+        assert!(begun.elapsed() < Duration::from_secs(60));
+        let words = ["-c", "echo said; echo why >&2; exit 3"];
+        match run_program("sh", &words, Duration::from_secs(60)) {
+            Ended::Itself(false, output, errors) => {
+                assert_eq!((output.trim(), errors.trim()), ("said", "why"));
+            }
+            _ => panic!("it has ended by itself"),
+        }
+        let absent = run_program("/nonexistent", &[], Duration::from_secs(60));
+        assert!(matches!(absent, Ended::Absent));
+    }
 }

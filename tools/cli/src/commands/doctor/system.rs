@@ -2,7 +2,7 @@
 
 //! What the host has for its volumes: rules, units, configuration, devices, a node of its own.
 
-use super::{output_of, Report};
+use super::{output_of, run_program, Ended, Report};
 use crate::commands::get_devices;
 use crate::commands::volume::{client, runtime};
 use crate::config::{Config, DEFAULT_PATH};
@@ -255,25 +255,7 @@ pub(super) fn look_at_local_node(report: &mut Report, root: &Root, is_here: bool
     let socket = root.path(DEFAULT_CONTROL_SOCKET);
     let is_running = socket.exists();
     if is_here && root.path(file).exists() {
-        let found = std::process::Command::new("neonsan-node")
-            .args(["--check", "--config", file])
-            .env("PATH", "/usr/sbin:/usr/local/sbin:/usr/bin")
-            .output();
-        if let Ok(output) = found
-            .as_ref()
-            .map_err(drop)
-            .and_then(|output| (!output.status.success()).then_some(output).ok_or(()))
-        {
-            let said = String::from_utf8_lossy(&output.stderr);
-            let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
-            let advice = format!("neonsan-node --check --config {file} says it again");
-            match is_running {
-                true => {
-                    report.warning("node", format!("it would not start again: {said}"), &advice)
-                }
-                false => report.problem("node", said, &advice),
-            }
-        }
+        check_node_config(report, file, is_running);
     }
     if !is_running {
         return false;
@@ -298,6 +280,30 @@ pub(super) fn look_at_local_node(report: &mut Report, root: &Root, is_here: bool
         Err(error) => report.error("node", &error),
     }
     true
+}
+
+/// Whether the node of this machine would start with its configuration, as it says itself.
+fn check_node_config(report: &mut Report, file: &str, is_running: bool) {
+    const LIMIT: Duration = Duration::from_secs(10);
+    let args = ["--check", "--config", file];
+    let (said, advice) = match run_program("neonsan-node", &args, LIMIT) {
+        Ended::Itself(true, ..) | Ended::Absent => return,
+        Ended::Itself(false, _, errors) => (
+            errors.split_whitespace().collect::<Vec<_>>().join(" "),
+            format!("neonsan-node --check --config {file} says it again"),
+        ),
+        Ended::Late => (
+            format!(
+                "neonsan-node --check --config {file} has not ended after {} s",
+                LIMIT.as_secs()
+            ),
+            "see with dmesg whether the disk of an engine hangs".to_owned(),
+        ),
+    };
+    match is_running {
+        true => report.warning("node", format!("it would not start again: {said}"), &advice),
+        false => report.problem("node", said, &advice),
+    }
 }
 
 /// A clock that is years behind makes nonsense of all times that are shown.
