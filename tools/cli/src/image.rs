@@ -7,10 +7,12 @@ use crate::error::{Error, Kind, Result};
 use crate::units::show_size;
 use rustix::fs::{renameat_with, FallocateFlags, RenameFlags, CWD};
 use rustix::io::Errno;
+use std::ffi::OsStr;
 use std::fs::{File, Metadata, OpenOptions};
 use std::hash::{BuildHasher as _, RandomState};
 use std::io::{self, IsTerminal as _, Write as _};
 use std::os::fd::AsFd as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{fchown, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -274,14 +276,17 @@ impl Temporary {
         if let Some(before) = before {
             options.mode(before.mode() & 0o777);
         }
+        let mut cut = false;
         loop {
             let number = RandomState::new().hash_one(std::process::id()) as u16;
-            let mut path = to.clone().into_os_string();
-            path.push(format!(".neonsan-{number:04x}"));
-            let path = PathBuf::from(path);
+            let path = name_beside(&to, &format!(".neonsan-{number:04x}"), cut);
             let file = match options.open(&path) {
                 Ok(file) => file,
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                Err(error) if Errno::from_io_error(&error) == Some(Errno::NAMETOOLONG) && !cut => {
+                    cut = true;
+                    continue;
+                }
                 Err(error) => return Err(file_error(&path, &error)),
             };
             let replace = before.is_some();
@@ -331,6 +336,24 @@ impl Drop for Temporary {
             let _ = std::fs::remove_file(&self.path);
         }
     }
+}
+
+/// The path with something behind the name. `cut`: the name is shorter by at least that, so that the whole is
+/// no longer than it was; characters stay whole.
+fn name_beside(path: &Path, suffix: &str, cut: bool) -> PathBuf {
+    let name = path.file_name().unwrap_or_default();
+    let mut beside = name.to_owned();
+    if cut {
+        let bytes = name.as_bytes();
+        let mut length = bytes.len().saturating_sub(suffix.len());
+        // A byte of UTF-8 that is not the first of its character.
+        while length > 0 && bytes.get(length).is_some_and(|byte| byte & 0xc0 == 0x80) {
+            length -= 1;
+        }
+        beside = OsStr::from_bytes(&bytes[..length]).to_owned();
+    }
+    beside.push(suffix);
+    path.with_file_name(beside)
 }
 
 /// Makes the name of a file durable.
@@ -385,6 +408,27 @@ mod tests {
         // For its owner alone: what a volume holds was not for everybody either.
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
         assert_eq!(names(directory.path()), ["image"]);
+    }
+
+    #[test]
+    fn a_name_may_be_as_long_as_the_file_system_has_them() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["n".repeat(243), "n".repeat(255), "ä".repeat(127)] {
+            let path = directory.path().join(&name);
+            for content in [b"new", b"two"] {
+                let image = Image::create(&path, 3, true).unwrap();
+                image.write_at(content, 0).unwrap();
+                assert!(names(directory.path()).iter().any(|n| n.contains(".neonsan-")));
+                image.finish().unwrap();
+                assert_eq!(std::fs::read(&path).unwrap(), content);
+            }
+            assert_eq!(names(directory.path()), [name]);
+            std::fs::remove_file(&path).unwrap();
+        }
+        let path = directory.path().join("n".repeat(256));
+        let error = Image::create(&path, 3, true).err().unwrap().to_string();
+        assert!(error.contains("name too long"), "{error}");
+        assert!(names(directory.path()).is_empty());
     }
 
     #[test]
