@@ -519,7 +519,8 @@ pub struct VolumeImport {
     /// neonsan://host/pool/volume, or pool/volume
     pub target: String,
 
-    /// The file: a raw disk image; - is standard input. Behind its end the volume stays as it is
+    /// The file: a raw disk image, or a block device that nobody uses; - is standard input. Behind its
+    /// end the volume stays as it is
     pub file: PathBuf,
 
     /// Take the file for what is said here. Without, what looks like another format (qcow2, VMDK,
@@ -530,6 +531,10 @@ pub struct VolumeImport {
     /// Create the volume first, as large as the file; if the import fails it is deleted again
     #[arg(long)]
     pub create: bool,
+
+    /// Read a block device that is in use, mounted for one: what is written meanwhile may tear the image
+    #[arg(long, short)]
+    pub force: bool,
 
     /// Size for --create, as in 20G [default: that of the file]
     #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "create")]

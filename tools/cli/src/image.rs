@@ -4,7 +4,9 @@
 //! there before survives a node that dies, a full disk and a signal.
 
 use crate::error::{Error, Kind, Result};
+use crate::root::Root;
 use crate::units::show_size;
+use crate::users;
 use rustix::fs::{renameat_with, FallocateFlags, RenameFlags, CWD};
 use rustix::io::Errno;
 use std::ffi::OsStr;
@@ -222,10 +224,12 @@ impl Image {
 }
 
 /// A device that cannot be had alone, with whoever has it.
-fn in_use(path: &Path) -> Error {
+pub fn in_use(path: &Path) -> Error {
+    let users = users::sentence(&users::of_path(&Root::system(), path));
     let message = format!(
-        "{} is in use: it is mounted, is swap, or is a part of another device",
-        path.display()
+        "{} is in use: {}",
+        path.display(),
+        users.as_deref().unwrap_or("it is mounted, is swap, or is a part of another device")
     );
     Error::new(Kind::Busy, message)
         .with_hint("`lsblk` shows by what; unmount it or take it out, or name another device")

@@ -139,6 +139,23 @@ pub fn of_device(root: &Root, name: &str) -> Vec<User> {
     users.into_iter().collect()
 }
 
+/// The same of the disk that a block device is, or is a partition of.
+pub fn of_path(root: &Root, path: &Path) -> Vec<User> {
+    let Some(number) = device_number(path) else {
+        return Vec::new();
+    };
+    let entry = format!("/sys/dev/block/{}", show_number(number));
+    let Ok(directory) = std::fs::canonicalize(root.path(&entry)) else {
+        return Vec::new();
+    };
+    let disk = match directory.join("partition").exists() {
+        true => directory.parent(),
+        false => Some(directory.as_path()),
+    };
+    let name = disk.and_then(Path::file_name).and_then(|n| n.to_str());
+    name.map_or_else(Vec::new, |name| of_device(root, name))
+}
+
 /// The same, in one sentence; `None` if nobody is found.
 pub fn sentence(users: &[User]) -> Option<String> {
     const SHOWN: usize = 8;
@@ -376,6 +393,28 @@ pub mod tests {
         assert_eq!(json["kind"], "process");
         assert_eq!(json["pid"], 100);
         assert!(of_device(&root, "neonsan4").is_empty());
+    }
+
+    #[test]
+    fn the_disk_of_a_partition_is_found_by_its_path() {
+        let machine = Machine::new();
+        machine.write("/sys/devices/pci/block/sda/dev", "8:0\n");
+        machine.write("/sys/devices/pci/block/sda/sda1/dev", "8:1\n");
+        machine.write("/sys/devices/pci/block/sda/sda1/partition", "1\n");
+        machine.link("/sys/block/sda", Path::new("../devices/pci/block/sda"));
+        machine.link("/sys/dev/block/8:0", Path::new("../../devices/pci/block/sda"));
+        machine.link("/sys/dev/block/8:1", Path::new("../../devices/pci/block/sda/sda1"));
+        machine.write("/proc/self/mountinfo", "36 21 8:1 / /srv rw - ext4 /dev/sda1 rw\n");
+        if !machine.block_device("/dev/sda", 8, 0) || !machine.block_device("/dev/sda1", 8, 1) {
+            return;
+        }
+        let root = machine.root();
+        for path in ["/dev/sda", "/dev/sda1"] {
+            let users = of_path(&root, &root.path(path));
+            assert_eq!(sentence(&users).unwrap(), "sda1 is mounted at /srv", "{path}");
+        }
+        machine.write("/srv/file", "");
+        assert!(of_path(&root, &root.path("/srv/file")).is_empty());
     }
 
     #[test]

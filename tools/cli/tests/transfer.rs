@@ -11,7 +11,7 @@ use predicates::prelude::PredicateBooleanExt as _;
 use predicates::str::contains;
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
@@ -255,4 +255,40 @@ fn an_export_of_a_volume_that_is_written_to_warns() {
     let assert = lab.volume(&words).assert().success();
     assert.stderr(contains("pool/v is held for writing, by").and(contains("snapshot")));
     runtime.block_on(holder.detach());
+}
+
+#[test]
+fn a_block_device_that_is_in_use_is_imported_only_by_force() {
+    let lab = Lab::new();
+    let backing = lab.path("backing");
+    image(&backing, 4 << 20);
+    let Some(device) = loop_device(&backing) else {
+        return;
+    };
+    let name = device.path.to_str().unwrap();
+    let target = lab.target("pool/v");
+    let import = ["import", &target, name, "--create"];
+    // Held as a mount holds it.
+    let exclusive = rustix::fs::OFlags::EXCL.bits() as i32;
+    let mut options = std::fs::OpenOptions::new();
+    options.read(true).custom_flags(exclusive);
+    let holder = options.open(&device.path).unwrap();
+    let holds = format!("(process {})", std::process::id());
+    lab.volume(&import).assert().code(7).stderr(
+        contains("is in use")
+            .and(contains(holds.as_str()))
+            .and(contains("--force")),
+    );
+    lab.volume(&["info", &target]).assert().code(6);
+    lab.volume(&[&import[..], &["--force"]].concat())
+        .assert()
+        .success()
+        .stderr(contains("is in use").and(contains("may mix states")));
+    lab.volume(&["delete", &target, "--yes"]).assert().success();
+    drop(holder);
+    lab.volume(&import).assert().success().stderr(contains("in use").not());
+    let copy = lab.path("copy");
+    let export = ["export", &target, copy.to_str().unwrap()];
+    lab.volume(&export).assert().success();
+    assert!(same(&backing, &copy));
 }

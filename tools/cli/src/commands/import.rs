@@ -15,7 +15,7 @@ use crate::cli::{Common, VolumeImport};
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::format::{Format, HEAD_BYTES, TAIL_BYTES};
-use crate::image::file_error;
+use crate::image::{file_error, in_use};
 use crate::output::warn;
 use crate::partitions::Table;
 use crate::signals::Signals;
@@ -27,10 +27,12 @@ use indicatif::ProgressBar;
 use neonsan_api::{ApiError, ClientError, ErrorCode, VolumeCreate, VolumeName};
 use neonsan_client::Client;
 use neonsan_proto::{Capabilities, Mode};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 use std::fs::File;
 use std::io::{IsTerminal as _, Seek as _};
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -56,7 +58,7 @@ pub fn run(common: &Common, config: &Config, args: &VolumeImport, api: Option<&s
         return Err(Error::new(Kind::Usage, message).with_hint("name a volume"));
     }
     let client_config = client_config(config, &target, &args.transfer, Mode::Exclusive)?;
-    let source = open(&args.file)?;
+    let source = open(&args.file, args.force)?;
     check_format(&source, args)?;
     let table = Table::find(&|at, length| source.look(at, length));
     let create = match args.create {
@@ -102,8 +104,8 @@ pub fn run(common: &Common, config: &Config, args: &VolumeImport, api: Option<&s
     report(common, &target, &args.file, size, sums, false)
 }
 
-/// Opens what is to be imported. Reads the beginning of a pipe.
-fn open(path: &Path) -> Result<Source> {
+/// Opens what is to be imported. Reads the beginning of a pipe. `force`: a device that is in use, too.
+fn open(path: &Path, force: bool) -> Result<Source> {
     let error = |error: &std::io::Error| match path.as_os_str() == "-" {
         true => Error::new(Kind::Other, format!("{STDIN}: {error}")),
         false => file_error(path, error),
@@ -118,7 +120,23 @@ fn open(path: &Path) -> Result<Source> {
         // Not by the buffer of std: what that had read would be lost.
         File::from(stdin.as_fd().try_clone_to_owned().map_err(|e| error(&e))?)
     } else {
-        File::open(path).map_err(|e| error(&e))?
+        match open_unused(path) {
+            Err(e) if Errno::from_io_error(&e) == Some(Errno::BUSY) => {
+                let in_use = in_use(path);
+                if !force {
+                    return Err(in_use.with_hint(
+                        "an image of it would mix states of different moments: unmount it, or import a \
+                         snapshot of it; --force reads it as it is; `lsblk` shows more",
+                    ));
+                }
+                warn(&format!(
+                    "{}; the image may mix states of different moments",
+                    in_use.message()
+                ));
+                File::open(path).map_err(|e| error(&e))?
+            }
+            result => result.map_err(|e| error(&e))?,
+        }
     };
     let kind = file.metadata().map_err(|e| error(&e))?.file_type();
     let what = match () {
@@ -133,6 +151,16 @@ fn open(path: &Path) -> Result<Source> {
     let message = format!("{} is {what}", shown(path, STDIN));
     Err(Error::new(Kind::Usage, message)
         .with_hint("an image is read from a regular file, a block device, or a pipe"))
+}
+
+/// Opens a file. A block device is held alone as long as it is read, as export does: EBUSY says that it is
+/// mounted, is swap, or is a part of another device.
+fn open_unused(path: &Path) -> std::io::Result<File> {
+    let is_device = std::fs::metadata(path)?.file_type().is_block_device();
+    // Without O_CREAT it has a meaning for block devices alone.
+    let flags = if is_device { OFlags::EXCL } else { OFlags::empty() };
+    let mut options = File::options();
+    options.read(true).custom_flags(flags.bits() as i32).open(path)
 }
 
 /// Refuses what is no raw image, unless somebody insists; and what is nothing.
