@@ -28,14 +28,16 @@ use zerocopy::network_endian::U16;
 use zerocopy::{FromBytes as _, IntoBytes as _};
 use zerocopy_derive::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Kinds of messages: `SOCK_DIAG_BY_FAMILY`, `RTM_GETROUTE`, `RTM_NEWROUTE`, `NLMSG_ERROR`.
+/// Kinds of messages: `SOCK_DIAG_BY_FAMILY`, `RTM_GETROUTE`, `RTM_NEWROUTE`, `NLMSG_ERROR`, `NLMSG_DONE`.
 const BY_FAMILY: u16 = 20;
 const GET_ROUTE: u16 = 26;
 const NEW_ROUTE: u16 = 24;
 const ERROR: u16 = 2;
+const DONE: u16 = 3;
 
-/// `NLM_F_REQUEST`.
+/// `NLM_F_REQUEST` and `NLM_F_DUMP`.
 const REQUEST: u16 = 1;
+const DUMP: u16 = 0x300;
 
 /// `TCP_ESTABLISHED` of `linux/tcp.h`.
 const ESTABLISHED: u8 = 1;
@@ -220,6 +222,14 @@ fn scope_of(address: SocketAddr) -> u32 {
     }
 }
 
+/// The end of a connection at which nobody is any more.
+fn gone() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::NotConnected,
+        "its other end was closed before it was accepted",
+    )
+}
+
 fn malformed() -> io::Error {
     io::Error::new(
         io::ErrorKind::InvalidData,
@@ -271,42 +281,29 @@ impl Diag {
     fn established(&mut self, source: SocketAddr, destination: SocketAddr) -> io::Result<Found> {
         let (family, source_bytes) = bytes_of(source.ip());
         let (_, destination_bytes) = bytes_of(destination.ip());
-        self.sequence = self.sequence.wrapping_add(1);
-        let request = SocketRequest {
-            header: Header {
-                len: size_of::<SocketRequest>() as u32,
-                kind: BY_FAMILY,
-                flags: REQUEST,
-                sequence: self.sequence,
-                port: 0,
-            },
-            family: family.as_raw() as u8,
-            protocol: TCP,
-            extensions: 0,
-            pad: 0,
-            states: u32::MAX,
-            id: SocketId {
-                source_port: source.port().into(),
-                destination_port: destination.port().into(),
-                source: source_bytes,
-                destination: destination_bytes,
-                interface: scope_of(source),
-                cookie: [NO_COOKIE; 2],
-            },
+        let id = SocketId {
+            source_port: source.port().into(),
+            destination_port: destination.port().into(),
+            source: source_bytes,
+            destination: destination_bytes,
+            interface: scope_of(source),
+            cookie: [NO_COOKIE; 2],
         };
-        send(&self.sockets, request.as_bytes(), SendFlags::empty())?;
-        let body = receive(&self.sockets, self.sequence, BY_FAMILY).map_err(|error| {
-            // The kernel says the same of a socket that is not there and of a family that it does not
-            // know; it loads the module by itself unless that is forbidden.
-            match error.kind() {
-                io::ErrorKind::NotFound => io::Error::new(
-                    error.kind(),
-                    "the kernel shows no such socket: it was closed before it was accepted, or the \
-                     kernel's module tcp_diag is missing (modprobe tcp_diag)",
-                ),
-                _ => error,
+        let body = match self.ask_for_socket(family, id) {
+            // The kernel says the same of a socket that is not there and of a protocol that it cannot show.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(match self.is_shown(family, TCP) {
+                    Ok(true) => gone(),
+                    Ok(false) => io::Error::new(
+                        error.kind(),
+                        "the kernel shows no TCP sockets: its module tcp_diag is missing (modprobe \
+                         tcp_diag)",
+                    ),
+                    Err(error) => error,
+                });
             }
-        })?;
+            body => body?,
+        };
         let (reply, _) = SocketReply::read_from_prefix(&body).map_err(|_| malformed())?;
         // Where there is no such socket, the kernel shows one that listens at its address.
         let is_it = reply.id.source_port.get() == source.port()
@@ -314,15 +311,71 @@ impl Diag {
             && address_of(reply.family, reply.id.source) == source.ip()
             && address_of(reply.family, reply.id.destination) == destination.ip();
         if !is_it || reply.state != ESTABLISHED || reply.inode == 0 {
-            return Err(io::Error::new(
-                io::ErrorKind::NotConnected,
-                "its other end was closed before it was accepted",
-            ));
+            return Err(gone());
         }
         Ok(Found {
             uid: reply.uid,
             inode: reply.inode,
         })
+    }
+
+    /// What the kernel says of one TCP socket.
+    fn ask_for_socket(&mut self, family: AddressFamily, id: SocketId) -> io::Result<Vec<u8>> {
+        let request = self.socket_request(REQUEST, family, TCP, u32::MAX, id);
+        send(&self.sockets, request.as_bytes(), SendFlags::empty())?;
+        receive(&self.sockets, self.sequence, BY_FAMILY)
+    }
+
+    /// Whether the kernel shows sockets of a protocol; it loads the module for that by itself unless that
+    /// is forbidden. Asks for all those in none of the states, of which there are none.
+    fn is_shown(&mut self, family: AddressFamily, protocol: u8) -> io::Result<bool> {
+        let id = SocketId {
+            source_port: 0.into(),
+            destination_port: 0.into(),
+            source: [0; 16],
+            destination: [0; 16],
+            interface: 0,
+            cookie: [NO_COOKIE; 2],
+        };
+        let request = self.socket_request(REQUEST | DUMP, family, protocol, 0, id);
+        send(&self.sockets, request.as_bytes(), SendFlags::empty())?;
+        match receive(&self.sockets, self.sequence, DONE) {
+            // What ends a list says how that went: nothing, or the number of an error.
+            Ok(body) => match i32::read_from_prefix(&body) {
+                Ok((0, _)) => Ok(true),
+                Ok(_) => Ok(false),
+                Err(_) => Err(malformed()),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The next request about sockets.
+    fn socket_request(
+        &mut self,
+        flags: u16,
+        family: AddressFamily,
+        protocol: u8,
+        states: u32,
+        id: SocketId,
+    ) -> SocketRequest {
+        self.sequence = self.sequence.wrapping_add(1);
+        SocketRequest {
+            header: Header {
+                len: size_of::<SocketRequest>() as u32,
+                kind: BY_FAMILY,
+                flags,
+                sequence: self.sequence,
+                port: 0,
+            },
+            family: family.as_raw() as u8,
+            protocol,
+            extensions: 0,
+            pad: 0,
+            states,
+            id,
+        }
     }
 
     /// Whether an address is one of this machine's.
@@ -458,6 +511,31 @@ mod tests {
         let (client, accepted, peer) = pair("127.0.0.1:0");
         drop(client);
         diag.origin(accepted.as_fd(), peer).unwrap_err();
+    }
+
+    #[test]
+    fn a_peer_that_is_gone_is_no_reason_to_look_for_a_module() {
+        let mut diag = Diag::open().unwrap();
+        for listen in ["127.0.0.1:0", "[::1]:0"] {
+            let (client, accepted, peer) = pair(listen);
+            // Reset: neither end is in the kernel's tables any more.
+            let now = Some(std::time::Duration::ZERO);
+            rustix::net::sockopt::set_socket_linger(&client, now).unwrap();
+            drop(client);
+            let error = diag.origin(accepted.as_fd(), peer).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::NotConnected, "{error}");
+            assert!(!error.to_string().contains("modprobe"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_protocol_that_the_kernel_does_not_show_is_told_from_one_without_sockets() {
+        let mut diag = Diag::open().unwrap();
+        for family in [AddressFamily::INET, AddressFamily::INET6] {
+            assert!(diag.is_shown(family, TCP).unwrap());
+            // No protocol has this number.
+            assert!(!diag.is_shown(family, 200).unwrap());
+        }
     }
 
     #[test]
