@@ -136,13 +136,44 @@ fn a_machine_that_is_well_has_no_problems() {
         .contains("the node of this machine is well"));
 }
 
+#[test]
+fn a_newer_kernel_that_has_the_module_is_none_to_be_told_of() {
+    let lab = Lab::new();
+    let machine = Machine::new(lab.data);
+    for release in [RELEASE, "7.3.10+deb13-cloud-amd64", "6.12.48+deb13-amd64"] {
+        machine.write(&format!("/boot/vmlinuz-{release}"), "");
+    }
+    machine.write("/boot/vmlinuz-99-rescue-0123", "");
+    let file = "/lib/modules/7.3.10+deb13-cloud-amd64/updates/dkms/neonsan.ko.xz";
+    machine.write(file, "");
+    assert_eq!(machine.said("warning"), "");
+}
+
 /// Changes a machine that is well.
 type Spoil = fn(&Machine);
 
 #[test]
 fn each_thing_that_is_wrong_is_said_with_what_to_do() {
     let lab = Lab::new();
-    let cases: [(Spoil, &str, &str, &str); 24] = [
+    let cases: [(Spoil, &str, &str, &str); 26] = [
+        (
+            |m| {
+                m.write("/boot/vmlinuz-7.3.10+deb13-cloud-amd64", "");
+                m.write("/boot/vmlinuz-7.3.3+deb13-cloud-amd64", "");
+            },
+            "warning",
+            "7.3.10+deb13-cloud-amd64, has no module neonsan",
+            "install neonsan-modules-7.3.10+deb13-cloud-amd64",
+        ),
+        (
+            |m| {
+                m.write("/lib/modules/7.4.1-generic/vmlinuz", "");
+                m.write("/boot/config-7.4.1-generic", "# CONFIG_RUST is not set\n");
+            },
+            "warning",
+            "7.4.1-generic, has no module neonsan",
+            "grub-reboot",
+        ),
         (
             |m| {
                 m.remove("/sys/module/neonsan");

@@ -5,6 +5,7 @@
 use super::Report;
 use crate::netlink::Client;
 use crate::root::Root;
+use std::cmp::Ordering;
 
 /// The first release of Linux for which the module builds.
 const FIRST: (u32, u32) = (7, 3);
@@ -22,6 +23,80 @@ pub(super) fn look(report: &mut Report, root: &Root, is_here: bool) {
     match is_loaded {
         true => look_at_loaded(report, root, &release, is_here),
         false => look_for_module(report, root, &release),
+    }
+    look_at_next_kernel(report, root, &release);
+}
+
+/// The newest kernel is booted next unless somebody chooses another one, and may have come without anybody
+/// thinking of the module: that is said before volumes are missed.
+fn look_at_next_kernel(report: &mut Report, root: &Root, running: &str) {
+    let boot = root.names("/boot").into_iter();
+    let images = boot.filter_map(|name| name.strip_prefix("vmlinuz-").map(str::to_owned));
+    let modules = root.names("/lib/modules").into_iter();
+    let with_image = |release: &String| {
+        let path = root.path(&format!("/lib/modules/{release}/vmlinuz"));
+        path.exists()
+    };
+    let installed = images.chain(modules.filter(with_image));
+    // Distributions' kernels to rescue a machine with are no newer ones.
+    let installed = installed.filter(|release| !release.contains("rescue"));
+    let Some(next) = installed.max_by(|a, b| compare_versions(a, b)) else {
+        return;
+    };
+    if compare_versions(&next, running).is_le() || module_file(root, &next).is_some() {
+        return;
+    }
+    let message = format!(
+        "the newest kernel that is installed, {next}, has no module neonsan: booted with it, which the next \
+         boot does unless another one is chosen, this host has no volumes"
+    );
+    let config = root.text(&format!("/boot/config-{next}"));
+    let advice = match config.is_none_or(|text| text.lines().any(|line| line == "CONFIG_RUST=y")) {
+        true => format!(
+            "before the next boot install neonsan-modules-{next}, or neonsan-dkms and linux-headers-{next} \
+             (`dkms status neonsan` shows for which kernels that has built one)"
+        ),
+        false => format!(
+            "that kernel was built without Rust (CONFIG_RUST) and can have none: remove it, or choose {running} \
+             for the next boot (grub-reboot)"
+        ),
+    };
+    report.warning("kernel", message, &advice);
+}
+
+/// Orders releases of kernels as boot loaders and dpkg do: runs of digits by their value, what is between by
+/// its characters, letters first.
+fn compare_versions(a: &str, b: &str) -> Ordering {
+    let weight = |byte: Option<u8>| match byte {
+        None => 0,
+        Some(b'~') => -1,
+        Some(byte) if byte.is_ascii_alphabetic() => i32::from(byte),
+        Some(byte) => i32::from(byte) + 256,
+    };
+    let (mut a, mut b) = (a.as_bytes(), b.as_bytes());
+    loop {
+        let text = |s: &[u8]| s.iter().take_while(|byte| !byte.is_ascii_digit()).count();
+        let (a_text, b_text) = (text(a), text(b));
+        for at in 0..a_text.max(b_text) {
+            let of = |s: &[u8], length| s.get(at).filter(|_| at < length).copied();
+            match weight(of(a, a_text)).cmp(&weight(of(b, b_text))) {
+                Ordering::Equal => {}
+                order => return order,
+            }
+        }
+        (a, b) = (&a[a_text..], &b[b_text..]);
+        let digits = |s: &[u8]| s.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        let (a_digits, b_digits) = (digits(a), digits(b));
+        let value = |s: &[u8]| {
+            let zeroes = s.iter().take_while(|byte| **byte == b'0').count();
+            (s.len() - zeroes, s[zeroes..].to_vec())
+        };
+        match value(&a[..a_digits]).cmp(&value(&b[..b_digits])) {
+            Ordering::Equal if a_digits == a.len() && b_digits == b.len() => return Ordering::Equal,
+            Ordering::Equal => {}
+            order => return order,
+        }
+        (a, b) = (&a[a_digits..], &b[b_digits..]);
     }
 }
 
@@ -183,5 +258,31 @@ fn look_at_loaded(report: &mut Report, root: &Root, release: &str, is_here: bool
             "install neonsan-dkms or the package neonsan-modules for this kernel",
         ),
         _ => report.ok("module", "loaded"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases_are_ordered_as_boot_loaders_do() {
+        let ordered = [
+            "6.12.48+deb13-amd64",
+            "7.2.12-amd64",
+            "7.3~rc4-amd64",
+            "7.3.4+deb13-amd64",
+            "7.3.4+deb13-cloud-amd64",
+            "7.3.4+deb13.1-amd64",
+            "7.3.10+deb13-amd64",
+            "7.10.0-1-amd64",
+        ];
+        for (i, a) in ordered.iter().enumerate() {
+            for (j, b) in ordered.iter().enumerate() {
+                assert_eq!(compare_versions(a, b), i.cmp(&j), "{a} {b}");
+            }
+        }
+        assert_eq!(compare_versions("7.03", "7.3"), Ordering::Equal);
+        assert_eq!(compare_versions("", ""), Ordering::Equal);
     }
 }
