@@ -76,6 +76,23 @@ pub fn look(root: &Root, name: &str) -> Result<u64, Wrong> {
     }
 }
 
+/// The device to which the link by the name of a volume leads, where that is not this one: another volume may
+/// have the name, of another cluster, and has the link if it was attached first.
+pub fn other_of_name(root: &Root, name: &str, volume: &str) -> Option<String> {
+    let link = root.path(&format!("/dev/neonsan/{volume}"));
+    let (leads_to, own) = (device_number(&link)?, look(root, name).ok()?);
+    let other = std::fs::canonicalize(link).ok()?;
+    (leads_to != own).then(|| other.file_name().map(|n| n.to_string_lossy().into_owned()))?
+}
+
+/// What is said of that.
+pub fn say_other_of_name(name: &str, other: &str, volume: &str) -> String {
+    format!(
+        "/dev/neonsan/{volume} leads to {other}, which has a volume of the same name and was attached first: \
+         {name} has no link by its name"
+    )
+}
+
 /// The number that the kernel gave the device: of sysfs, or where that is not mounted, of proc.
 fn right_number(root: &Root, name: &str) -> Option<u64> {
     if let Some(text) = root.text(&format!("/sys/block/{name}/dev")) {

@@ -236,6 +236,16 @@ fn look_at_node_and_links(report: &mut Report, root: &Root, name: &str) {
     let link = root.path(&format!("/dev/disk/by-id/neonsan-{serial}"));
     let own = root.path(&format!("/dev/{name}"));
     let number = crate::users::device_number;
+    // For root only.
+    let volume = root.text(&format!("/sys/block/{name}/volume"));
+    let volume = volume.unwrap_or_default();
+    if let Some(other) = device_node::other_of_name(root, name, &volume) {
+        report.warning(
+            "devices",
+            device_node::say_other_of_name(name, &other, &volume),
+            &format!("use /dev/disk/by-id/neonsan-{serial}"),
+        );
+    }
     if serial.is_empty() {
         report.ok("devices", name);
     } else if number(&link).is_some() && number(&link) == number(&own) {
