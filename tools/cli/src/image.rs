@@ -229,7 +229,9 @@ pub fn in_use(path: &Path) -> Error {
     let message = format!(
         "{} is in use: {}",
         path.display(),
-        users.as_deref().unwrap_or("it is mounted, is swap, or is a part of another device")
+        users
+            .as_deref()
+            .unwrap_or("it is mounted, is swap, or is a part of another device")
     );
     Error::new(Kind::Busy, message)
         .with_hint("`lsblk` shows by what; unmount it or take it out, or name another device")
@@ -422,7 +424,9 @@ mod tests {
             for content in [b"new", b"two"] {
                 let image = Image::create(&path, 3, true).unwrap();
                 image.write_at(content, 0).unwrap();
-                assert!(names(directory.path()).iter().any(|n| n.contains(".neonsan-")));
+                assert!(names(directory.path())
+                    .iter()
+                    .any(|n| n.contains(".neonsan-")));
                 image.finish().unwrap();
                 assert_eq!(std::fs::read(&path).unwrap(), content);
             }

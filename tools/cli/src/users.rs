@@ -402,16 +402,29 @@ pub mod tests {
         machine.write("/sys/devices/pci/block/sda/sda1/dev", "8:1\n");
         machine.write("/sys/devices/pci/block/sda/sda1/partition", "1\n");
         machine.link("/sys/block/sda", Path::new("../devices/pci/block/sda"));
-        machine.link("/sys/dev/block/8:0", Path::new("../../devices/pci/block/sda"));
-        machine.link("/sys/dev/block/8:1", Path::new("../../devices/pci/block/sda/sda1"));
-        machine.write("/proc/self/mountinfo", "36 21 8:1 / /srv rw - ext4 /dev/sda1 rw\n");
+        machine.link(
+            "/sys/dev/block/8:0",
+            Path::new("../../devices/pci/block/sda"),
+        );
+        machine.link(
+            "/sys/dev/block/8:1",
+            Path::new("../../devices/pci/block/sda/sda1"),
+        );
+        machine.write(
+            "/proc/self/mountinfo",
+            "36 21 8:1 / /srv rw - ext4 /dev/sda1 rw\n",
+        );
         if !machine.block_device("/dev/sda", 8, 0) || !machine.block_device("/dev/sda1", 8, 1) {
             return;
         }
         let root = machine.root();
         for path in ["/dev/sda", "/dev/sda1"] {
             let users = of_path(&root, &root.path(path));
-            assert_eq!(sentence(&users).unwrap(), "sda1 is mounted at /srv", "{path}");
+            assert_eq!(
+                sentence(&users).unwrap(),
+                "sda1 is mounted at /srv",
+                "{path}"
+            );
         }
         machine.write("/srv/file", "");
         assert!(of_path(&root, &root.path("/srv/file")).is_empty());

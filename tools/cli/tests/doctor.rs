@@ -394,14 +394,22 @@ fn the_links_of_a_device_are_looked_at() {
     let by_name = machine.path("/dev/neonsan/vm/data");
     symlink("../../null", &by_name).unwrap();
     let mut mknod = std::process::Command::new("mknod");
-    mknod.arg(machine.path("/dev/neonsan1")).args(["b", "7", "98"]);
+    mknod
+        .arg(machine.path("/dev/neonsan1"))
+        .args(["b", "7", "98"]);
     assert!(mknod.status().unwrap().success());
     assert_eq!(machine.said("warning"), "");
     std::fs::remove_file(&by_name).unwrap();
     symlink("../../neonsan1", &by_name).unwrap();
     let said = machine.said("warning");
-    assert!(said.contains("/dev/neonsan/vm/data leads to neonsan1"), "{said}");
-    assert!(said.contains("use /dev/disk/by-id/neonsan-0123abcd"), "{said}");
+    assert!(
+        said.contains("/dev/neonsan/vm/data leads to neonsan1"),
+        "{said}"
+    );
+    assert!(
+        said.contains("use /dev/disk/by-id/neonsan-0123abcd"),
+        "{said}"
+    );
     std::fs::remove_file(&by_name).unwrap();
     symlink("../../neonsan0", &by_name).unwrap();
     assert_eq!(machine.said("warning"), "");

@@ -286,7 +286,10 @@ fn a_block_device_that_is_in_use_is_imported_only_by_force() {
         .stderr(contains("is in use").and(contains("may mix states")));
     lab.volume(&["delete", &target, "--yes"]).assert().success();
     drop(holder);
-    lab.volume(&import).assert().success().stderr(contains("in use").not());
+    lab.volume(&import)
+        .assert()
+        .success()
+        .stderr(contains("in use").not());
     let copy = lab.path("copy");
     let export = ["export", &target, copy.to_str().unwrap()];
     lab.volume(&export).assert().success();

@@ -76,7 +76,9 @@ pub fn run(common: &Common, config: &Config, args: &Attach) -> Result<()> {
     wait_for_node(&mut client, &name, index, since)?;
     if let Some(other) = device_node::other_of_name(&Root::system(), &name, &request.volume) {
         let said = device_node::say_other_of_name(&name, &other, &request.volume);
-        warn(&format!("{said}; use that of its identity, in /dev/disk/by-id"));
+        warn(&format!(
+            "{said}; use that of its identity, in /dev/disk/by-id"
+        ));
     }
     if common.json {
         print_json(&Attached {

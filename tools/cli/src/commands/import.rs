@@ -158,9 +158,16 @@ fn open(path: &Path, force: bool) -> Result<Source> {
 fn open_unused(path: &Path) -> std::io::Result<File> {
     let is_device = std::fs::metadata(path)?.file_type().is_block_device();
     // Without O_CREAT it has a meaning for block devices alone.
-    let flags = if is_device { OFlags::EXCL } else { OFlags::empty() };
+    let flags = if is_device {
+        OFlags::EXCL
+    } else {
+        OFlags::empty()
+    };
     let mut options = File::options();
-    options.read(true).custom_flags(flags.bits() as i32).open(path)
+    options
+        .read(true)
+        .custom_flags(flags.bits() as i32)
+        .open(path)
 }
 
 /// Refuses what is no raw image, unless somebody insists; and what is nothing.

@@ -80,9 +80,9 @@ fn explain_long(error: ClientError, look: &str) -> Error {
 /// seen.
 pub(super) fn explain_change(error: ClientError, look: &str) -> Error {
     match error {
-        ClientError::Timeout { .. } | ClientError::Silent { .. } => explain(error).with_more(format!(
-            "whether the node does it all the same is seen when it answers: {look}"
-        )),
+        ClientError::Timeout { .. } | ClientError::Silent { .. } => explain(error).with_more(
+            format!("whether the node does it all the same is seen when it answers: {look}"),
+        ),
         _ => explain(error),
     }
 }

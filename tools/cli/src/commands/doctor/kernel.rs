@@ -92,7 +92,9 @@ fn compare_versions(a: &str, b: &str) -> Ordering {
             (s.len() - zeroes, s[zeroes..].to_vec())
         };
         match value(&a[..a_digits]).cmp(&value(&b[..b_digits])) {
-            Ordering::Equal if a_digits == a.len() && b_digits == b.len() => return Ordering::Equal,
+            Ordering::Equal if a_digits == a.len() && b_digits == b.len() => {
+                return Ordering::Equal
+            }
             Ordering::Equal => {}
             order => return order,
         }
