@@ -34,7 +34,11 @@ enum DeviceName {
 }
 
 fn parse_device_name(text: &str) -> DeviceName {
-    let name = text.strip_prefix("/dev/").unwrap_or(text);
+    // A link that udev made, such as /dev/neonsan/POOL/VOLUME, leads to it.
+    let link = text.starts_with('/').then(|| std::fs::canonicalize(text));
+    let link = link.and_then(|path| path.ok()?.into_os_string().into_string().ok());
+    let path = link.as_deref().unwrap_or(text);
+    let name = path.strip_prefix("/dev/").unwrap_or(path);
     let number = name.strip_prefix("neonsan").unwrap_or(name);
     match number.parse() {
         Ok(index) if !number.starts_with('+') => DeviceName::Index(index),
@@ -46,8 +50,9 @@ fn parse_device_name(text: &str) -> DeviceName {
 }
 
 fn no_such_device(text: &str) -> Error {
-    Error::new(Kind::NotFound, format!("no device is named '{text}'"))
-        .with_hint("`neonsan list` shows the devices; write neonsan0, /dev/neonsan0 or 0")
+    Error::new(Kind::NotFound, format!("no device is named '{text}'")).with_hint(
+        "`neonsan list` shows the devices; write neonsan0, /dev/neonsan0, 0, or a link to it",
+    )
 }
 
 /// Everything the module says about the device with this number.
