@@ -62,12 +62,15 @@ reset_each() {
 
 cell net_one_of_four full both 150 'one of four connections is reset, once'
 net_one_of_four() {
+	local generation
 	CONNECTIONS=4
 	begin
+	# Not always the first: it goes on with what a cell before has left by a forced detach.
+	generation=$(info .session.generation)
 	reset_each "$(ports | sed -n 2p)"
 	finish
 	equal "the connections lost" "$LOST" 1
-	at_end "the session should go on" '.session.generation == 1'
+	at_end "the session should go on" ".session.generation == $generation"
 	# What this connection had in flight, and nothing else: the load has eight requests at a time.
 	[ "$RESENT" -le 8 ] || fail "$RESENT requests were sent again"
 	NOTE="slowest answer $SLOWEST_MS ms"
