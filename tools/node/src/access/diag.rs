@@ -330,8 +330,8 @@ impl Diag {
     /// is forbidden. Asks for all those in none of the states, of which there are none.
     fn is_shown(&mut self, family: AddressFamily, protocol: u8) -> io::Result<bool> {
         let id = SocketId {
-            source_port: 0.into(),
-            destination_port: 0.into(),
+            source_port: U16::ZERO,
+            destination_port: U16::ZERO,
             source: [0; 16],
             destination: [0; 16],
             interface: 0,
