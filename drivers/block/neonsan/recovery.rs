@@ -155,6 +155,7 @@ fn execute(device: &Arc<Device>, action: Action) {
         // The node closes when it was told that the session is over.
         Action::Notify(Notice::Lost { .. }) if device.is_closing() => {}
         Action::Notify(Notice::Lost { cause }) => note_lost(device, cause),
+        Action::Notify(Notice::StillLost { .. }) => {}
         Action::Notify(Notice::Recovered { lost_for_ms }) => {
             pr_info!("{}: back after {lost_for_ms} ms\n", device.name());
         }

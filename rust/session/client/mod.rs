@@ -27,5 +27,6 @@ pub use session::{Connection, Session, MAX_CONNECTIONS};
 pub use slots::{Matched, Request, Slot, SlotInfo, SlotState, SlotTable};
 pub use tally::Tally;
 pub use terms::{
-    is_resumption_refused, Action, Config, ConnectKind, ConnectionState, Notice, SessionState, Used,
+    is_resumption_refused, Action, Config, ConnectKind, ConnectionState, Notice, SessionState,
+    Used, STILL_LOST_EVERY_MS, STILL_LOST_FIRST_MS, UNLISTED,
 };

@@ -40,9 +40,13 @@
 //! older can touch the volume any more. A request that is sent again was never answered, so no
 //! newer write to the same block was ordered after it.
 
+mod nodes;
 mod timers;
 
-use super::terms::{Action, Config, ConnectKind, ConnectionState, Notice, SessionState, Used};
+use super::terms::{
+    Action, Config, ConnectKind, ConnectionState, Notice, SessionState, Used, STILL_LOST_FIRST_MS,
+    UNLISTED,
+};
 use crate::{Backoff, CloseCause, Generation, Instant, Timeouts};
 use core::borrow::BorrowMut;
 use neonsan_proto::Status;
@@ -113,18 +117,21 @@ pub struct Session<S = [Connection; MAX_CONNECTIONS]> {
     config: Config,
     state: SessionState,
     generation: Generation,
-    /// Index of the node in use or to be tried next.
+    /// Index of the node in use or to be tried next; [`UNLISTED`] for one that is in use only.
     node: u16,
     /// How many connections the session has: one until the node said how many it may have.
     count: usize,
     connections: S,
     /// Since when no connection is live, if the device was usable before.
     lost_since: Option<Instant>,
+    /// When people are told next that it still has none; right while `lost_since` is there.
+    told_lost_at: Instant,
     /// Requests fail since the loss timeout passed.
     failing: bool,
     was_usable: bool,
     due_fail: Option<CloseCause>,
     due_notice: Option<Notice>,
+    due_still_lost: Option<Notice>,
 }
 
 // Made in the caller's frame: not in a kernel, whose stacks are small.
@@ -154,10 +161,12 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
             count: 1,
             connections,
             lost_since: None,
+            told_lost_at: now,
             failing: false,
             was_usable: false,
             due_fail: None,
             due_notice: None,
+            due_still_lost: None,
         };
         session.schedule(0, now);
         session
@@ -175,7 +184,8 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
         self.generation
     }
 
-    /// Index of the node in use or to be tried next.
+    /// Index of the node in use or to be tried next; [`UNLISTED`] for one that the caller's list had
+    /// before and has no more.
     pub fn node(&self) -> u16 {
         self.node
     }
@@ -231,11 +241,6 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
     /// Changes the named timeouts; running ones are counted by the new values.
     pub fn set_timeouts(&mut self, timeouts: Timeouts) {
         self.config.timeouts = timeouts;
-    }
-
-    /// The caller knows this many addresses now (it appended to its list).
-    pub fn set_nodes(&mut self, nodes: u16) {
-        self.config.nodes = nodes.max(1);
     }
 
     fn active(&self) -> &[Connection] {
@@ -437,19 +442,12 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
         }
     }
 
-    /// The node says that it will stop: move to the next one if there is another.
-    pub fn on_going_away(&mut self, now: Instant) {
-        if self.state == SessionState::Live && self.config.nodes > 1 {
-            self.leave_node();
-            self.reopen(CloseCause::GoingAway, now);
-        }
-    }
-
     /// The device is detached: every connection is stopped, and nothing else happens any more.
     pub fn close(&mut self, now: Instant) {
         self.state = SessionState::Closed;
         self.lost_since = None;
         self.due_notice = None;
+        self.due_still_lost = None;
         self.due_fail = None;
         self.stop_all(CloseCause::Detached, now);
     }
@@ -566,9 +564,12 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
         }
     }
 
-    /// The next try is made at the next node; if there is but one, at that one.
-    fn leave_node(&mut self) {
-        self.node = (self.node + 1) % self.config.nodes.max(1);
+    /// Why the first connection, which is the one that opens, was lost or could not be made.
+    fn last_cause(&self) -> CloseCause {
+        let first = self.active().first();
+        first
+            .and_then(|c| c.last_cause)
+            .unwrap_or(CloseCause::PeerClosed)
     }
 
     fn reopen(&mut self, cause: CloseCause, now: Instant) {
@@ -580,6 +581,10 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
     /// Reopening → Opening, once every connection rests.
     fn finish_reopen(&mut self, now: Instant) {
         if self.is_at_rest() {
+            if self.node == UNLISTED {
+                // It was good as long as it had the session.
+                self.leave_node();
+            }
             self.state = SessionState::Opening;
             self.schedule(0, now);
         }
@@ -602,6 +607,7 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
     fn note_service(&mut self, now: Instant) {
         self.failing = false;
         self.due_fail = None;
+        self.due_still_lost = None;
         if let Some(since) = self.lost_since.take() {
             self.due_notice = match self.due_notice {
                 // Lost and back before anyone was told.
@@ -624,6 +630,7 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
         let counts = self.was_usable && self.state != SessionState::Closed;
         if counts && none_live && self.lost_since.is_none() {
             self.lost_since = Some(now);
+            self.told_lost_at = now.after_ms(STILL_LOST_FIRST_MS);
             self.due_notice = Some(Notice::Lost { cause });
         }
     }
@@ -656,6 +663,9 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
         if let Some(cause) = self.due_fail.take() {
             return Some(Action::FailRequests { cause });
         }
-        self.due_notice.take().map(Action::Notify)
+        let notice = self.due_notice.take();
+        notice
+            .or_else(|| self.due_still_lost.take())
+            .map(Action::Notify)
     }
 }

@@ -6,6 +6,16 @@
 use crate::{CloseCause, Generation, Instant, Timeouts};
 use neonsan_proto::Status;
 
+/// The index of a node that is in use, and that the caller's list of addresses has no more (see
+/// [`Session::replace_nodes`](super::Session::replace_nodes)).
+pub const UNLISTED: u16 = u16::MAX;
+
+/// How long a device is without service before people are told again.
+pub const STILL_LOST_FIRST_MS: u64 = 5_000;
+
+/// After how long they are told each time from then on.
+pub const STILL_LOST_EVERY_MS: u64 = 30_000;
+
 /// What the machine is made for.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
@@ -76,7 +86,7 @@ pub enum Action {
     Connect {
         /// The connection.
         connection: u16,
-        /// Index of the node's address.
+        /// Index of the node's address, or [`UNLISTED`].
         node: u16,
         /// How to introduce it.
         kind: ConnectKind,
@@ -117,6 +127,14 @@ pub enum Notice {
     /// The device has no service: its requests wait.
     Lost {
         /// Why.
+        cause: CloseCause,
+    },
+    /// The device has had no service for [`STILL_LOST_FIRST_MS`], and then for each
+    /// [`STILL_LOST_EVERY_MS`] more.
+    StillLost {
+        /// For how long.
+        lost_for_ms: u64,
+        /// Why the last try came to nothing.
         cause: CloseCause,
     },
     /// The device has service again.

@@ -4,9 +4,9 @@
 
 mod common;
 
-use common::device::{connect_of, device_with, join, live, open, refused, DOWN, GONE};
+use common::device::{connect_of, device_with, join, live, open, refused, Device, DOWN, GONE};
 use neonsan_proto::Status;
-use neonsan_session::client::{Action, ConnectKind, Notice, SessionState};
+use neonsan_session::client::{Action, ConnectKind, Notice, SessionState, STILL_LOST_EVERY_MS};
 use neonsan_session::{CloseCause, Timeouts};
 
 #[test]
@@ -205,9 +205,11 @@ fn requests_are_not_failed_while_they_may_still_be_touched() {
     let mut device = live(1, 1);
     device.lost(0, GONE);
     assert_eq!(device.wait(100_000), []);
+    // But for telling people again.
+    let told_at = device.now.after_ms(STILL_LOST_EVERY_MS);
     assert_eq!(
         device.session.poll_timeout(),
-        None,
+        Some(told_at),
         "only the caller can go on"
     );
     device.drained(0);
@@ -349,4 +351,53 @@ fn a_connection_that_is_heard_is_neither_pinged_nor_lost() {
         device.session.on_heard(0, device.now);
         assert_eq!(device.wait(2_900), []);
     }
+}
+
+/// The moments at which people are told that the device is still lost, until `until_ms`.
+fn told_still_lost(device: &mut Device, until_ms: u64) -> Vec<u64> {
+    let begin = device.now;
+    let mut told = Vec::new();
+    while device.now.since_ms(begin) < until_ms {
+        while let Some(action) = device.session.poll_action() {
+            match action {
+                Action::Connect { connection, .. } => device
+                    .session
+                    .on_connect_failed(connection, DOWN, device.now),
+                Action::Stop { connection, .. } => {
+                    device.session.on_drained(connection, device.now);
+                }
+                Action::Notify(Notice::StillLost { lost_for_ms, cause }) => {
+                    assert_eq!(cause, DOWN, "that of the last try");
+                    told.push(lost_for_ms);
+                }
+                _ => {}
+            }
+        }
+        let at = device.session.poll_timeout().expect("a stall");
+        device.now = device.now.max(at);
+        device.session.handle_timeout(device.now);
+    }
+    told
+}
+
+#[test]
+fn people_are_told_again_and_again_while_it_is_lost() {
+    let mut device = live(2, 1);
+    let timeouts = *device.session.timeouts();
+    device.session.set_timeouts(Timeouts {
+        loss_ms: 0,
+        ..timeouts
+    });
+    device.session.on_lost(0, GONE, device.now);
+    device.session.on_lost(1, GONE, device.now);
+    assert_eq!(
+        told_still_lost(&mut device, 70_000),
+        [5_000, 35_000, 65_000]
+    );
+    device.bring_up();
+    // The next time it begins anew.
+    device.now = device.now.after_ms(2_000);
+    device.session.on_lost(0, GONE, device.now);
+    device.session.on_lost(1, GONE, device.now);
+    assert_eq!(told_still_lost(&mut device, 6_000), [5_000]);
 }

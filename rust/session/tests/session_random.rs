@@ -7,7 +7,7 @@ mod common;
 
 use common::Random;
 use neonsan_proto::Status;
-use neonsan_session::client::{Action, Config, ConnectKind, Session, SessionState};
+use neonsan_session::client::{Action, Config, ConnectKind, Session, SessionState, UNLISTED};
 use neonsan_session::{CloseCause, Generation, Instant, Timeouts};
 
 /// What the caller knows of a connection: the slow and obvious model.
@@ -26,6 +26,8 @@ struct World {
     session: Session,
     random: Random,
     now: Instant,
+    /// How many addresses the caller has.
+    nodes: u16,
     known: Vec<Known>,
     epochs: Vec<u64>,
     generation: u64,
@@ -49,7 +51,9 @@ impl World {
             used: Default::default(),
         };
         let now = Instant(random.number() >> 20);
+        let nodes = config.nodes;
         World {
+            nodes,
             session: Session::new(config, now),
             may_fence: random.one_in(3),
             random,
@@ -74,9 +78,9 @@ impl World {
             match action {
                 Action::Connect {
                     connection,
+                    node,
                     kind,
                     deadline,
-                    ..
                 } => {
                     let at = usize::from(connection);
                     assert_eq!(self.known[at], Known::Idle, "connect of {connection}");
@@ -89,6 +93,7 @@ impl World {
                         } => {
                             assert_eq!(connection, 0);
                             assert!(generation > self.generation, "generations grow");
+                            assert!(node < self.nodes, "an OPEN at a node that is not listed");
                             assert!(epoch > self.epochs[0], "epochs grow");
                             let rest = self.known.iter().all(|k| *k == Known::Idle);
                             assert!(rest, "an OPEN beside {:?}", self.known);
@@ -102,6 +107,7 @@ impl World {
                         } => {
                             assert_eq!(index, connection);
                             assert_eq!(generation.0, self.opened, "only what was let in");
+                            assert!(node < self.nodes || node == UNLISTED);
                             assert!(epoch > self.epochs[at], "epochs grow");
                             self.epochs[at] = epoch;
                         }
@@ -207,6 +213,7 @@ impl World {
             10 if self.random.one_in(10) => {
                 self.session.on_going_away(self.now);
             }
+            10 if self.random.one_in(10) => self.replace_nodes(),
             11 if self.random.one_in(200) => self.session.close(self.now),
             _ => {
                 let ms = self.random.below(1_500) as u64;
@@ -215,6 +222,20 @@ impl World {
         }
         if !self.random.one_in(5) {
             self.obey();
+        }
+    }
+
+    /// The operator names other nodes; the one in use is among them, or is not.
+    fn replace_nodes(&mut self) {
+        let nodes = 1 + self.random.below(3) as u16;
+        let place = self
+            .random
+            .one_in(2)
+            .then(|| self.random.below(nodes.into()) as u16);
+        self.nodes = nodes;
+        if self.session.replace_nodes(nodes, place, self.now) {
+            let connecting = |k: &Known| *k == Known::Connecting;
+            assert!(self.known.iter().any(connecting), "nothing is cut short");
         }
     }
 

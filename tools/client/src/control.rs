@@ -403,6 +403,8 @@ impl Control {
                 Action::Notify(Notice::Lost { cause }) => {
                     let _ = self.shared.events.send(Event::Lost(cause));
                 }
+                // The program was told when it was lost.
+                Action::Notify(Notice::StillLost { .. }) => {}
                 Action::Notify(Notice::Recovered { lost_for_ms }) => {
                     let _ = self.shared.events.send(Event::Recovered { lost_for_ms });
                 }

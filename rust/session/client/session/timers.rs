@@ -4,7 +4,7 @@
 
 use super::{Connection, Session};
 use crate::{
-    client::terms::{ConnectionState, SessionState},
+    client::terms::{ConnectionState, Notice, SessionState, STILL_LOST_EVERY_MS},
     CloseCause, Instant,
 };
 use core::borrow::BorrowMut;
@@ -40,11 +40,7 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
         }
         if let Some(at) = self.loss_deadline() {
             if at <= now {
-                let cause = self
-                    .active()
-                    .first()
-                    .and_then(|c| c.last_cause)
-                    .unwrap_or(CloseCause::PeerClosed);
+                let cause = self.last_cause();
                 self.failing = true;
                 self.due_fail = Some(cause);
                 if self.state == SessionState::Live {
@@ -53,6 +49,15 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
                     // only an OPEN, which drains them all, brings the service back.
                     self.reopen(cause, now);
                 }
+            }
+        }
+        if let (Some(at), Some(since)) = (self.told_lost_at(), self.lost_since) {
+            if at <= now {
+                self.told_lost_at = now.after_ms(STILL_LOST_EVERY_MS);
+                self.due_still_lost = Some(Notice::StillLost {
+                    lost_for_ms: now.since_ms(since),
+                    cause: self.last_cause(),
+                });
             }
         }
         self.start_due(now);
@@ -87,7 +92,9 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
     /// session would ever be whole.
     pub(super) fn is_join_overdue(&self, connection: usize, now: Instant) -> bool {
         let timeouts = self.config.timeouts;
-        let silence_ms = (self.config.nodes > 1).then_some(timeouts.heartbeat_timeout_ms);
+        let silence_ms = self
+            .has_other_node()
+            .then_some(timeouts.heartbeat_timeout_ms);
         let loss_ms = (timeouts.loss_ms != 0).then_some(timeouts.loss_ms);
         let Some(patience_ms) = silence_ms.into_iter().chain(loss_ms).min() else {
             return false;
@@ -103,13 +110,23 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
             .active()
             .iter()
             .all(|c| !matches!(c.state, ConnectionState::Live | ConnectionState::Stopping));
-        let trying = match self.state {
-            SessionState::Opening | SessionState::Live | SessionState::Reopening => true,
-            SessionState::Failed(_) | SessionState::Closed => false,
-        };
+        let trying = self.is_trying();
         let loss_ms = u64::from(self.config.timeouts.loss_ms);
         let since = self.lost_since?;
         (loss_ms != 0 && trying && untouched && !self.failing).then(|| since.after_ms(loss_ms))
+    }
+
+    /// When people are to be told next that there still is no service; `None` while there is, and when
+    /// there will be none.
+    fn told_lost_at(&self) -> Option<Instant> {
+        (self.lost_since.is_some() && self.is_trying()).then_some(self.told_lost_at)
+    }
+
+    fn is_trying(&self) -> bool {
+        match self.state {
+            SessionState::Opening | SessionState::Live | SessionState::Reopening => true,
+            SessionState::Failed(_) | SessionState::Closed => false,
+        }
     }
 
     /// When [`Session::handle_timeout`] is to be called next at the latest; `None`: not before
@@ -129,6 +146,9 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
             ConnectionState::Connecting { deadline } => c.due_connect.map(|_| deadline),
             ConnectionState::Stopping => None,
         });
-        connections.chain(self.loss_deadline()).min()
+        connections
+            .chain(self.loss_deadline())
+            .chain(self.told_lost_at())
+            .min()
     }
 }

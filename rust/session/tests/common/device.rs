@@ -4,7 +4,7 @@
 #![allow(dead_code)]
 
 use neonsan_proto::Status;
-use neonsan_session::client::{Action, Config, ConnectKind, Session};
+use neonsan_session::client::{Action, Config, ConnectKind, Notice, Session};
 use neonsan_session::{CloseCause, Generation, Instant, Timeouts};
 
 pub const TIMEOUTS: Timeouts = Timeouts {
@@ -46,8 +46,11 @@ pub fn live(connections: u16, nodes: u16) -> Device {
 }
 
 impl Device {
+    /// What is to be done, but for telling people that the device is still lost.
     pub fn actions(&mut self) -> Vec<Action> {
-        std::iter::from_fn(|| self.session.poll_action()).collect()
+        let actions = std::iter::from_fn(|| self.session.poll_action());
+        let is_told = |action: &Action| matches!(action, Action::Notify(Notice::StillLost { .. }));
+        actions.filter(|action| !is_told(action)).collect()
     }
 
     /// Lets time pass, at once.
