@@ -68,7 +68,6 @@ impl Device {
     /// Waits until the session can serve requests.
     #[inline(never)]
     fn wait_usable(self: &Arc<Self>) -> Result<(), DeviceError> {
-        let nodes = self.params().nodes.len() as u32;
         let deadline = now().after_ms(self.patience_ms());
         let (progress, changed) = self.progress();
         let mut progress = progress.lock();
@@ -80,6 +79,8 @@ impl Device {
                 None => {}
             }
             let late = deadline.since_ms(now()) == 0;
+            // The operator may name others meanwhile.
+            let nodes = self.nodes().lock().named().len() as u32;
             let tried_all = progress.failures >= nodes && progress.permanent;
             if late || (tried_all && progress.error.is_some()) {
                 return Err(progress.why(CloseCause::ConnectTimeout));
@@ -328,12 +329,7 @@ impl Device {
     fn rest(self: &Arc<Self>) {
         self.session().lock().close(now());
         self.wake();
-        let count = self.session().lock().connection_count();
-        for i in 0..count {
-            if let Some(connection) = self.connection(i) {
-                connection.interrupt_connecting();
-            }
-        }
+        self.interrupt_connecting();
         let (progress, changed) = self.progress();
         let mut progress = progress.lock();
         while !self.session().lock().is_at_rest() {

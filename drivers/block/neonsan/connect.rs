@@ -11,7 +11,7 @@ use crate::{
 use kernel::{prelude::*, sync::Arc};
 use neonsan_kernel::{
     mm::NoReclaimScope,
-    net::TcpSocket, //
+    net::{SocketAddr, TcpSocket},
 };
 use neonsan_session::{
     client::{Handshake, Opened, Progress},
@@ -38,7 +38,7 @@ pub(crate) fn run(connection: &Arc<Connection>) {
     }
     match result {
         Ok((established, opened)) => on_opened(connection, established, &opened),
-        Err(failure) => on_failed(connection, failure),
+        Err(failure) => on_failed(connection, &task, failure),
     }
     connection.device.wake();
 }
@@ -53,8 +53,8 @@ fn on_opened(connection: &Connection, established: Established, opened: &Opened)
     device.set_opened();
     let max_connections = opened.reply.max_connections.get();
     device.notes().lock().refusal = None;
-    let node_count = device.nodes().lock().len() as u16;
     let mut session = device.session().lock();
+    let node_count = device.nodes().lock().len() as u16;
     session.set_nodes(node_count);
     let wanted = session.on_opened(connection.index, max_connections, now());
     // Before recovery, which needs the machine, sends anything.
@@ -74,8 +74,11 @@ fn on_opened(connection: &Connection, established: Established, opened: &Opened)
 
 /// The connection could not be made.
 #[inline(never)]
-fn on_failed(connection: &Connection, Failure { cause, error }: Failure) {
+fn on_failed(connection: &Connection, task: &ConnectTask, Failure { cause, error }: Failure) {
     let device = &connection.device;
+    // What comes of a node that the operator names no more says nothing of those that are named now.
+    let is_listed = |addr| device.nodes().lock().lists(&addr);
+    let error = error.filter(|_| task.node.is_none_or(is_listed));
     match cause {
         // The node has said no, or was never asked: so a session that was released stays so, though
         // its connections were to be made anew when the node closed them.
@@ -102,10 +105,12 @@ struct Failure {
 impl Failure {
     /// `text` is the node's own, may be empty.
     #[inline(never)]
-    fn new(device: &Device, node: u16, cause: CloseCause, text: &str) -> Self {
+    fn new(device: &Device, node: Option<SocketAddr>, cause: CloseCause, text: &str) -> Self {
+        // Copied out: nothing is written with the lock held.
+        let node = node.map(|addr| device.nodes().lock().at(&addr));
         Failure {
             cause,
-            error: Some(match device.node(node) {
+            error: Some(match node {
                 Some(node) => DeviceError::from_cause(cause, &node, text),
                 None => EINVAL.into(),
             }),
@@ -120,12 +125,14 @@ fn connect(
 ) -> Result<(Established, Opened), Failure> {
     let device = &connection.device;
     let fail = |cause| Failure::new(device, task.node, cause, "");
-    let socket = open_socket(connection, task.node).map_err(fail)?;
+    let node = task.node.ok_or(CloseCause::ConnectFailed(EINVAL_NUMBER));
+    let node = node.map_err(fail)?;
+    let socket = open_socket(connection, &node).map_err(fail)?;
     let mut handshake = begin_handshake(device, task).map_err(fail)?;
     if let Err(cause) = shake_hands(connection, &socket, task, &mut handshake) {
         return Err(on_refused(device, task.node, cause, &handshake));
     }
-    conclude(device, socket, task.node, &handshake).map_err(fail)
+    conclude(device, socket, node, &handshake).map_err(fail)
 }
 
 /// What came of a handshake that went well.
@@ -133,12 +140,12 @@ fn connect(
 fn conclude(
     device: &Device,
     socket: Arc<TcpSocket>,
-    node: u16,
+    node: SocketAddr,
     handshake: &Handshake,
 ) -> Result<(Established, Opened), CloseCause> {
     let opened = handshake.opened().ok_or(CloseCause::BadEvent)?;
     device.check_volume(&opened)?;
-    device.nodes().lock().learn(handshake.nodes(), node);
+    device.nodes().lock().learn(handshake.nodes(), &node);
     let established = Established {
         socket,
         features: opened.features,
@@ -164,7 +171,12 @@ fn begin_handshake(device: &Device, task: &ConnectTask) -> Result<KBox<Handshake
 
 /// The handshake has failed, perhaps with a word of the node.
 #[inline(never)]
-fn on_refused(device: &Device, node: u16, cause: CloseCause, handshake: &Handshake) -> Failure {
+fn on_refused(
+    device: &Device,
+    node: Option<SocketAddr>,
+    cause: CloseCause,
+    handshake: &Handshake,
+) -> Failure {
     let text = handshake.refused().map_or("", |refused| refused.text);
     match device.begin_anew(cause) || device.begin_forcing(cause, text) {
         true => Failure { cause, error: None },
@@ -183,18 +195,16 @@ fn from_reserves<R>(make: impl FnOnce() -> R) -> R {
 const EINVAL_NUMBER: i32 = 22;
 
 #[inline(never)]
-fn open_socket(connection: &Connection, node: u16) -> Result<Arc<TcpSocket>, CloseCause> {
+fn open_socket(connection: &Connection, addr: &SocketAddr) -> Result<Arc<TcpSocket>, CloseCause> {
     let device = &connection.device;
-    let node = device.node(node);
-    let node = node.ok_or(CloseCause::ConnectFailed(EINVAL_NUMBER))?;
     let failed = |e: Error| CloseCause::ConnectFailed(-e.to_errno());
-    let socket = TcpSocket::new(&device.params().net, &node.addr).map_err(failed)?;
+    let socket = TcpSocket::new(&device.params().net, addr).map_err(failed)?;
     let socket =
         from_reserves(|| Arc::new(socket, GFP_KERNEL)).map_err(|_| CloseCause::NoMemory)?;
     let older = connection.shared.lock().connecting.replace(socket.clone());
     drop(older);
     connection.follow_timeouts();
-    socket.begin_connect(&node.addr).map_err(failed)?;
+    socket.begin_connect(addr).map_err(failed)?;
     // Whoever detaches says so first and then shuts the socket down. If he came before the line
     // above, that did nothing, and we see here what he said; from here on it interrupts us.
     if device.is_closing() {

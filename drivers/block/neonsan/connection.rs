@@ -39,7 +39,7 @@ use kernel::{
 };
 use neonsan_kernel::{
     block::mq::{OwnedRequest, RequestLlist, RequestTable},
-    net::{Attached, SocketState, TcpSocket},
+    net::{Attached, SocketAddr, SocketState, TcpSocket},
     workqueue::{DelayedOn, OwnedQueue},
 };
 use neonsan_proto::Features;
@@ -70,14 +70,14 @@ pub(crate) struct Established {
     /// Most bytes of unanswered writes.
     pub(crate) window_bytes: u64,
     /// The node at the other end.
-    pub(crate) node: u16,
+    pub(crate) node: SocketAddr,
 }
 
 /// A connection to be made.
 #[derive(Clone, Copy)]
 pub(crate) struct ConnectTask {
-    /// Index of the node.
-    pub(crate) node: u16,
+    /// Where the node listens; `None`: it is not known any more.
+    pub(crate) node: Option<SocketAddr>,
     /// How to introduce it.
     pub(crate) kind: ConnectKind,
     /// When to give up.
@@ -115,8 +115,8 @@ pub(crate) struct Shared {
     pub(crate) established: Option<Established>,
     /// The connection that carries requests.
     pub(crate) link: Option<Arc<Attached<Connection>>>,
-    /// Index of the node at the other end, or the one tried last.
-    pub(crate) node: u16,
+    /// The node at the other end, or the one tried last.
+    pub(crate) node: Option<SocketAddr>,
     /// How often the connection was made.
     pub(crate) epoch: u64,
     /// How often it was lost.
@@ -213,7 +213,7 @@ impl Connection {
                         connecting: None,
                         established: None,
                         link: None,
-                        node: 0,
+                        node: None,
                         epoch: 0,
                         losses: 0,
                         traced: uapi::ConnectionState::Idle,
@@ -242,9 +242,14 @@ impl Connection {
     }
 
     /// The node that this connection is with, or will be tried with next.
+    // Nodes are large, and so are the frames of who shows them.
+    #[inline(never)]
     pub(crate) fn node(&self) -> Option<Node> {
         let node = self.shared.lock().node;
-        self.device.node(node)
+        match node {
+            Some(addr) => Some(self.device.nodes().lock().at(&addr)),
+            None => self.device.node(0),
+        }
     }
 
     /// Whether nothing is connected.
@@ -283,7 +288,7 @@ impl Connection {
         {
             // What the last link had to say is over.
             let mut shared = self.shared.lock();
-            shared.node = established.node;
+            shared.node = Some(established.node);
             shared.fault = None;
             shared.ping = false;
             shared.pong = None;

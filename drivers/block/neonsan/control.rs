@@ -19,8 +19,8 @@ use crate::{
 };
 use kernel::{prelude::*, sync::Arc, ModuleMetadata};
 use neonsan_kernel::genetlink::{
-    self, Check, Doit, Dump, Dumpit, Family, GenlMsg, MulticastGroup, Policy, Refusal, Request,
-    SplitOps,
+    self, Attributes, Check, Doit, Dump, Dumpit, Family, GenlMsg, MulticastGroup, Policy, Refusal,
+    Request, SplitOps,
 };
 use uapi::{attr, cmd};
 
@@ -85,6 +85,7 @@ static GET_POLICY: Policy = Policy::new(&[(attr::device::INDEX, Check::u32())]);
 
 static SET_POLICY: Policy = Policy::new(&[
     (attr::device::INDEX, Check::u32()),
+    (attr::device::NODE, Check::nested(&NODE_POLICY)),
     (attr::device::TIMEOUTS, Check::nested(&TIMEOUTS_POLICY)),
     (attr::device::CLEAR_AT_RISK, Check::flag()),
 ]);
@@ -242,25 +243,38 @@ impl Doit for Set {
     fn doit(request: &Request<'_>) -> Result<(), Refusal> {
         admin_only(request)?;
         let device = named_device(request)?;
-        let clear = request.attributes().has(attr::device::CLEAR_AT_RISK);
-        match request.attributes().get(attr::device::TIMEOUTS) {
-            Some(wished) => {
-                let timeouts = request::timeouts(wished.nested(), device.timeouts());
-                device.set_timeouts(timeouts)?;
-            }
-            None if clear => {}
-            None => {
-                return Err(Refusal::new(
-                    EINVAL,
-                    format_args!("nothing is to be changed: name a timeout"),
-                ));
-            }
+        let attributes = request.attributes();
+        let clear = attributes.has(attr::device::CLEAR_AT_RISK);
+        let timeouts = attributes.get(attr::device::TIMEOUTS);
+        let names_nodes = attributes.has(attr::device::NODE);
+        if !clear && timeouts.is_none() && !names_nodes {
+            return Err(Refusal::new(
+                EINVAL,
+                format_args!("nothing is to be changed: name a timeout or nodes"),
+            ));
+        }
+        // What is wrong with it comes before anything is changed.
+        let nodes = match names_nodes {
+            true => request::nodes(attributes)?,
+            false => KVec::new(),
+        };
+        if let Some(wished) = timeouts {
+            set_timeouts(&device, wished.nested())?;
+        }
+        if names_nodes {
+            device.set_nodes(&nodes)?;
         }
         if clear {
             device.at_risk().clear();
         }
         Ok(())
     }
+}
+
+#[inline(never)]
+fn set_timeouts(device: &Arc<Device>, wished: Attributes<'_>) -> Result<(), Refusal> {
+    let timeouts = request::timeouts(wished, device.timeouts());
+    Ok(device.set_timeouts(timeouts)?)
 }
 
 struct Suspend;
@@ -349,6 +363,14 @@ pub(crate) fn event_connection_recovered(device: &Device, connection: u32) {
 /// The device's I/O fails from here on.
 pub(crate) fn event_failed(device: &Device, text: &str) {
     event(device, cmd::FAILED, |msg| {
+        msg.put_str(attr::device::MESSAGE, text)
+    });
+}
+
+/// The device has been without service for so long.
+pub(crate) fn event_still_lost(device: &Device, lost_for_ms: u64, text: &str) {
+    event(device, cmd::STILL_LOST, |msg| {
+        msg.put_uint(attr::device::LOST_MS, lost_for_ms)?;
         msg.put_str(attr::device::MESSAGE, text)
     });
 }

@@ -15,11 +15,13 @@
 //! 8. `at_rest` (spin lock, interrupts off): around queueing work.
 
 mod changes;
+mod holding;
+mod settings;
 mod work;
 
 use crate::{
     connection::Connection,
-    left::{self, Left},
+    left::Left,
     limits,
     nodes::Nodes,
     notes::Notes,
@@ -46,7 +48,7 @@ use neonsan_kernel::{
 };
 use neonsan_proto::{Capabilities, Features, Geometry, Mode, OpenReply, VolumeName};
 use neonsan_session::{
-    client::{self, AtRisk, Config, Durability, Identity, Opened, Session, SessionState, Tally},
+    client::{self, AtRisk, Config, Durability, Identity, Opened, Session, Tally},
     CloseCause, Instant, Timeouts,
 };
 
@@ -177,7 +179,7 @@ pub(crate) struct Device {
     #[pin]
     suspended: Mutex<Option<SuspendMode>>,
     #[pin]
-    nodes: Mutex<Nodes>,
+    nodes: Mutex<KBox<Nodes>>,
     #[pin]
     notes: Mutex<Notes>,
     #[pin]
@@ -345,7 +347,7 @@ impl Device {
     }
 
     /// The nodes that may serve the device.
-    pub(crate) fn nodes(&self) -> &Mutex<Nodes> {
+    pub(crate) fn nodes(&self) -> &Mutex<KBox<Nodes>> {
         &self.nodes
     }
 
@@ -405,42 +407,11 @@ impl Device {
         *self.timeouts.lock()
     }
 
-    /// From now on a volume may stay lost no longer than this before its I/O fails.
-    pub(crate) fn bound_loss(self: &Arc<Self>, loss_ms: u32) {
-        let mut timeouts = self.timeouts();
-        if timeouts.loss_ms == 0 || timeouts.loss_ms > loss_ms {
-            timeouts.loss_ms = loss_ms;
-            *self.timeouts.lock() = timeouts;
-            self.session.lock().set_timeouts(timeouts);
-        }
-        self.wake();
-    }
-
     /// Whether a node, or recovery, still has a request of the device.
     pub(crate) fn has_requests_in_flight(&self) -> bool {
         let connections = self.connections.lock();
         let mut all = connections.iter();
         all.any(|connection| connection.slots.iter().next().is_some())
-    }
-
-    /// Changes the named timeouts.
-    pub(crate) fn set_timeouts(self: &Arc<Self>, timeouts: Timeouts) -> Result<(), DeviceError> {
-        timeouts
-            .check()
-            .map_err(|bad| DeviceError::new(EINVAL, format_args!("{bad}")))?;
-        *self.timeouts.lock() = timeouts;
-        self.session.lock().set_timeouts(timeouts);
-        let count = self.session.lock().connection_count();
-        for index in 0..count {
-            if let Some(connection) = self.connection(index) {
-                connection.follow_timeouts();
-            }
-        }
-        self.wake();
-        // A change of limits may have the disk for as long as a lost volume is lost, which is just what
-        // the new timeouts may be meant to end. So the disk gets its own by such a change too.
-        self.look_for_changes();
-        Ok(())
     }
 
     /// Whether the device is being taken away.
@@ -490,80 +461,6 @@ impl Device {
     /// The limits of the disk.
     pub(crate) fn queue_limits(volume: &Volume) -> QueueLimits {
         limits::queue_limits(&volume.geometry, volume.features)
-    }
-
-    // ---- who else has the volume ----
-
-    /// Whether this device keeps out one that is to be attached with `params`: the same host may
-    /// not have the same volume twice in modes that conflict. Sleeps.
-    pub(crate) fn keeps_out(&self, params: &AttachParams) -> bool {
-        let own = &self.params;
-        own.volume.as_str() == params.volume.as_str()
-            && own.net == params.net
-            && own
-                .nodes
-                .iter()
-                .any(|a| params.nodes.iter().any(|b| a.addr == b.addr))
-            && self.is_in_the_way_of(params)
-    }
-
-    /// The same of one whose volume was opened, by whatever name and node. Sleeps.
-    pub(crate) fn has_volume_of(&self, device: &Device) -> bool {
-        let own = self.volume().map(|volume| volume.volume_id);
-        own.is_some()
-            && own == device.volume().map(|volume| volume.volume_id)
-            && self.is_in_the_way_of(&device.params)
-    }
-
-    /// Another identity is another host, and one that has lost the volume for good has it no more.
-    fn is_in_the_way_of(&self, params: &AttachParams) -> bool {
-        let own = &self.params;
-        own.host_id == params.host_id
-            && wire_mode(own.mode).conflicts_with(wire_mode(params.mode))
-            && !self.is_closing()
-            && !matches!(self.session.lock().state(), SessionState::Failed(_))
-    }
-
-    // ---- the session that was left ----
-
-    /// The node knows that the session is over.
-    pub(crate) fn set_released(&self) {
-        self.may_be_held.store(false, Relaxed);
-    }
-
-    /// A node has let the session in, or may have.
-    pub(crate) fn set_held(&self) {
-        self.may_be_held.store(true, Relaxed);
-    }
-
-    /// A node has let the session in.
-    pub(crate) fn set_opened(&self) {
-        self.resuming.store(false, Relaxed);
-        self.set_held();
-    }
-
-    /// Whether the refusal is of a session that was left by another device, and is lost: then the next
-    /// try is that of a new session.
-    pub(crate) fn begin_anew(&self, cause: CloseCause) -> bool {
-        if !self.resuming.load(Relaxed) || !client::is_resumption_refused(cause) {
-            return false;
-        }
-        random::fill(&mut *self.session_id.lock());
-        self.resuming.store(false, Relaxed);
-        self.may_be_held.store(false, Relaxed);
-        true
-    }
-
-    /// What is left for the next device of the volume, unless a node knows that the session is over.
-    /// Every connection has come to rest. Sleeps.
-    pub(crate) fn leave(&self) {
-        if !self.may_be_held.load(Relaxed) {
-            return;
-        }
-        let used = self.session.lock().used();
-        if let Ok(left) = Left::new(&self.params, self.session_id(), used) {
-            left::remember(left);
-        }
     }
 
     // ---- what happened ----

@@ -40,16 +40,14 @@ pub(crate) struct Left {
 }
 
 impl Left {
-    /// What a device that was attached with `params` leaves. May sleep.
+    /// What a device that was attached with `params` leaves, of which the operator has named these nodes
+    /// last. May sleep.
     pub(crate) fn new(
         params: &AttachParams,
+        nodes: KVec<SocketAddr>,
         session_id: [u8; 16],
         used: Used,
     ) -> Result<KBox<Self>> {
-        let mut nodes = KVec::with_capacity(params.nodes.len(), GFP_KERNEL)?;
-        for node in params.nodes.iter() {
-            nodes.push(node.addr, GFP_KERNEL)?;
-        }
         let left = Left {
             session_id,
             used,

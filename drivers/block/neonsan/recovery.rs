@@ -22,6 +22,7 @@ use kernel::{
     prelude::*,
     sync::{atomic::Relaxed, Arc},
 };
+use neonsan_kernel::net::SocketAddr;
 use neonsan_proto::Status;
 use neonsan_session::{
     client::{Action, ConnectKind, GateState, Notice, SessionState},
@@ -46,10 +47,8 @@ pub(crate) fn is_permanent(cause: CloseCause) -> bool {
 pub(crate) fn run(device: &Arc<Device>) {
     let before = info::session_state(device);
     collect(device);
-    loop {
-        let action = device.session().lock().poll_action();
-        let Some(action) = action else { break };
-        execute(device, action);
+    while let Some((action, node)) = next_action(device) {
+        execute(device, action, node);
     }
     let (due, generation) = {
         let session = device.session().lock();
@@ -68,6 +67,18 @@ pub(crate) fn run(device: &Arc<Device>) {
     // Whoever waits looks at the machine with this lock held, so he does not miss the call.
     drop(progress.lock());
     changed.notify_all();
+}
+
+/// What is to be done next; with the address of the node, if it is to connect to one: its place in the
+/// list is right for as long as the machine is locked.
+fn next_action(device: &Device) -> Option<(Action, Option<SocketAddr>)> {
+    let mut session = device.session().lock();
+    let action = session.poll_action()?;
+    let node = match action {
+        Action::Connect { node, .. } => device.node(node).map(|node| node.addr),
+        _ => None,
+    };
+    Some((action, node))
 }
 
 /// Tells the machine what happened since the last run.
@@ -102,13 +113,13 @@ fn collect(device: &Arc<Device>) {
 }
 
 #[inline(never)]
-fn execute(device: &Arc<Device>, action: Action) {
+fn execute(device: &Arc<Device>, action: Action, node: Option<SocketAddr>) {
     match action {
         Action::Connect {
             connection,
-            node,
             kind,
             deadline,
+            ..
         } => {
             let Some(connection) = device.connection(connection) else {
                 return;
@@ -155,7 +166,11 @@ fn execute(device: &Arc<Device>, action: Action) {
         // The node closes when it was told that the session is over.
         Action::Notify(Notice::Lost { .. }) if device.is_closing() => {}
         Action::Notify(Notice::Lost { cause }) => note_lost(device, cause),
-        Action::Notify(Notice::StillLost { .. }) => {}
+        Action::Notify(Notice::StillLost { .. }) if device.is_closing() => {}
+        Action::Notify(Notice::StillLost { lost_for_ms, cause }) => {
+            let text = Message::from_fmt(format_args!("{cause}"));
+            control::event_still_lost(device, lost_for_ms, text.as_str());
+        }
         Action::Notify(Notice::Recovered { lost_for_ms }) => {
             pr_info!("{}: back after {lost_for_ms} ms\n", device.name());
         }
@@ -214,7 +229,8 @@ fn inquire(device: &Arc<Device>) {
     }
     let (node, generation) = {
         let session = device.session().lock();
-        (session.node(), session.generation())
+        let node = device.node(session.node()).map(|node| node.addr);
+        (node, session.generation())
     };
     let patience_ms = u64::from(device.timeouts().connect_ms);
     {

@@ -319,7 +319,10 @@ pub mod cmd {
     /// CAP_SYS_ADMIN only index, name, state, lost-ms and suspend. A device that is too big for
     /// one message of a dump comes without its connections; ask for it alone to get them.
     pub const DEVICE_GET: u8 = 3;
-    /// Change a live device. Timeouts that are not named stay as they are.
+    /// Change a device, in whatever state it is. Timeouts that are not named stay as they are.
+    /// Nodes that are named take the place of those named before, and those that nodes told of
+    /// stay behind them. Connections that are up stay where they are; a device that is lost, or
+    /// being attached, goes to the first of the new nodes at once.
     pub const DEVICE_SET: u8 = 4;
     /// A block device was added.
     pub const ATTACHED: u8 = 5;
@@ -347,6 +350,10 @@ pub mod cmd {
     pub const SUSPENDED: u8 = 15;
     /// A suspended device was resumed.
     pub const RESUMED: u8 = 16;
+    /// The device has had no service for 5 seconds; sent again every 30 seconds until it has, or
+    /// fails for good. Whoever knows more than the module may act: names of nodes may have other
+    /// addresses now.
+    pub const STILL_LOST: u8 = 17;
 }
 
 /// Names of the multicast groups.
@@ -370,7 +377,7 @@ pub mod attr {
         /// The host name that was resolved to this address, for people. The module does not
         /// resolve names.
         pub const NAME: u16 = 5;
-        /// It was not named at attach, another node told of it.
+        /// The operator has not named it, another node told of it.
         pub const LEARNED: u16 = 6;
         /// The highest attribute type of this set.
         pub const MAX: u16 = 6;

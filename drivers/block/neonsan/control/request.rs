@@ -96,8 +96,9 @@ fn host_name<const N: usize>(attributes: Attributes<'_>) -> Text<N> {
     Text::from_str(name.unwrap_or(""))
 }
 
+/// The nodes that a request names, at least one.
 #[inline(never)]
-fn nodes(attributes: Attributes<'_>) -> Result<KVec<Node>, Refusal> {
+pub(super) fn nodes(attributes: Attributes<'_>) -> Result<KVec<Node>, Refusal> {
     let mut nodes = KVec::new();
     for node in attributes.all(attr::device::NODE) {
         if nodes.len() == MAX_DEVICE_NODES {
