@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
+#include <linux/backing-dev.h>
 #include <linux/blkdev.h>
 #include <linux/device.h>
 #include <linux/sysfs.h>
@@ -53,6 +54,23 @@ int neonsan_helper_device_add_disk_with_attributes(struct gendisk *disk)
 bool neonsan_helper_trylock_disk_open(struct gendisk *disk)
 {
 	return mutex_trylock(&disk->open_mutex);
+}
+
+/*
+ * How far ahead of a reader the page cache reads. The block layer makes it twice the optimal I/O size,
+ * whatever that is, and has no limit that a driver could set. Its lock is the one of whoever sets it
+ * through sysfs.
+ */
+unsigned long neonsan_helper_disk_read_ahead_pages(struct gendisk *disk)
+{
+	return READ_ONCE(disk->bdi->ra_pages);
+}
+
+void neonsan_helper_set_disk_read_ahead_pages(struct gendisk *disk, unsigned long pages)
+{
+	mutex_lock(&disk->queue->limits_lock);
+	WRITE_ONCE(disk->bdi->ra_pages, pages);
+	mutex_unlock(&disk->queue->limits_lock);
 }
 
 void neonsan_helper_unlock_disk_open(struct gendisk *disk)

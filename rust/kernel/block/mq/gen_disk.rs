@@ -8,6 +8,7 @@ use super::{Operations, QueueLimits, TagSet};
 use core::ffi::c_int;
 use kernel::{
     error::{from_err_ptr, to_result},
+    page::PAGE_SHIFT,
     prelude::*,
     str::CString,
     sync::Arc,
@@ -15,6 +16,11 @@ use kernel::{
     types::{ForeignOwnable, ScopeGuard},
 };
 use neonsan_bindings as bindings;
+
+/// How far is read ahead at most when a disk is added. The kernel's default for a disk of which nothing is
+/// known is half of it; on a network one more window is worth having: it is as much as the answer to a
+/// request of the default size takes while the next is on its way.
+const MAX_READ_AHEAD_BYTES: usize = 256 << 10;
 
 /// Settles what a disk is before it is added.
 pub struct GenDiskBuilder {
@@ -180,7 +186,26 @@ impl<T: Operations> GenDisk<T> {
         to_result(unsafe { bindings::device_add_disk_with_attributes(self.disk) })?;
         // INVARIANT: It is added.
         self.added = true;
+        self.bound_read_ahead();
         Ok(())
+    }
+
+    /// The block layer reads ahead twice the optimal I/O size, which is right for what rotates. Where
+    /// that size is large since a volume is cut into large objects, as in a Ceph cluster, a small read
+    /// of a mapped file would cost megabytes.
+    fn bound_read_ahead(&self) {
+        let pages = self.read_ahead_pages();
+        self.set_read_ahead_pages(pages.min(MAX_READ_AHEAD_BYTES >> PAGE_SHIFT));
+    }
+
+    fn read_ahead_pages(&self) -> usize {
+        // SAFETY: By the type's invariants; a disk has its `bdi` from the beginning.
+        unsafe { bindings::disk_read_ahead_pages(self.disk) }
+    }
+
+    fn set_read_ahead_pages(&self, pages: usize) {
+        // SAFETY: As above.
+        unsafe { bindings::set_disk_read_ahead_pages(self.disk, pages) };
     }
 
     fn queue(&self) -> *mut bindings::request_queue {
@@ -262,18 +287,24 @@ impl<T: Operations> GenDisk<T> {
         }
     }
 
-    /// Changes the limits of the live queue: waits for the requests in flight. May sleep.
+    /// Changes the limits of the live queue: waits for the requests in flight. How far is read ahead stays
+    /// what it was, perhaps set by somebody. May sleep.
     pub fn set_limits(&self, limits: &QueueLimits) -> Result {
         self.prevent_merges(limits);
+        let read_ahead;
         // SAFETY: By the type's invariants; start and commit are paired and hold the lock between.
-        unsafe {
+        let result = unsafe {
             let mut lim = bindings::queue_limits_start_update(self.queue());
+            // The block layer raises it with the limits, and never lowers it.
+            read_ahead = self.read_ahead_pages();
             limits.apply(&mut lim);
             to_result(bindings::queue_limits_commit_update_frozen(
                 self.queue(),
                 &mut lim,
             ))
-        }
+        };
+        self.set_read_ahead_pages(read_ahead);
+        result
     }
 
     /// From now on every new request fails, and removal does not try to write anything back.

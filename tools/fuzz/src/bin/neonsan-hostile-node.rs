@@ -6,7 +6,7 @@ use clap::Parser;
 use neonsan_fuzz::conversation::geometry;
 use neonsan_fuzz::hostile::{self, Misbehaviour, Outcome};
 use neonsan_fuzz::node::{Config, Node};
-use neonsan_proto::{Features, VolumeName};
+use neonsan_proto::{Features, Geometry, VolumeName};
 use std::net::TcpListener;
 use std::process::ExitCode;
 
@@ -50,6 +50,10 @@ struct Args {
     #[arg(long, value_name = "BYTES", default_value_t = 512, value_parser = clap::builder::PossibleValuesParser::new(["512", "1024", "2048", "4096"]).map(|s: String| s.parse::<u32>().unwrap_or(512)))]
     block_size: u32,
 
+    /// Optimal size of an I/O in bytes: a multiple of 4096, or 0 for none.
+    #[arg(long, value_name = "BYTES", default_value_t = 65536, value_parser = optimal_io)]
+    optimal_io: u32,
+
     /// The checksums that the node offers.
     #[arg(long, value_name = "WHICH", default_value = "all", value_parser = ["none", "header", "all"])]
     checksums: String,
@@ -61,6 +65,13 @@ struct Args {
 }
 
 use clap::builder::TypedValueParser as _;
+
+fn optimal_io(text: &str) -> Result<u32, String> {
+    match text.parse::<u32>() {
+        Ok(bytes) if bytes % 4096 == 0 => Ok(bytes),
+        _ => Err("write a number of bytes that is a multiple of 4096".to_owned()),
+    }
+}
 
 fn list() {
     for m in hostile::all() {
@@ -113,7 +124,10 @@ fn main() -> ExitCode {
     }
     let node = Node::new(Config {
         volume: args.volume,
-        geometry: geometry(args.size << 20, args.block_size),
+        geometry: Geometry {
+            io_opt_bytes: args.optimal_io.into(),
+            ..geometry(args.size << 20, args.block_size)
+        },
         features: match args.checksums.as_str() {
             "none" => Features::NONE,
             "header" => Features::HEADER_CRC,
