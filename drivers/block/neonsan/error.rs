@@ -14,7 +14,7 @@ fn errno_of_status(status: Status) -> Error {
         Status::VersionUnsupported | Status::FeatureUnsupported => EPROTONOSUPPORT,
         Status::NoSuchVolume | Status::NoSuchSnapshot => ENOENT,
         Status::BadName | Status::BadOpen | Status::BadRequest => EINVAL,
-        Status::HeldByOther | Status::Draining => EBUSY,
+        Status::HeldByOther => EBUSY,
         Status::OpenedReadOnly | Status::ReadOnly => EROFS,
         Status::NotPermitted => EACCES,
         Status::StaleGeneration | Status::Fenced => ESTALE,
@@ -23,7 +23,8 @@ fn errno_of_status(status: Status) -> Error {
         Status::VolumeDamaged | Status::MediaError => EIO,
         Status::NoSpace => ENOSPC,
         Status::Unsupported => EOPNOTSUPP,
-        Status::Busy => EAGAIN,
+        // It passes by itself: nobody else has the volume, the node still works on what was.
+        Status::Busy | Status::Draining => EAGAIN,
         Status::OutOfRange
         | Status::Misaligned
         | Status::TooLarge
