@@ -94,7 +94,7 @@ pub enum Command {
     List,
     /// Show all that is known about a device
     Info(Info),
-    /// Change the timeouts of a device that is in use
+    /// Change the timeouts or the nodes of a device that is in use
     Set(Set),
     /// Let no new I/O of a device go to its node, until resume
     Suspend(Suspend),
@@ -102,6 +102,8 @@ pub enum Command {
     Resume(Resume),
     /// Print what happens to devices, as it happens
     Watch(Watch),
+    /// Resolve the names of nodes again where a device is lost, and give it their new addresses
+    Resolve(Resolve),
     /// Create, list, change, delete, import, export, snapshot and clone volumes on a node
     Volume(Volume),
     /// Show the nodes that serve the same volumes
@@ -329,6 +331,11 @@ pub struct Set {
     #[arg(long, conflicts_with = "device")]
     pub all: bool,
 
+    /// A node that serves the volume from now on, in place of those named before; may be given
+    /// several times, the preferred one first
+    #[arg(long = "node", value_name = "HOST[:PORT]", conflicts_with = "all")]
+    pub nodes: Vec<String>,
+
     /// Stop showing that writes may be lost: somebody has seen to it
     #[arg(long)]
     pub clear_data_at_risk: bool,
@@ -347,6 +354,14 @@ pub struct Watch {
     /// Stop after N events
     #[arg(long, value_name = "N")]
     pub count: Option<u64>,
+}
+
+/// Options of resolve.
+#[derive(Args, Debug)]
+pub struct Resolve {
+    /// Look at the devices that are lost now and end, instead of waiting for more
+    #[arg(long)]
+    pub once: bool,
 }
 
 /// Commands on volumes, and where the node is asked about them.

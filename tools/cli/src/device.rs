@@ -5,11 +5,12 @@
 
 use crate::host::show_uuid;
 use crate::netlink::Attrs;
+use crate::target::ResolvedNode;
 use crate::uapi::{self, attr};
 use crate::users::User;
 use serde::Serialize;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// A device, its session and its connections.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -105,6 +106,9 @@ pub struct Node {
     pub address: IpAddr,
     /// TCP port.
     pub port: u16,
+    /// Index of the interface of a link-local address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scope_id: Option<u32>,
     /// The host name that was resolved to it.
     pub name: Option<String>,
     /// Another node told of it.
@@ -349,15 +353,26 @@ impl Node {
             port: attrs
                 .number(a::PORT)
                 .and_then(|port| port.try_into().ok())?,
+            scope_id: attrs.u32(a::SCOPE_ID),
             name: attrs.text(a::NAME),
             learned: attrs.bytes(a::LEARNED).is_some(),
         })
+    }
+
+    /// The same as it is given to the module.
+    pub fn resolved(&self) -> ResolvedNode {
+        ResolvedNode {
+            address: self.address,
+            scope_id: self.scope_id,
+            port: self.port,
+            name: self.name.clone(),
+        }
     }
 }
 
 impl fmt::Display for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", SocketAddr::new(self.address, self.port))?;
+        write!(f, "{}", self.resolved().socket())?;
         match &self.name {
             Some(name) => write!(f, " ({name})"),
             None => Ok(()),

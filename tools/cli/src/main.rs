@@ -72,6 +72,7 @@ fn run(common: &Common, command: &Command) -> Result<()> {
         Command::Suspend(args) => commands::suspend::suspend(common, args),
         Command::Resume(args) => commands::suspend::resume(common, args),
         Command::Watch(args) => commands::watch::run(common, args),
+        Command::Resolve(args) => commands::resolve::run(common, args),
         Command::Volume(command) => commands::volume::run(common, &config, command),
         Command::Node(command) => commands::node::run(common, &config, command),
         // Done already.

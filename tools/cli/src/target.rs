@@ -218,43 +218,51 @@ impl NodeAddress {
 
     /// The address as numbers; a name may have several. The order is the resolver's.
     pub fn resolve(&self) -> Result<Vec<ResolvedNode>> {
-        let node = |address, scope_id, name| ResolvedNode {
+        let node = |address, scope_id| ResolvedNode {
             address,
             scope_id,
             port: self.port,
-            name,
+            name: None,
         };
         match &self.host {
-            Host::Address(address) => Ok(vec![node(*address, None, None)]),
+            Host::Address(address) => Ok(vec![node(*address, None)]),
             Host::Scoped(address, interface) => {
                 let index = interface_index(interface)?;
-                Ok(vec![node(IpAddr::V6(*address), Some(index), None)])
+                Ok(vec![node(IpAddr::V6(*address), Some(index))])
             }
-            Host::Name(name) => {
-                let unknown = |why: String| {
-                    Error::new(
-                        Kind::Unreachable,
-                        format!("the name '{name}' cannot be resolved: {why}"),
-                    )
-                    .with_hint("check the spelling and DNS, or write the address as a number")
-                };
-                let mut nodes = Vec::new();
-                let found = (name.as_str(), self.port)
-                    .to_socket_addrs()
-                    .map_err(|error| unknown(error.to_string()))?;
-                for address in found {
-                    let resolved = node(address.ip(), None, Some(name.clone()));
-                    if !nodes.contains(&resolved) {
-                        nodes.push(resolved);
-                    }
-                }
-                if nodes.is_empty() {
-                    return Err(unknown("it has no address".into()));
-                }
-                Ok(nodes)
-            }
+            Host::Name(name) => resolve_name(name, self.port),
         }
     }
+}
+
+/// The addresses of a name, in the resolver's order.
+pub fn resolve_name(name: &str, port: u16) -> Result<Vec<ResolvedNode>> {
+    let unknown = |why: String| {
+        Error::new(
+            Kind::Unreachable,
+            format!("the name '{name}' cannot be resolved: {why}"),
+        )
+        .with_hint("check the spelling and DNS, or write the address as a number")
+    };
+    let mut nodes = Vec::new();
+    let found = (name, port)
+        .to_socket_addrs()
+        .map_err(|error| unknown(error.to_string()))?;
+    for address in found {
+        let resolved = ResolvedNode {
+            address: address.ip(),
+            scope_id: None,
+            port,
+            name: Some(name.to_owned()),
+        };
+        if !nodes.contains(&resolved) {
+            nodes.push(resolved);
+        }
+    }
+    if nodes.is_empty() {
+        return Err(unknown("it has no address".into()));
+    }
+    Ok(nodes)
 }
 
 fn interface_index(interface: &str) -> Result<u32> {

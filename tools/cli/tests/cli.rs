@@ -46,7 +46,7 @@ fn help_of(words: &[&str]) -> String {
 
 #[test]
 fn help_of_every_command_is_stable() {
-    let commands: [&[&str]; 30] = [
+    let commands: [&[&str]; 31] = [
         &[],
         &["attach"],
         &["detach"],
@@ -56,6 +56,7 @@ fn help_of_every_command_is_stable() {
         &["suspend"],
         &["resume"],
         &["watch"],
+        &["resolve"],
         &["volume"],
         &["volume", "create"],
         &["volume", "list"],
@@ -125,6 +126,9 @@ fn wrong_usage_exits_with_2() {
         &["detach"],
         &["detach", "--all", "0"],
         &["set", "0"],
+        &["set", "0", "--node", "h:0"],
+        &["set", "--all", "--node", "192.0.2.1"],
+        &["resolve", "0"],
         &["watch", "sda"],
         &["info", "0", "--qemu", "--libvirt"],
         &["volume", "create", "p/v"],
@@ -188,6 +192,8 @@ fn without_the_module_each_command_says_so() {
         "detach 0",
         "watch",
         "set 0 --loss-timeout 1m",
+        "set 0 --node 192.0.2.1",
+        "resolve --once",
         attach,
     ] {
         neonsan()

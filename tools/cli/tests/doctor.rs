@@ -42,7 +42,11 @@ impl Machine {
             "SUBSYSTEM==\"block\"\n",
         );
         machine.write("/run/udev/control", "");
-        for unit in ["neonsan@.service", "neonsan-shutdown.service"] {
+        for unit in [
+            "neonsan@.service",
+            "neonsan-resolve.service",
+            "neonsan-shutdown.service",
+        ] {
             machine.write(&format!("/usr/lib/systemd/system/{unit}"), "[Unit]\n");
         }
         machine.write(CONF, &format!("NEONSAN_TARGET=neonsan://{node}/vm/data\n"));

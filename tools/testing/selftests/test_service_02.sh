@@ -7,8 +7,8 @@
 
 need_programs
 program_install neonsan
-unit_install neonsan@.service neonsan-shutdown.service neonsan-unit
-systemd-analyze verify --man=no /var/tmp/units/neonsan@.service /var/tmp/units/neonsan-shutdown.service ||
+unit_install neonsan@.service neonsan-resolve.service neonsan-shutdown.service neonsan-unit
+systemd-analyze verify --man=no /var/tmp/units/neonsan{@,-resolve,-shutdown}.service ||
 	fail "systemd has something to say about the units"
 mkdir -p /etc/neonsan/devices
 at_exit rm -rf /etc/neonsan

@@ -225,12 +225,16 @@ pub fn resolve(target: &Target, options: &[String], config: &Config) -> Result<V
             "write {FORM}, or add --node HOST, or set nodes in the config file"
         )));
     }
+    resolve_all(&addresses)
+}
+
+/// The nodes as numbers. One name that cannot be resolved is no reason not to use the others.
+pub fn resolve_all(addresses: &[NodeAddress]) -> Result<Vec<ResolvedNode>> {
     let mut nodes: Vec<ResolvedNode> = Vec::new();
     let mut unresolved = None;
-    for address in &addresses {
+    for address in addresses {
         match address.resolve() {
             Ok(found) => nodes.extend(found),
-            // One name that cannot be resolved is no reason not to use the others.
             Err(error) => unresolved = Some(error),
         }
     }
@@ -297,7 +301,8 @@ pub fn timeout_attrs(timeouts: &Timeouts) -> AttrsMut {
     attrs
 }
 
-fn node_attrs(node: &ResolvedNode) -> AttrsMut {
+/// A node as attributes.
+pub fn node_attrs(node: &ResolvedNode) -> AttrsMut {
     use attr::node as a;
     let mut attrs = AttrsMut::default();
     match node.address {

@@ -10,6 +10,7 @@ pub mod import;
 pub mod info;
 pub mod list;
 pub mod node;
+pub mod resolve;
 pub mod set;
 pub mod snapshot;
 pub mod suspend;
@@ -170,6 +171,7 @@ mod tests {
                 .map(|(address, port, name)| Node {
                     address: address.parse().unwrap(),
                     port: *port,
+                    scope_id: None,
                     name: name.map(str::to_owned),
                     learned: false,
                 })

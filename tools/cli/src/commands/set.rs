@@ -2,25 +2,29 @@
 
 //! `neonsan set`
 
-use super::attach::{check_timeouts, timeout_attrs};
+use super::attach::{check_timeouts, node_attrs, resolve_all, timeout_attrs};
 use super::{find_index, get_device, get_devices};
 use crate::cli::{Common, Set};
+use crate::config::Timeouts;
 use crate::device::Device;
 use crate::error::{Error, Kind, Result};
 use crate::netlink::{AttrsMut, Client};
 use crate::output::print_json;
+use crate::target::ResolvedNode;
 use crate::uapi::{attr, cmd};
 use serde_json::json;
 
-/// Changes the timeouts of a device or of all, and takes note of data at risk.
+/// What is to be changed, of one device or of each.
+struct Change {
+    timeouts: Timeouts,
+    /// In place of those named before; empty: they stay.
+    nodes: Vec<ResolvedNode>,
+    clear_data_at_risk: bool,
+}
+
+/// Changes the timeouts of a device or of all, or the nodes of one, and takes note of data at risk.
 pub fn run(common: &Common, args: &Set) -> Result<()> {
-    let timeouts = args.timeouts.timeouts();
-    let attrs = timeout_attrs(&timeouts);
-    if attrs.is_empty() && !args.clear_data_at_risk {
-        return Err(Error::new(Kind::Usage, "nothing is to be changed")
-            .with_hint("name a timeout, as in --request-timeout 10s"));
-    }
-    check_timeouts(&timeouts)?;
+    let change = Change::new(args)?;
     let mut client = Client::connect()?;
     let indices = match &args.device {
         Some(device) => vec![find_index(&mut client, device)?],
@@ -30,16 +34,7 @@ pub fn run(common: &Common, args: &Set) -> Result<()> {
         }
     };
     for index in &indices {
-        let mut request = AttrsMut::default();
-        request.u32(attr::device::INDEX, *index);
-        if !attrs.is_empty() {
-            request.nest(attr::device::TIMEOUTS, &attrs);
-        }
-        if args.clear_data_at_risk {
-            request.flag(attr::device::CLEAR_AT_RISK);
-        }
-        let what = format!("neonsan{index} cannot be changed");
-        client.request(cmd::DEVICE_SET, &request, &what)?;
+        change.make(&mut client, *index)?;
     }
     match indices.as_slice() {
         _ if !common.json => Ok(()),
@@ -49,5 +44,126 @@ pub fn run(common: &Common, args: &Set) -> Result<()> {
             let devices: Vec<_> = devices.iter().map(Device::shown).collect();
             print_json(&json!({ "devices": devices }))
         }
+    }
+}
+
+/// Gives a device other nodes, and changes nothing else.
+pub fn set_nodes(client: &mut Client, index: u32, nodes: Vec<ResolvedNode>) -> Result<()> {
+    let change = Change {
+        timeouts: Timeouts::default(),
+        nodes,
+        clear_data_at_risk: false,
+    };
+    change.make(client, index)
+}
+
+impl Change {
+    fn new(args: &Set) -> Result<Self> {
+        let timeouts = args.timeouts.timeouts();
+        let nothing = timeout_attrs(&timeouts).is_empty();
+        if nothing && args.nodes.is_empty() && !args.clear_data_at_risk {
+            return Err(Error::new(Kind::Usage, "nothing is to be changed")
+                .with_hint("name a timeout, as in --request-timeout 10s, or nodes, with --node"));
+        }
+        check_timeouts(&timeouts)?;
+        let addresses = args.nodes.iter().map(|node| node.parse());
+        Ok(Change {
+            timeouts,
+            nodes: resolve_all(&addresses.collect::<Result<Vec<_>>>()?)?,
+            clear_data_at_risk: args.clear_data_at_risk,
+        })
+    }
+
+    fn to_attrs(&self, index: u32) -> AttrsMut {
+        let mut request = AttrsMut::default();
+        request.u32(attr::device::INDEX, index);
+        let timeouts = timeout_attrs(&self.timeouts);
+        if !timeouts.is_empty() {
+            request.nest(attr::device::TIMEOUTS, &timeouts);
+        }
+        for node in &self.nodes {
+            request.nest(attr::device::NODE, &node_attrs(node));
+        }
+        if self.clear_data_at_risk {
+            request.flag(attr::device::CLEAR_AT_RISK);
+        }
+        request
+    }
+
+    fn make(&self, client: &mut Client, index: u32) -> Result<()> {
+        let what = format!("neonsan{index} cannot be changed");
+        let request = self.to_attrs(index);
+        match client.request_known(cmd::DEVICE_SET, &request, &what)? {
+            Some(_) => Ok(()),
+            None => Err(Error::new(
+                Kind::Module,
+                format!("{what}: the kernel module that is loaded is older than this command"),
+            )
+            .with_hint("load the new one when no device is attached, or attach the volume again")),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::cli::{Command, Neonsan};
+    use crate::netlink::Attrs;
+    use clap::Parser as _;
+
+    fn change(line: &[&str]) -> Result<Change> {
+        let line = ["neonsan", "set"].iter().chain(line);
+        match Neonsan::try_parse_from(line).unwrap().command {
+            Command::Set(args) => Change::new(&args),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn options_become_attributes() {
+        let line = [
+            "0",
+            "--node=192.0.2.7",
+            "--node=[2001:db8::1]:7",
+            "--loss-timeout=1m",
+        ];
+        let attrs = change(&line).unwrap().to_attrs(5);
+        let attrs = Attrs(attrs.as_bytes());
+        assert_eq!(attrs.u32(attr::device::INDEX), Some(5));
+        let nodes: Vec<_> = attrs.all_nested(attr::device::NODE).collect();
+        assert_eq!(nodes.len(), 2);
+        assert_eq!(nodes[0].bytes(attr::node::IPV4), Some(&[192, 0, 2, 7][..]));
+        assert_eq!(nodes[0].number(attr::node::PORT), Some(9666));
+        assert_eq!(nodes[1].number(attr::node::PORT), Some(7));
+        let timeouts = attrs.nested(attr::device::TIMEOUTS).unwrap();
+        assert_eq!(timeouts.u32(attr::timeouts::LOSS), Some(60_000));
+        assert_eq!(attrs.bytes(attr::device::CLEAR_AT_RISK), None);
+        // What is not named is not touched.
+        let attrs = change(&["0", "--clear-data-at-risk"]).unwrap().to_attrs(0);
+        let attrs = Attrs(attrs.as_bytes());
+        assert_eq!(attrs.all_nested(attr::device::NODE).count(), 0);
+        assert!(attrs.nested(attr::device::TIMEOUTS).is_none());
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_before_the_kernel_is_asked() {
+        for (line, kind, said) in [
+            (&["0"][..], Kind::Usage, "with --node"),
+            (&["0", "--node=h:0"], Kind::Usage, "not from 1 to 65535"),
+            (&["0", "--node="], Kind::Usage, "the host is missing"),
+            (
+                &["0", "--node=no.such.name.invalid"],
+                Kind::Unreachable,
+                "'no.such.name.invalid' cannot be resolved",
+            ),
+        ] {
+            let error = change(line).err().unwrap();
+            assert_eq!(error.kind(), kind, "{line:?}");
+            assert!(error.to_string().contains(said), "{error}");
+        }
+        // Each device has nodes of its own.
+        let line = ["neonsan", "set", "--all", "--node=192.0.2.7"];
+        assert!(Neonsan::try_parse_from(line).is_err());
     }
 }

@@ -8,7 +8,7 @@ use crate::error::{Error, Kind, Result};
 use crate::netlink::{Client, Event};
 use crate::output::{plain, print, print_json_line};
 use crate::uapi::{self, attr, cmd};
-use crate::units::show_size;
+use crate::units::{show_duration_ms, show_size};
 use neonsan_api::show_time;
 use serde::Serialize;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -23,6 +23,8 @@ struct Happened {
     volume: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     connection: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lost_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     size_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -93,6 +95,7 @@ impl Happened {
             cmd::DATA_AT_RISK => "data-at-risk",
             cmd::SUSPENDED => "suspended",
             cmd::RESUMED => "resumed",
+            cmd::STILL_LOST => "still-lost",
             _ => return None,
         };
         let attrs = event.attrs();
@@ -103,6 +106,7 @@ impl Happened {
             index: attrs.u32(a::INDEX),
             volume: attrs.text(a::VOLUME),
             connection: attrs.u32(a::CONNECTION_INDEX),
+            lost_ms: attrs.number(a::LOST_MS),
             size_bytes: attrs.number(a::SIZE),
             message: attrs.text(a::MESSAGE),
             at_risk_bytes: attrs.number(a::AT_RISK_BYTES),
@@ -124,6 +128,7 @@ impl Happened {
                 "  connection ",
                 self.connection.map(|index| index.to_string()),
             ),
+            ("  lost for ", self.lost_ms.map(show_duration_ms)),
             ("  ", self.size_bytes.map(show_size)),
             ("  ", self.message.clone()),
             ("  ", self.mode.map(str::to_owned)),
@@ -157,6 +162,17 @@ mod tests {
         assert_eq!(
             lost.show(),
             "1970-01-02 01:02:03 UTC  connection-lost  /dev/neonsan0  p/v  connection 2  reset by the node\n"
+        );
+        let still_lost = Happened {
+            event: "still-lost",
+            device: Some("/dev/neonsan0".into()),
+            lost_ms: Some(35_000),
+            message: Some("no answer".into()),
+            ..Happened::default()
+        };
+        assert_eq!(
+            still_lost.show(),
+            "1970-01-01 00:00:00 UTC  still-lost  /dev/neonsan0  lost for 35s  no answer\n"
         );
     }
 }

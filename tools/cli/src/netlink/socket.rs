@@ -12,8 +12,10 @@ use netlink_packet_core::{
 };
 use netlink_sys::protocols::NETLINK_GENERIC;
 use netlink_sys::{Socket, SocketAddr};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use std::path::Path;
+use std::time::Duration;
 
 const HEADER_BYTES: usize = 16;
 const GENL_HEADER_BYTES: usize = 4;
@@ -186,6 +188,17 @@ impl Client {
             )),
             Err(error) if error.raw_os_error() == Some(Errno::NOBUFS.raw_os_error()) => Ok(None),
             Err(error) => Err(broken(&error)),
+        }
+    }
+
+    /// Like [`Client::next_events`], but waits no longer than this; then there are none.
+    pub fn next_events_within(&mut self, limit: Duration) -> Result<Option<Vec<Event>>> {
+        let mut descriptors = [PollFd::new(&self.socket, PollFlags::IN)];
+        let limit = Timespec::try_from(limit).ok();
+        match rustix::event::poll(&mut descriptors, limit.as_ref()) {
+            Ok(0) | Err(Errno::INTR) => Ok(Some(Vec::new())),
+            Ok(_) => self.next_events(),
+            Err(error) => Err(broken(&error.into())),
         }
     }
 

@@ -86,7 +86,11 @@ pub(super) fn look_at_units(report: &mut Report, root: &Root, is_here: bool) -> 
             .map(|place| format!("{place}/{unit}"))
             .any(|path| root.path(&path).exists())
     };
-    for unit in ["neonsan@.service", "neonsan-shutdown.service"] {
+    for unit in [
+        "neonsan@.service",
+        "neonsan-resolve.service",
+        "neonsan-shutdown.service",
+    ] {
         if !has(unit) {
             let message = format!("the unit {unit} is missing");
             report.problem("units", message, REINSTALL);
