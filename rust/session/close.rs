@@ -38,6 +38,9 @@ pub enum CloseCause {
     BadGeometry(&'static str),
     /// The volume came back with another identity, or smaller limits than the device was made for.
     VolumeChanged(&'static str),
+    /// The volume came back with this size in bytes, which is smaller than the device's: it waits until a
+    /// person decides, or the volume has grown again.
+    VolumeShrunk(u64),
 
     // What the peer did wrong afterwards.
     /// The checksum of a header was wrong.
@@ -112,6 +115,7 @@ impl CloseCause {
             | CloseCause::Version { .. }
             | CloseCause::Refused(_)
             | CloseCause::VolumeChanged(_)
+            | CloseCause::VolumeShrunk(_)
             | CloseCause::Replaced
             | CloseCause::Fenced
             | CloseCause::GoingAway
@@ -136,6 +140,7 @@ impl CloseCause {
             CloseCause::Refused(_) => "refused",
             CloseCause::BadGeometry(_) => "bad-geometry",
             CloseCause::VolumeChanged(_) => "volume-changed",
+            CloseCause::VolumeShrunk(_) => "volume-shrunk",
             CloseCause::HeaderChecksum => "header-checksum",
             CloseCause::PayloadChecksum => "payload-checksum",
             CloseCause::UnknownKind(_) => "unknown-kind",
@@ -196,6 +201,9 @@ impl fmt::Display for CloseCause {
             CloseCause::Refused(status) => write!(f, "refused: {status}"),
             CloseCause::BadGeometry(field) => write!(f, "the node stated a {field} that makes no sense"),
             CloseCause::VolumeChanged(field) => write!(f, "the volume came back with another {field}"),
+            CloseCause::VolumeShrunk(bytes) => {
+                write!(f, "the volume has only {bytes} bytes now, fewer than the device: a person must decide")
+            }
             CloseCause::HeaderChecksum => f.write_str("a header arrived damaged"),
             CloseCause::PayloadChecksum => f.write_str("a payload arrived damaged"),
             CloseCause::UnknownKind(kind) => write!(f, "a message of unknown kind {kind:#04x} arrived"),

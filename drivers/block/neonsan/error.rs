@@ -47,7 +47,7 @@ pub(crate) fn errno_of(cause: CloseCause) -> Error {
         CloseCause::PeerClosed => ECONNRESET,
         CloseCause::Version { .. } => EPROTONOSUPPORT,
         CloseCause::Refused(status) => errno_of_status(status),
-        CloseCause::VolumeChanged(_) | CloseCause::Fenced => ESTALE,
+        CloseCause::VolumeChanged(_) | CloseCause::VolumeShrunk(_) | CloseCause::Fenced => ESTALE,
         CloseCause::NoMemory => ENOMEM,
         CloseCause::Detached | CloseCause::Released | CloseCause::Replaced => ESHUTDOWN,
         CloseCause::GoingAway | CloseCause::WritesLost => ESHUTDOWN,

@@ -2,7 +2,30 @@
 
 //! What a host relies on once it was told the limits and abilities of a volume.
 
+use crate::CloseCause;
 use neonsan_proto::{Capabilities, Geometry};
+
+/// Whether a device of `device_bytes` goes on with its volume when that has `volume_bytes`.
+///
+/// A device grows with its volume. It does not shrink by itself, be it that the volume was shrunk while
+/// the host was away or while it looked on: behind the new end lie data of a file system that is mounted,
+/// and what reads or writes there would fail from one moment to the next. So it waits, like one that is
+/// lost, until a person has accepted just this size (`accepted_bytes`), or the volume has grown again.
+pub const fn check_size(
+    device_bytes: u64,
+    volume_bytes: u64,
+    accepted_bytes: Option<u64>,
+) -> Result<(), CloseCause> {
+    let is_accepted = match accepted_bytes {
+        Some(bytes) => bytes == volume_bytes,
+        None => false,
+    };
+    if volume_bytes >= device_bytes || is_accepted {
+        Ok(())
+    } else {
+        Err(CloseCause::VolumeShrunk(volume_bytes))
+    }
+}
 
 /// The first thing in which `new` promises less than `old` did, or asks more, if there is one.
 ///

@@ -44,8 +44,8 @@ mod nodes;
 mod timers;
 
 use super::terms::{
-    Action, Config, ConnectKind, ConnectionState, Notice, SessionState, Used, STILL_LOST_FIRST_MS,
-    UNLISTED,
+    Action, Config, ConnectKind, ConnectionState, Notice, SessionState, Used, SHRUNK_RETRY_MS,
+    STILL_LOST_FIRST_MS, UNLISTED,
 };
 use crate::{Backoff, CloseCause, Generation, Instant, Timeouts};
 use core::borrow::BorrowMut;
@@ -349,7 +349,13 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
             }
         }
         self.leave_node();
-        self.schedule(0, now);
+        match cause {
+            // A person takes a while, and each look is an OPEN.
+            CloseCause::VolumeShrunk(_) => {
+                self.schedule_from(0, now.after_ms(SHRUNK_RETRY_MS), now);
+            }
+            _ => self.schedule(0, now),
+        }
     }
 
     fn on_join_failed(&mut self, connection: usize, cause: CloseCause, now: Instant) {
@@ -464,12 +470,17 @@ impl<S: BorrowMut<[Connection]>> Session<S> {
     /// Sets the time of the next try of an idle connection. The delay counts from when the last
     /// try began: one that a silent network let run into its timeout has waited long enough.
     fn schedule(&mut self, connection: usize, now: Instant) {
+        self.schedule_from(connection, now, now);
+    }
+
+    /// The same, not before `earliest`.
+    fn schedule_from(&mut self, connection: usize, earliest: Instant, now: Instant) {
         let timeouts = self.config.timeouts;
         if let Some(c) = self.connections.borrow_mut().get_mut(connection) {
             let delay = c.backoff.next_delay_ms(&timeouts);
             let retry_at = match delay {
-                0 => now,
-                _ => c.tried_at.after_ms(delay).max(now),
+                0 => earliest,
+                _ => c.tried_at.after_ms(delay).max(earliest),
             };
             c.enter(
                 ConnectionState::Idle {

@@ -16,6 +16,9 @@ pub const STILL_LOST_FIRST_MS: u64 = 5_000;
 /// After how long they are told each time from then on.
 pub const STILL_LOST_EVERY_MS: u64 = 30_000;
 
+/// How long the machine waits before it looks again whether a volume that was shrunk has grown.
+pub const SHRUNK_RETRY_MS: u64 = 5_000;
+
 /// What the machine is made for.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {

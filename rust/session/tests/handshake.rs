@@ -10,7 +10,9 @@ use neonsan_proto::{
     Refusal, ServerHello, Status, HEADER_BYTES, HELLO_BYTES, MAX_NODES, MAX_REFUSAL_TEXT_BYTES,
     OPEN_REPLY_BYTES,
 };
-use neonsan_session::client::{check_same_volume, ConnectKind, Handshake, Identity, Progress};
+use neonsan_session::client::{
+    check_same_volume, check_size, ConnectKind, Handshake, Identity, Progress,
+};
 use neonsan_session::server::{self, IntroducedAs};
 use neonsan_session::{CloseCause, Generation};
 use zerocopy::IntoBytes as _;
@@ -443,4 +445,31 @@ fn a_reopened_volume_must_be_the_same() {
     cacheless.geometry.capabilities = (before.geometry.capabilities.get() & !0x2).into();
     assert!(check_same_volume(&cacheless, &before).is_err());
     assert_eq!(check_same_volume(&before, &cacheless), Ok(()));
+}
+
+#[test]
+fn a_device_grows_with_its_volume_and_shrinks_only_by_a_persons_word() {
+    const MIB: u64 = 1 << 20;
+    for (device, volume, accepted, goes_on) in [
+        (64, 64, None, true),
+        (64, 65, None, true),
+        (64, 63, None, false),
+        (64, 63, Some(63), true),
+        // It was shrunk once more since the person has looked, or has grown a little.
+        (64, 62, Some(63), false),
+        (64, 63, Some(62), false),
+        // What was accepted is no matter any more.
+        (64, 128, Some(63), true),
+    ] {
+        let checked = check_size(device * MIB, volume * MIB, accepted.map(|size| size * MIB));
+        let expected = match goes_on {
+            true => Ok(()),
+            false => Err(CloseCause::VolumeShrunk(volume * MIB)),
+        };
+        assert_eq!(checked, expected, "{device} {volume} {accepted:?}");
+    }
+    let cause = CloseCause::VolumeShrunk(512);
+    assert_eq!(cause.name(), "volume-shrunk");
+    assert!(!cause.is_violation());
+    assert!(cause.to_string().contains("only 512 bytes now"), "{cause}");
 }

@@ -6,7 +6,9 @@ mod common;
 
 use common::device::{connect_of, device_with, join, live, open, refused, Device, DOWN, GONE};
 use neonsan_proto::Status;
-use neonsan_session::client::{Action, ConnectKind, Notice, SessionState, STILL_LOST_EVERY_MS};
+use neonsan_session::client::{
+    Action, ConnectKind, Notice, SessionState, SHRUNK_RETRY_MS, STILL_LOST_EVERY_MS,
+};
 use neonsan_session::{CloseCause, Timeouts};
 
 #[test]
@@ -400,4 +402,39 @@ fn people_are_told_again_and_again_while_it_is_lost() {
     device.session.on_lost(0, GONE, device.now);
     device.session.on_lost(1, GONE, device.now);
     assert_eq!(told_still_lost(&mut device, 6_000), [5_000]);
+}
+
+#[test]
+fn a_volume_that_was_shrunk_is_waited_for_without_haste_and_without_an_error() {
+    let mut device = live(1, 2);
+    let timeouts = *device.session.timeouts();
+    device.session.set_timeouts(Timeouts {
+        loss_ms: 0,
+        ..timeouts
+    });
+    device.lost(0, GONE);
+    device.drained(0);
+    // It is opened anew, at each node in turn, and each has the smaller volume.
+    device.failed(0, DOWN);
+    let shrunk = CloseCause::VolumeShrunk(1 << 20);
+    let mut nodes = Vec::new();
+    for _ in 0..4 {
+        let (_, node, kind) = connect_of(&device.wait_for_action());
+        assert!(matches!(kind, ConnectKind::Open { promote: true, .. }));
+        nodes.push(node);
+        assert_eq!(device.failed(0, shrunk), []);
+        assert_eq!(device.wait(SHRUNK_RETRY_MS - 1), [], "no haste");
+        assert_eq!(device.session.state(), SessionState::Opening);
+        assert!(!device.session.is_failing());
+    }
+    assert!(nodes.contains(&0) && nodes.contains(&1), "{nodes:?}");
+    // A person has decided: at once.
+    device.failed(0, shrunk);
+    let _ = device.wait_for_action();
+    device.failed(0, shrunk);
+    device.session.retry_now(device.now);
+    connect_of(&device.actions());
+    device.opened(0);
+    device.actions();
+    assert!(device.session.is_usable());
 }

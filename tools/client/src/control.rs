@@ -9,8 +9,8 @@ use crate::link::{self, ConnectError, Connected, Link};
 use crate::{Config, Error};
 use neonsan_proto::{Capabilities, Geometry, Kind, OpenReply, RequestFlags};
 use neonsan_session::client::{
-    self, check_same_volume, is_resumption_refused, Action, ConnectKind, Durability, Notice,
-    Session, SessionState, Used,
+    self, check_same_volume, check_size, is_resumption_refused, Action, ConnectKind, Durability,
+    Notice, Session, SessionState, Used,
 };
 use neonsan_session::{CloseCause, Instant, Timeouts};
 use std::net::SocketAddr;
@@ -330,6 +330,20 @@ impl Control {
         let first = self.shared.lanes.get().is_none();
         if !first {
             if let Err(cause) = check_same_volume(&self.shared.opened(), &reply) {
+                self.session.on_connect_failed(connection, cause, now());
+                return;
+            }
+            let had_bytes = self.shared.opened().geometry.size_bytes.get();
+            let has_bytes = reply.geometry.size_bytes.get();
+            if let Err(shrunk) = check_size(had_bytes, has_bytes, None) {
+                let cause = match self.session.state() {
+                    // A program copies what it was told of. There is no person to wait for.
+                    SessionState::Opening => {
+                        CloseCause::VolumeChanged("size, which is smaller than before")
+                    }
+                    // Said before it grew, perhaps: the others are told of what is new.
+                    _ => shrunk,
+                };
                 self.session.on_connect_failed(connection, cause, now());
                 return;
             }
