@@ -14,7 +14,7 @@ use neonsan_kernel::{
     net::{SocketAddr, TcpSocket},
 };
 use neonsan_session::{
-    client::{Handshake, Opened, Progress},
+    client::{ConnectKind, Handshake, Opened, Progress},
     CloseCause,
 };
 
@@ -85,6 +85,9 @@ fn on_failed(connection: &Connection, task: &ConnectTask, Failure { cause, error
         CloseCause::Refused(_) | CloseCause::ConnectFailed(_) | CloseCause::Detached => {}
         // Whatever became of what was asked.
         _ => device.set_held(),
+    }
+    if let (CloseCause::VolumeShrunk(size_bytes), ConnectKind::Open { .. }) = (cause, task.kind) {
+        device.note_shrunk(size_bytes);
     }
     if let Some(error) = error {
         device.note_connect_failure(connection.index, cause, error);

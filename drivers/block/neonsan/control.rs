@@ -88,6 +88,7 @@ static SET_POLICY: Policy = Policy::new(&[
     (attr::device::NODE, Check::nested(&NODE_POLICY)),
     (attr::device::TIMEOUTS, Check::nested(&TIMEOUTS_POLICY)),
     (attr::device::CLEAR_AT_RISK, Check::flag()),
+    (attr::device::ACCEPT_SIZE, Check::exact(8)),
 ]);
 
 static SUSPEND_POLICY: Policy = Policy::new(&[
@@ -247,7 +248,9 @@ impl Doit for Set {
         let clear = attributes.has(attr::device::CLEAR_AT_RISK);
         let timeouts = attributes.get(attr::device::TIMEOUTS);
         let names_nodes = attributes.has(attr::device::NODE);
-        if !clear && timeouts.is_none() && !names_nodes {
+        let size = attributes.get(attr::device::ACCEPT_SIZE);
+        let size = size.and_then(|size| size.array()).map(u64::from_ne_bytes);
+        if !clear && timeouts.is_none() && !names_nodes && size.is_none() {
             return Err(Refusal::new(
                 EINVAL,
                 format_args!("nothing is to be changed: name a timeout or nodes"),
@@ -258,6 +261,9 @@ impl Doit for Set {
             true => request::nodes(attributes)?,
             false => KVec::new(),
         };
+        if let Some(size_bytes) = size {
+            device.accept_size(size_bytes)?;
+        }
         if let Some(wished) = timeouts {
             set_timeouts(&device, wished.nested())?;
         }
@@ -379,6 +385,14 @@ pub(crate) fn event_still_lost(device: &Device, lost_for_ms: u64, text: &str) {
 pub(crate) fn event_resized(device: &Device, size_bytes: u64) {
     event(device, cmd::RESIZED, |msg| {
         msg.put_uint(attr::device::SIZE, size_bytes)
+    });
+}
+
+/// The volume is smaller than the device, which waits for a person.
+pub(crate) fn event_shrunk(device: &Device, size_bytes: u64, text: &str) {
+    event(device, cmd::SHRUNK, |msg| {
+        msg.put_uint(attr::device::SHRUNK_SIZE, size_bytes)?;
+        msg.put_str(attr::device::MESSAGE, text)
     });
 }
 

@@ -72,6 +72,9 @@ fn show_device(f: &mut fmt::Formatter<'_>, device: &Device) -> core::fmt::Result
     if info.at_risk_bytes != 0 {
         writeln!(f, "  at_risk_bytes={}", info.at_risk_bytes)?;
     }
+    if let Some(bytes) = info.shrunk_bytes {
+        writeln!(f, "  shrunk_bytes={bytes}")?;
+    }
     if let Some(failure) = &info.failure {
         writeln!(f, "  failure=\"{failure}\"")?;
     }

@@ -10,7 +10,8 @@
 //! 3. `progress` (mutex): who waits for the control machine looks at it with this held.
 //! 4. `session` (mutex): the control machine.
 //! 5. A connection's own, see [`crate::connection`].
-//! 6. `connections`, `volume`, `nodes`, `notes`, `session_id` (mutexes): only around reading or changing them.
+//! 6. `connections`, `volume`, `shrinking` (below `volume`), `nodes`, `notes`, `session_id` (mutexes): only
+//!    around reading or changing them.
 //! 7. `events`, `timeouts` (spin locks, interrupts off): likewise.
 //! 8. `at_rest` (spin lock, interrupts off): around queueing work.
 
@@ -88,6 +89,16 @@ struct Events {
     size_bytes: Option<u64>,
     geometry: Option<Geometry>,
     going_away: bool,
+}
+
+/// A volume that has become smaller than its device, which waits for a person to decide. Written by
+/// whoever learns of it and by netlink; over when the volume is opened.
+#[derive(Default)]
+struct Shrinking {
+    /// The size that it has now, in bytes.
+    told_bytes: Option<u64>,
+    /// The size that the person accepts.
+    accepted_bytes: Option<u64>,
 }
 
 /// How attaching goes on.
@@ -188,6 +199,8 @@ pub(crate) struct Device {
     connections: Mutex<KVec<Arc<Connection>>>,
     #[pin]
     volume: Mutex<Option<Volume>>,
+    #[pin]
+    shrinking: Mutex<Shrinking>,
     #[pin]
     events: SpinLockIrq<Events>,
     #[pin]
@@ -303,6 +316,7 @@ impl Device {
                 session <- new_mutex!(session, "neonsan_session"),
                 connections <- new_mutex!(KVec::new(), "neonsan_connections"),
                 volume <- new_mutex!(None, "neonsan_volume"),
+                shrinking <- new_mutex!(Shrinking::default(), "neonsan_shrinking"),
                 events <- new_spinlock_irq!(Events::default(), "neonsan_events"),
                 timeouts <- new_spinlock_irq!(timeouts, "neonsan_timeouts"),
                 at_rest <- new_spinlock_irq!(false, "neonsan_at_rest"),
@@ -468,7 +482,13 @@ impl Device {
     /// A node has opened the volume: is it the one that the device was made for?
     pub(crate) fn check_volume(&self, opened: &Opened) -> Result<(), CloseCause> {
         match &*self.volume.lock() {
-            Some(old) => client::check_same_volume(&old.reply, &opened.reply),
+            Some(old) => {
+                client::check_same_volume(&old.reply, &opened.reply)?;
+                // It may have grown since the reply.
+                let had_bytes = old.geometry.size_bytes.get();
+                let has_bytes = opened.reply.geometry.size_bytes.get();
+                client::check_size(had_bytes, has_bytes, self.shrinking.lock().accepted_bytes)
+            }
             None => Ok(()),
         }
     }
@@ -487,6 +507,7 @@ impl Device {
             reply: *reply,
         };
         let old = self.volume.lock().replace(new);
+        *self.shrinking.lock() = Shrinking::default();
         let old = old?;
         if old.geometry != new.geometry {
             self.on_limits(new.geometry);

@@ -47,6 +47,8 @@ pub(crate) struct DeviceInfo {
     pub(crate) suspend: Option<uapi::SuspendMode>,
     /// Bytes that a lost cache may have taken, and that nobody has taken note of.
     pub(crate) at_risk_bytes: u64,
+    /// The size to which the volume was shrunk, if the device waits for a person.
+    pub(crate) shrunk_bytes: Option<u64>,
     /// Why I/O fails.
     pub(crate) failure: Option<Message>,
     /// From whom attach took the volume.
@@ -70,6 +72,7 @@ impl DeviceInfo {
         loss_deadline_ms: None,
         suspend: None,
         at_risk_bytes: 0,
+        shrunk_bytes: None,
         failure: None,
         fenced: None,
     };
@@ -246,6 +249,7 @@ impl Device {
         }
         info.suspend = self.suspended();
         info.at_risk_bytes = self.at_risk().open_bytes();
+        info.shrunk_bytes = self.shrunk_bytes();
         Ok(info)
     }
 

@@ -88,6 +88,18 @@ impl Device {
         true
     }
 
+    /// Tells people that the device waits for one of them.
+    pub(crate) fn tell_of_shrinking(&self, size_bytes: u64) {
+        let had_bytes = self.volume().map_or(0, |v| v.geometry.size_bytes.get());
+        let text = Message::from_fmt(format_args!(
+            "the volume was shrunk to {size_bytes} bytes, the device has {had_bytes}: requests wait \
+             until it is grown again, or `neonsan set --accept-size neonsan{}`",
+            self.index()
+        ));
+        pr_err!("{}: {text}\n", self.name());
+        control::event_shrunk(self, size_bytes, text.as_str());
+    }
+
     fn lost_before(&self) -> bool {
         self.session().lock().lost_since().is_some()
     }

@@ -354,6 +354,9 @@ pub mod cmd {
     /// fails for good. Whoever knows more than the module may act: names of nodes may have other
     /// addresses now.
     pub const STILL_LOST: u8 = 17;
+    /// The volume was shrunk, and the device does not follow: its requests wait until the volume
+    /// is grown again, or somebody accepts the size.
+    pub const SHRUNK: u8 = 18;
 }
 
 /// Names of the multicast groups.
@@ -608,7 +611,12 @@ pub mod attr {
         /// each start of the kernel. Without force, what a session of the host has left is taken
         /// over at once by another boot only. All zero, or absent: not said.
         pub const HOST_BOOT: u16 = 33;
+        /// The size in bytes to which the volume was shrunk. Absent unless the device waits for
+        /// somebody to decide on that: its requests wait meanwhile, as when it is lost.
+        pub const SHRUNK_SIZE: u16 = 34;
+        /// Let the device shrink to this size in bytes, which must be the shrunk-size.
+        pub const ACCEPT_SIZE: u16 = 35;
         /// The highest attribute type of this set.
-        pub const MAX: u16 = 33;
+        pub const MAX: u16 = 35;
     }
 }

@@ -336,6 +336,10 @@ pub struct Set {
     #[arg(long = "node", value_name = "HOST[:PORT]", conflicts_with = "all")]
     pub nodes: Vec<String>,
 
+    /// Let a device follow a volume that was shrunk: what lies behind its new end is gone
+    #[arg(long, conflicts_with = "all")]
+    pub accept_size: bool,
+
     /// Stop showing that writes may be lost: somebody has seen to it
     #[arg(long)]
     pub clear_data_at_risk: bool,

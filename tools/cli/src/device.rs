@@ -63,6 +63,8 @@ pub struct Device {
     pub suspended: Option<String>,
     /// Bytes that a lost cache may have taken, not cleared yet.
     pub at_risk_bytes: u64,
+    /// The size to which the volume was shrunk, if the device waits for somebody to decide.
+    pub shrunk_bytes: Option<u64>,
     /// Why I/O fails.
     pub failure: Option<String>,
     /// From whom attach took the volume.
@@ -309,6 +311,7 @@ impl Device {
                 )
             }),
             at_risk_bytes: attrs.number(a::AT_RISK_BYTES).unwrap_or(0),
+            shrunk_bytes: attrs.number(a::SHRUNK_SIZE),
             failure: attrs.text(a::FAILURE),
             fenced: attrs.text(a::FENCED),
             used_by: None,
@@ -603,6 +606,7 @@ pub mod tests {
             .u32(attr::device::LOSS_DEADLINE_MS, 48_000)
             .u32(attr::device::SUSPEND, uapi::SuspendMode::Normal as u32)
             .u32(attr::device::AT_RISK_BYTES, 3 << 20)
+            .bytes(attr::device::SHRUNK_SIZE, &(5_u64 << 30).to_ne_bytes())
             .u32(attr::device::POLL_QUEUES, 1)
             .text(
                 attr::device::FENCED,

@@ -104,6 +104,9 @@ impl Details {
         }
         msg.put_u32(a::POLL_QUEUES, info.poll_queues.into())?;
         msg.put_uint(a::AT_RISK_BYTES, info.at_risk_bytes)?;
+        if let Some(bytes) = info.shrunk_bytes {
+            msg.put_uint(a::SHRUNK_SIZE, bytes)?;
+        }
         if let Some(failure) = &info.failure {
             msg.put_str(a::FAILURE, failure.as_str())?;
         }

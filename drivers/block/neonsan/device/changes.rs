@@ -6,7 +6,7 @@ use super::Device;
 use crate::{limits, uapi::SuspendMode};
 use kernel::{prelude::*, sync::Arc};
 use neonsan_proto::Geometry;
-use neonsan_session::CloseCause;
+use neonsan_session::{client::check_size, CloseCause};
 
 impl Device {
     /// The volume has a new size. Any context.
@@ -62,6 +62,18 @@ impl Device {
                     self.fault_all(CloseCause::BadGeometry(field));
                     return;
                 }
+            }
+            let has_bytes = size.or(geometry.map(|new| new.size_bytes.get()));
+            let had_bytes = volume.geometry.size_bytes.get();
+            let checked = has_bytes.map_or(Ok(()), |has| check_size(had_bytes, has, None));
+            if let (Err(cause), Some(has_bytes)) = (checked, has_bytes) {
+                drop(guard);
+                self.note_shrunk(has_bytes);
+                // Opening it anew finds the same, and goes on when that has changed or is accepted.
+                self.fault_all(cause);
+                return;
+            }
+            if let Some(new) = geometry {
                 volume.geometry = new;
             }
             if let Some(size_bytes) = size {

@@ -69,6 +69,55 @@ impl Device {
         Ok(())
     }
 
+    /// The size to which the volume was shrunk, if the device waits for a person to decide on it.
+    pub(crate) fn shrunk_bytes(&self) -> Option<u64> {
+        self.shrinking.lock().told_bytes
+    }
+
+    /// The volume has this size, which is smaller than the device's.
+    pub(crate) fn note_shrunk(&self, size_bytes: u64) {
+        let before = self.shrinking.lock().told_bytes.replace(size_bytes);
+        // Each try finds it again.
+        if before != Some(size_bytes) {
+            self.tell_of_shrinking(size_bytes);
+        }
+    }
+
+    /// A person lets the device shrink to this size, which is that of the volume.
+    pub(crate) fn accept_size(self: &Arc<Self>, size_bytes: u64) -> Result<(), DeviceError> {
+        {
+            let mut shrinking = self.shrinking.lock();
+            match shrinking.told_bytes {
+                Some(told) if told == size_bytes => {}
+                Some(told) => {
+                    return Err(DeviceError::new(
+                        EINVAL,
+                        format_args!(
+                            "the volume of neonsan{} has {told} bytes now, and not {size_bytes}: \
+                             look again, and accept that size",
+                            self.index
+                        ),
+                    ));
+                }
+                None => {
+                    return Err(DeviceError::new(
+                        EINVAL,
+                        format_args!(
+                            "neonsan{} does not wait for a decision on its size: its volume was \
+                             not shrunk",
+                            self.index
+                        ),
+                    ));
+                }
+            }
+            shrinking.accepted_bytes = Some(size_bytes);
+        }
+        pr_info!("{}: the operator accepts {size_bytes} bytes\n", &*self.name);
+        self.session.lock().retry_now(now());
+        self.wake();
+        Ok(())
+    }
+
     /// Lets every connection that is being made fail at once.
     pub(crate) fn interrupt_connecting(&self) {
         let count = self.session.lock().connection_count();

@@ -155,6 +155,15 @@ fn show(device: &Device) -> String {
         );
         pairs.insert(5, ("data at risk", text));
     }
+    if let Some(bytes) = device.shrunk_bytes {
+        let text = format!(
+            "the volume was shrunk to {} ({bytes} bytes), and I/O waits: grow it again, or cut the \
+             device with neonsan set --accept-size {}, or detach it",
+            show_size(bytes),
+            device.name
+        );
+        pairs.insert(5, ("waits for you", text));
+    }
     if let Some(fenced) = &device.fenced {
         pairs.insert(5, ("taken from", fenced.clone()));
     }

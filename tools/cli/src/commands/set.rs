@@ -20,6 +20,8 @@ struct Change {
     /// In place of those named before; empty: they stay.
     nodes: Vec<ResolvedNode>,
     clear_data_at_risk: bool,
+    /// To that which the module tells of.
+    accept_size: bool,
 }
 
 /// Changes the timeouts of a device or of all, or the nodes of one, and takes note of data at risk.
@@ -53,6 +55,7 @@ pub fn set_nodes(client: &mut Client, index: u32, nodes: Vec<ResolvedNode>) -> R
         timeouts: Timeouts::default(),
         nodes,
         clear_data_at_risk: false,
+        accept_size: false,
     };
     change.make(client, index)
 }
@@ -61,7 +64,8 @@ impl Change {
     fn new(args: &Set) -> Result<Self> {
         let timeouts = args.timeouts.timeouts();
         let nothing = timeout_attrs(&timeouts).is_empty();
-        if nothing && args.nodes.is_empty() && !args.clear_data_at_risk {
+        let is_flagged = args.clear_data_at_risk || args.accept_size;
+        if nothing && args.nodes.is_empty() && !is_flagged {
             return Err(Error::new(Kind::Usage, "nothing is to be changed")
                 .with_hint("name a timeout, as in --request-timeout 10s, or nodes, with --node"));
         }
@@ -71,6 +75,7 @@ impl Change {
             timeouts,
             nodes: resolve_all(&addresses.collect::<Result<Vec<_>>>()?)?,
             clear_data_at_risk: args.clear_data_at_risk,
+            accept_size: args.accept_size,
         })
     }
 
@@ -92,7 +97,12 @@ impl Change {
 
     fn make(&self, client: &mut Client, index: u32) -> Result<()> {
         let what = format!("neonsan{index} cannot be changed");
-        let request = self.to_attrs(index);
+        let mut request = self.to_attrs(index);
+        if self.accept_size {
+            let device = get_device(client, index)?;
+            let size = shrunk_size(&device)?;
+            request.bytes(attr::device::ACCEPT_SIZE, &size.to_ne_bytes());
+        }
         match client.request_known(cmd::DEVICE_SET, &request, &what)? {
             Some(_) => Ok(()),
             None => Err(Error::new(
@@ -102,6 +112,20 @@ impl Change {
             .with_hint("load the new one when no device is attached, or attach the volume again")),
         }
     }
+}
+
+/// The size that can be accepted.
+fn shrunk_size(device: &Device) -> Result<u64> {
+    device.shrunk_bytes.ok_or_else(|| {
+        let message = format!(
+            "{} does not wait for a decision on its size: its volume was not shrunk",
+            device.name
+        );
+        Error::new(Kind::Refused, message).with_hint(format!(
+            "`neonsan info {}` says what it waits for",
+            device.name
+        ))
+    })
 }
 
 #[cfg(test)]
@@ -144,6 +168,20 @@ mod tests {
         let attrs = Attrs(attrs.as_bytes());
         assert_eq!(attrs.all_nested(attr::device::NODE).count(), 0);
         assert!(attrs.nested(attr::device::TIMEOUTS).is_none());
+    }
+
+    #[test]
+    fn only_a_size_that_was_told_can_be_accepted() {
+        let mut device = Device {
+            name: "neonsan0".into(),
+            ..Device::default()
+        };
+        let error = shrunk_size(&device).unwrap_err();
+        assert_eq!(error.kind(), Kind::Refused);
+        assert!(error.to_string().contains("was not shrunk"), "{error}");
+        device.shrunk_bytes = Some(1 << 20);
+        assert_eq!(shrunk_size(&device).unwrap(), 1 << 20);
+        assert!(change(&["0", "--accept-size"]).unwrap().accept_size);
     }
 
     #[test]

@@ -96,6 +96,7 @@ impl Happened {
             cmd::SUSPENDED => "suspended",
             cmd::RESUMED => "resumed",
             cmd::STILL_LOST => "still-lost",
+            cmd::SHRUNK => "shrunk",
             _ => return None,
         };
         let attrs = event.attrs();
@@ -107,7 +108,7 @@ impl Happened {
             volume: attrs.text(a::VOLUME),
             connection: attrs.u32(a::CONNECTION_INDEX),
             lost_ms: attrs.number(a::LOST_MS),
-            size_bytes: attrs.number(a::SIZE),
+            size_bytes: attrs.number(a::SIZE).or(attrs.number(a::SHRUNK_SIZE)),
             message: attrs.text(a::MESSAGE),
             at_risk_bytes: attrs.number(a::AT_RISK_BYTES),
             fenced: attrs.text(a::FENCED),
