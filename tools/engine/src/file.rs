@@ -505,11 +505,17 @@ impl Engine for FileEngine {
     }
 
     fn stop(&self) -> Result<()> {
-        if let Err(error) = self.unsynced.sync() {
-            self.durability.lose(&error.to_string());
-            return Err(error);
-        }
-        self.durability.note_stopped()
+        let synced = self
+            .unsynced
+            .sync()
+            .inspect_err(|error| self.durability.lose(&error.to_string()));
+        synced
+            .and_then(|()| self.durability.note_stopped())
+            .inspect_err(|_| self.durability.finish_notes())
+    }
+
+    fn finish_notes(&self) {
+        self.durability.finish_notes();
     }
 
     fn status(&self) -> Result<EngineStatus> {

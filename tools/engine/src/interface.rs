@@ -358,15 +358,21 @@ pub trait Engine: Send + Sync {
     /// Puts everything on stable storage that was completed, and notes that for the
     /// next process, so that it begins with this boot id whatever becomes of the
     /// storage's caches. The last call: no queue works any more. Blocks as long as
-    /// the storage takes.
+    /// the storage takes, which may be for ever.
     ///
     /// # Errors
     ///
     /// When something could not be synced, or that could not be noted: then the
-    /// next process finds out for itself what may be lost.
+    /// next process finds out for itself what may be lost. If it is this one that
+    /// knows, that is noted by then, as by [`Self::finish_notes`].
     fn stop(&self) -> Result<()> {
         Ok(())
     }
+
+    /// For a process that ends without [`Self::stop`], since requests do not end: waits
+    /// until the boot id in force is noted for the next process. Blocks as long as the
+    /// storage takes, which may be for ever.
+    fn finish_notes(&self) {}
 
     /// Its state now.
     fn status(&self) -> Result<EngineStatus>;

@@ -60,6 +60,10 @@ impl<L: Layer> Engine for L {
         self.inner().stop()
     }
 
+    fn finish_notes(&self) {
+        self.inner().finish_notes();
+    }
+
     fn status(&self) -> Result<EngineStatus> {
         let mut status = self.inner().status()?;
         status.notes.push(self.note().to_owned());

@@ -17,6 +17,7 @@ mod access;
 pub mod config;
 mod control;
 mod data;
+mod ending;
 mod engines;
 mod health;
 mod hub;

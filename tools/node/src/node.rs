@@ -6,11 +6,11 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, RwLock};
 use std::task::Poll;
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant as StdInstant};
+use std::time::Duration;
 
 use neonsan_engine::file::{FileEngine, FileOptions, Identities};
 use neonsan_engine::mem::{MemEngine, MemOptions};
@@ -24,6 +24,7 @@ use crate::access::Admission;
 use crate::config::{Config, EngineConfig, TimeoutsConfig};
 use crate::control;
 use crate::data::{Mailbox, ToWorker, Worker};
+use crate::ending::End;
 use crate::engines;
 use crate::hub::{Hub, Observations, ToHub};
 use crate::listen::{listen_later, listen_or_wait, Waiting};
@@ -57,6 +58,12 @@ pub enum NodeError {
          storage does not end them; their volumes stay locked until it does"
     )]
     NotDrained,
+    /// An engine could not put on stable storage what it had answered.
+    #[error(
+        "what was answered may not be on stable storage: hosts that had written without flushing \
+         are told by a failing flush when a node serves them again; the log says what failed"
+    )]
+    NotSynced,
     /// Threads, random numbers, signals.
     #[error("the system refuses what a node needs: {0}")]
     System(#[from] io::Error),
@@ -391,6 +398,7 @@ pub(crate) fn run_reloading(
             Ok(engine)
         })
     })?;
+    let end = End::new(&engines, &config);
     let waiting = Waiting::default();
     let listening = runtime.block_on(async {
         tokio::select! {
@@ -478,7 +486,7 @@ pub(crate) fn run_reloading(
     }
     // Calls of the control API that still block do not hold up the end.
     runtime.shutdown_timeout(Duration::from_secs(1));
-    stop_engines(&shared);
+    end.stop_engines()?;
     tracing::info!("node stopped");
     Ok(())
 }
@@ -504,49 +512,6 @@ async fn shut_down(shared: &Shared) -> bool {
         );
     }
     drained
-}
-
-/// Has the engines put on stable storage what they have answered, and note that for the next
-/// process. Waits no longer than for requests.
-fn stop_engines(shared: &Shared) {
-    let (send, stopped) = mpsc::channel();
-    for named in &shared.engines {
-        let (name, engine) = (named.name.clone(), Arc::clone(&named.engine));
-        let send = send.clone();
-        let spawned = thread::Builder::new()
-            .name("stop-engine".to_owned())
-            .spawn(move || {
-                match engine.stop() {
-                    Ok(()) => tracing::info!(engine = %name, "what was answered is synced"),
-                    Err(error) => tracing::error!(
-                        engine = %name, %error,
-                        "what was answered may not be on stable storage: look at the kernel's log"
-                    ),
-                }
-                // Nobody waits any more when it comes too late.
-                let _ = send.send(());
-            });
-        if let Err(error) = spawned {
-            tracing::error!(engine = %named.name, %error, "cannot start a thread");
-        }
-    }
-    drop(send);
-    let limit_ms = shared.config.timeouts.shutdown_drain_ms;
-    let deadline = StdInstant::now() + Duration::from_millis(u64::from(limit_ms));
-    loop {
-        match stopped.recv_timeout(deadline.saturating_duration_since(StdInstant::now())) {
-            Ok(()) => {}
-            Err(RecvTimeoutError::Disconnected) => return,
-            Err(RecvTimeoutError::Timeout) => {
-                tracing::error!(
-                    limit_ms,
-                    "what was answered is not synced yet, and timeouts.shutdown_drain_ms is up: \
-                     the node stops without having noted that it is"
-                );
-                return;
-            }
-        }
-    }
 }
 
 /// Waits until no data connection is left; `false` after `ms` milliseconds.

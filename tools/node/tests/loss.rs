@@ -56,11 +56,17 @@ fn open_again(node: &Node, open: &mut Open) -> Wire {
 #[test]
 fn a_file_system_that_went_away_and_came_back_is_told_by_another_boot_id() {
     type End = (&'static str, fn(&mut Node));
+    // It can neither sync what it answered nor note that.
+    let stop: fn(&mut Node) = |node| {
+        node.terminate();
+        assert_eq!(node.wait(), 1);
+    };
+    let more = format!("{MORE}shutdown_drain_ms = 1500\n");
     let ends: [End; 2] = [("stopped", stop), ("killed", Node::kill)];
     for (how, end) in ends {
         for mut disk in Disk::each("a_file_system_that_went_away") {
             let label = format!("{}, {how}", disk.kind());
-            let mut node = Node::start_with(&disk.path(), MORE);
+            let mut node = Node::start_with(&disk.path(), &more);
             create(&node, "p/v", 16 * MIB, 4096, "main");
             // So that the boot id itself is not among what is lost.
             disk.sync();
@@ -134,6 +140,33 @@ fn a_node_that_stopped_in_order_has_synced_what_it_answered_and_keeps_its_boot_i
         let node = Node::start_with(&disk.path(), MORE);
         assert_ne!(open_again(&node, &mut open).reply.boot_id, before);
         drop(node);
+    }
+}
+
+/// Nobody can open the data, so that its sync fails; the file system is well, and takes the note of it.
+#[test]
+fn a_stop_that_could_not_sync_ends_with_a_failure_and_another_boot_id() {
+    let dir = directory();
+    let mut node = Node::start_with(dir.path(), MORE);
+    create(&node, "p/v", 16 * MIB, 4096, "main");
+    let mut open = Open::new("p/v", 1);
+    for _ in 0..3 {
+        let mut wire = Wire::open(node.data, &open).unwrap();
+        write_blocks(&mut wire);
+        let before = wire.reply.boot_id;
+        let data = common::data_path(dir.path(), "p/v");
+        let away = data.with_extension("away");
+        std::fs::rename(&data, &away).unwrap();
+        std::os::unix::fs::symlink("data", &data).unwrap();
+        node.terminate();
+        assert_eq!(node.wait(), 1);
+        std::fs::remove_file(&data).unwrap();
+        std::fs::rename(&away, &data).unwrap();
+        node = Node::start_with(dir.path(), MORE);
+        open.generation += 1;
+        let wire = Wire::open(node.data, &open).unwrap();
+        assert_ne!(wire.reply.boot_id, before);
+        open.generation += 1;
     }
 }
 

@@ -32,13 +32,14 @@
 //! again and again until that works. A process that is killed before begins
 //! with the old id again only if the next one finds the same superblock, without a counted
 //! error, and can write there: not on ext4, XFS or btrfs that gave up, which take no writes
-//! until they are mounted anew. What remains is a disk that has one failure and is well
+//! until they are mounted anew. A process that ends in order waits until the id is noted
+//! ([`Durability::finish_notes`]). What remains is a disk that has one failure and is well
 //! again, and a process that is killed within the moments between.
 //!
 //! # Locks
 //!
 //! `state`: held to note a number or take it away, and to change the id; never during I/O,
-//! and no other lock is taken under it but a waiter's mailbox. `stopped`: held while `.boot`
+//! and no other lock is taken under it but a waiter's mailbox. `noted`: held while `.boot`
 //! is written, by threads that may block; the state is taken under it.
 
 use std::os::unix::fs::MetadataExt as _;
@@ -91,6 +92,14 @@ impl State {
     }
 }
 
+/// What `.boot` says.
+#[derive(Debug)]
+struct Noted {
+    id: [u8; 16],
+    /// The engine has stopped, and what is noted is the end.
+    stopped: bool,
+}
+
 /// What is known of the data of an engine.
 #[derive(Debug)]
 pub(super) struct Durability {
@@ -102,8 +111,8 @@ pub(super) struct Durability {
     state: Mutex<State>,
     /// A thread notes the id in force, or will.
     note_is_due: AtomicBool,
-    /// The engine has stopped, and what is noted is the end. Held while `.boot` is written.
-    stopped: Mutex<bool>,
+    /// Held while `.boot` is written.
+    noted: Mutex<Noted>,
 }
 
 /// Whether an error of a changing request says that others, which were answered, may be
@@ -156,6 +165,10 @@ impl Durability {
             place: place_of(&root),
             root,
             losses: AtomicU64::new(0),
+            noted: Mutex::new(Noted {
+                id: beginning.id,
+                stopped: false,
+            }),
             state: Mutex::new(State {
                 next: 0,
                 asking: Vec::new(),
@@ -165,7 +178,6 @@ impl Durability {
                 witness: beginning.witness.ok(),
             }),
             note_is_due: AtomicBool::new(false),
-            stopped: Mutex::new(false),
         }
     }
 
@@ -173,8 +185,8 @@ impl Durability {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn stopped(&self) -> MutexGuard<'_, bool> {
-        self.stopped.lock().unwrap_or_else(PoisonError::into_inner)
+    fn in_boot_file(&self) -> MutexGuard<'_, Noted> {
+        self.noted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The boot id in force.
@@ -245,15 +257,18 @@ impl Durability {
 
     /// Tries once to note the id in force. `true`: there is nothing more to do.
     fn try_to_note(&self, is_first: bool) -> bool {
-        let stopped = self.stopped();
-        if *stopped {
+        let mut noted = self.in_boot_file();
+        if noted.stopped {
             return true;
         }
         let id = self.boot_id();
-        let noted = self
-            .check_place()
-            .and_then(|()| boot::note_new(&self.root, id));
-        if let Err(error) = noted {
+        let written = match noted.id == id {
+            true => Ok(()),
+            false => self
+                .check_place()
+                .and_then(|()| boot::note_new(&self.root, id)),
+        };
+        if let Err(error) = written {
             if is_first {
                 tracing::error!(
                     %error,
@@ -263,6 +278,7 @@ impl Durability {
             }
             return false;
         }
+        noted.id = id;
         self.note_is_due.store(false, Ordering::Release);
         // Another one may have come before that: its thread is this one, or a new one.
         self.boot_id() == id || self.note_is_due.swap(true, Ordering::AcqRel)
@@ -275,11 +291,31 @@ impl Durability {
     /// When it cannot be noted; then the next process has another id unless the file system is
     /// the same.
     pub(super) fn note_stopped(&self) -> Result<()> {
-        let mut stopped = self.stopped();
+        let mut noted = self.in_boot_file();
         self.check_place()?;
-        boot::note_stopped(&self.root, self.boot_id())?;
-        *stopped = true;
+        let id = self.boot_id();
+        boot::note_stopped(&self.root, id)?;
+        *noted = Noted { id, stopped: true };
         Ok(())
+    }
+
+    /// Waits until the id in force is noted, trying to, for ever if need be: a process that ends
+    /// before leaves the one that was lost to the next.
+    pub(super) fn finish_notes(&self) {
+        let mut is_first = true;
+        loop {
+            {
+                let noted = self.in_boot_file();
+                if noted.stopped || noted.id == self.boot_id() {
+                    return;
+                }
+            }
+            if !is_first {
+                std::thread::sleep(NOTE_AGAIN);
+            }
+            self.try_to_note(false);
+            is_first = false;
+        }
     }
 
     /// Looks whether the file system below is the one that it was, and well. Blocks.
@@ -484,13 +520,23 @@ mod tests {
         // In the way of the file's replacement.
         let obstacle = dir.path().join(".boot.new");
         std::fs::create_dir(&obstacle).unwrap();
+        engine.finish_notes();
         engine.join();
         engine.lose("a test");
         assert!(!engine.try_to_note(true));
-        std::fs::remove_dir(&obstacle).unwrap();
-        while engine.note_is_due.load(Ordering::Acquire) {
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let noted = || engine.in_boot_file().id == engine.boot_id();
+        std::thread::scope(|scope| {
+            let end = scope.spawn(|| engine.finish_notes());
+            std::thread::sleep(Duration::from_millis(100));
+            assert!(!end.is_finished() && !noted());
+            std::fs::remove_dir(&obstacle).unwrap();
+            end.join().unwrap();
+        });
+        assert!(noted());
+        assert_eq!(boot::begin(dir.path()).unwrap().kept, {
+            // On a file system that has no witness a process that was killed keeps none.
+            engine.state().witness.is_some()
+        });
         engine.note_stopped().unwrap();
         assert_eq!(boot::begin(dir.path()).unwrap().id, engine.boot_id());
     }

@@ -103,6 +103,12 @@ impl Engine for StandIn {
         self.engine().map_or(Ok(()), Engine::stop)
     }
 
+    fn finish_notes(&self) {
+        if let Ok(engine) = self.engine() {
+            engine.finish_notes();
+        }
+    }
+
     fn status(&self) -> Result<EngineStatus> {
         self.engine()?.status()
     }
