@@ -254,7 +254,7 @@ impl FileEngine {
         }
         let mut storage = Storage::probe(root, options.buffered, options.min_block_bytes)?;
         let beginning = boot::begin(root)?;
-        storage.notes.push(match &beginning.witness {
+        storage.notes.push(match beginning.seen.clone().whole() {
             Ok(witness) => {
                 format!("the boot id outlives a killed node on this superblock ({witness})")
             }
@@ -505,12 +505,21 @@ impl Engine for FileEngine {
     }
 
     fn stop(&self) -> Result<()> {
+        let losses = self.losses();
         let synced = self
             .unsynced
             .sync()
             .inspect_err(|error| self.durability.lose(&error.to_string()));
         synced
-            .and_then(|()| self.durability.note_stopped())
+            // What was synced is there only if it was on the file systems of before.
+            .and_then(|()| self.durability.look())
+            .and_then(|()| match self.losses() == losses {
+                true => self.durability.note_stopped(),
+                false => Err(Error::new(
+                    ErrorKind::Io,
+                    "a file system is not there any more to which something was written",
+                )),
+            })
             .inspect_err(|_| self.durability.finish_notes())
     }
 
@@ -519,7 +528,7 @@ impl Engine for FileEngine {
     }
 
     fn status(&self) -> Result<EngineStatus> {
-        self.durability.look();
+        self.durability.look()?;
         let stat = rustix::fs::statvfs(&self.options.root).map_err(|e| {
             Error::os(
                 e,
@@ -535,7 +544,7 @@ impl Engine for FileEngine {
     }
 
     fn health(&self) -> Result<Vec<String>> {
-        self.durability.look();
+        self.durability.look()?;
         // Its sync may be the one that hears of what the disk has lost.
         let asking = self.durability.ask();
         let checked = health::check(&self.options.root, &self.lock, self.storage.direct);
@@ -619,7 +628,7 @@ impl Engine for FileEngine {
         let meta = Meta::load(&dir)?;
         self.check_identity(&dir, &meta.id)?;
         self.check_file_system(name, &dir)?;
-        self.durability.look();
+        self.durability.look()?;
         let volume = FileVolume::open(name.as_str(), dir, data, meta, self.common())?;
         Ok(Arc::new(volume))
     }
@@ -694,9 +703,9 @@ impl Engine for FileEngine {
         let temporary = temporary(&pool, "delete")?;
         fs::rename(&dir, &temporary)
             .map_err(|e| Error::os(e, format!("cannot delete {}", dir.display())))?;
-        self.durability.noted(sync_dir(&pool))?;
         self.unsynced.forget(&dir);
         self.records.forget(&dir);
+        self.durability.noted(sync_dir(&pool))?;
         // From here on the volume is gone; the rest only frees its space, and
         // the next start tries again.
         if let Err(error) = layout::remove(&temporary) {

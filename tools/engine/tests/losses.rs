@@ -7,9 +7,10 @@ mod common;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 
-use common::{file_options, run, spec, volume_name};
+use common::{file_options, run, spec, volume_name, Mount};
 use neonsan_engine::file::FileEngine;
 use neonsan_engine::{Buffer, Engine, Op, Queue, Volume};
 
@@ -89,4 +90,119 @@ fn a_stop_that_failed_has_noted_the_new_boot_id_when_it_returns() {
         drop((hidden, engine));
         assert_ne!(open(dir.path()).boot_id(), before);
     }
+}
+
+/// A file system of its own at `point`: what was in it is gone when it is mounted again.
+fn tmpfs(point: &Path) -> Option<Mount> {
+    mount(&["-t", "tmpfs", "-o", "size=8m", "none"], point)
+}
+
+fn mount(arguments: &[&str], point: &Path) -> Option<Mount> {
+    let mounted = Command::new("mount").args(arguments).arg(point).status();
+    match mounted {
+        Ok(status) if status.success() => Some(Mount(point.to_owned())),
+        _ => {
+            eprintln!("SKIP: mounting is not allowed here");
+            None
+        }
+    }
+}
+
+/// It is gone from its place, though something in it may be open.
+fn unmount_lazily(mount: Mount) {
+    let mut umount = Command::new("umount");
+    let status = umount.arg("-l").arg(&mount.0).status().unwrap();
+    assert!(status.success());
+    std::mem::forget(mount);
+}
+
+/// An engine's root on a tmpfs, which has a witness, with a directory for the pool `q`.
+fn root_with_pool() -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    drop(open(dir.path()));
+    let pool = dir.path().join("q");
+    fs::create_dir(&pool).unwrap();
+    (dir, pool)
+}
+
+/// Before the engine was asked how it is, so before it could notice.
+#[test]
+fn a_pool_that_was_unmounted_lazily_is_noticed_at_the_stop() {
+    for comes_back_before in [false, true] {
+        let (dir, pool) = root_with_pool();
+        let Some(first) = tmpfs(&pool) else { return };
+        let engine = open(dir.path());
+        let before = engine.boot_id();
+        let (volume, mut queue) = used(&engine, "q/v");
+        write(&mut *queue);
+        drop((queue, volume));
+        let mut second = None;
+        unmount_lazily(first);
+        if comes_back_before {
+            second = tmpfs(&pool);
+            fs::create_dir(pool.join("v")).unwrap();
+            fs::write(pool.join("v/data"), b"").unwrap();
+        }
+        // Whether it says so or not.
+        let stopped = engine.stop();
+        assert!(stopped.is_err() || comes_back_before);
+        drop(engine);
+        let second = second.or_else(|| tmpfs(&pool));
+        assert_ne!(
+            open(dir.path()).boot_id(),
+            before,
+            "back before the stop: {comes_back_before}"
+        );
+        drop(second);
+    }
+}
+
+#[test]
+fn a_volume_that_the_engine_deleted_is_no_failure_of_a_stop() {
+    let dir = directory();
+    let engine = open(dir.path());
+    let before = engine.boot_id();
+    let (volume, mut queue) = used(&engine, "p/v");
+    write(&mut *queue);
+    drop((queue, volume));
+    engine.delete(&volume_name("p/v")).unwrap();
+    engine.stop().unwrap();
+    drop(engine);
+    assert_eq!(open(dir.path()).boot_id(), before);
+}
+
+/// A link to nowhere in the root, or a pool that cannot be looked at, does not hide the others.
+#[test]
+fn a_dangling_link_does_not_keep_a_loss_from_being_noticed() {
+    let (dir, pool) = root_with_pool();
+    let Some(first) = tmpfs(&pool) else { return };
+    let engine = open(dir.path());
+    let _used = used(&engine, "p/v");
+    std::os::unix::fs::symlink("nowhere", dir.path().join("dangling")).unwrap();
+    engine.status().unwrap();
+    assert_eq!(engine.losses(), 0);
+    drop(first);
+    let second = tmpfs(&pool);
+    engine.status().unwrap();
+    assert_eq!(engine.losses(), 1);
+    drop((second, engine));
+}
+
+/// Its superblock is noted before anybody writes there.
+#[test]
+fn a_pool_that_was_mounted_while_the_node_ran_is_known_to_the_next_one() {
+    let (dir, pool) = root_with_pool();
+    let engine = open(dir.path());
+    let before = engine.boot_id();
+    let Some(first) = tmpfs(&pool) else { return };
+    let (volume, mut queue) = used(&engine, "q/v");
+    write(&mut *queue);
+    drop((queue, volume));
+    // Killed.
+    drop(engine);
+    drop(first);
+    let second = tmpfs(&pool);
+    let next = open(dir.path());
+    assert_ne!(next.boot_id(), before);
+    drop((next, second));
 }

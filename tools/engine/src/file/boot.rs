@@ -41,7 +41,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use super::layout::write_file;
-use super::witness;
+use super::witness::{self, Seen};
 use crate::identity::random_id;
 use crate::{Error, ErrorKind, Result};
 
@@ -203,8 +203,8 @@ pub(super) struct Beginning {
     pub(super) id: [u8; 16],
     /// It is that of the process before.
     pub(super) kept: bool,
-    /// The superblock that the engine is on; else why that cannot be told.
-    pub(super) witness: std::result::Result<String, String>,
+    /// The superblocks that the engine is on.
+    pub(super) seen: Seen,
 }
 
 /// The id with which the engine at `root`, which is locked, begins; durably noted as one in use.
@@ -215,7 +215,11 @@ pub(super) struct Beginning {
 /// system of its own that is not mounted.
 pub(super) fn begin(root: &Path) -> Result<Beginning> {
     let machine = machine_boot_id();
-    let witness = witness::of(root);
+    let seen = witness::see(root).unwrap_or_else(|why| Seen {
+        known: String::new(),
+        missing: Some(why),
+    });
+    let witness = seen.clone().whole();
     let stored = fs::read(root.join(NAME)).ok();
     let stored = stored.map(|bytes| State::decode(&bytes));
     if let Some(Some(then)) = stored
@@ -241,8 +245,8 @@ pub(super) fn begin(root: &Path) -> Result<Beginning> {
             tracing::info!(root = %root_path, boot_id = hex(id), %why, "the engine has a new boot id");
         }
     }
-    note(root, machine, id, false)?;
-    Ok(Beginning { id, kept, witness })
+    note(root, id, witness.as_deref().ok(), false)?;
+    Ok(Beginning { id, kept, seen })
 }
 
 /// Refuses when a pool lacks the file system that it had in the witness `then`: its volumes would seem
@@ -266,26 +270,17 @@ fn check_pools(root: &Path, then: &str) -> Result<()> {
     ))
 }
 
-/// Notes the id in force, durably.
-fn note(root: &Path, machine: Option<[u8; 16]>, id: [u8; 16], stopped: bool) -> Result<()> {
+/// Notes, durably, that the engine at `root` has this id, and this witness; `stopped`: that
+/// everything that was answered under it is synced.
+pub(super) fn note(root: &Path, id: [u8; 16], witness: Option<&str>, stopped: bool) -> Result<()> {
     let state = State {
         // Without the kernel's id every start is a new one.
-        machine: machine.map_or_else(random_id, Ok)?,
+        machine: machine_boot_id().map_or_else(random_id, Ok)?,
         id,
         stopped,
-        witness: witness::of(root).ok(),
+        witness: witness.map(str::to_owned),
     };
     state.store(root)
-}
-
-/// Notes, durably, that the engine at `root` has this id from now on.
-pub(super) fn note_new(root: &Path, id: [u8; 16]) -> Result<()> {
-    note(root, machine_boot_id(), id, false)
-}
-
-/// Notes, durably, that everything that was answered under this id is synced.
-pub(super) fn note_stopped(root: &Path, id: [u8; 16]) -> Result<()> {
-    note(root, machine_boot_id(), id, true)
 }
 
 #[cfg(test)]
@@ -416,14 +411,14 @@ mod tests {
         let stored = || State::decode(&fs::read(root.join(NAME)).unwrap()).unwrap();
         let first = begin(root).unwrap().id;
         assert!(!stored().stopped);
-        note_stopped(root, first).unwrap();
+        note(root, first, None, true).unwrap();
         assert!(stored().stopped);
         assert_eq!(begin(root).unwrap().id, first);
         assert!(
             !stored().stopped,
             "a second start must not find the stop of the first"
         );
-        note_new(root, [9; 16]).unwrap();
+        note(root, [9; 16], None, false).unwrap();
         assert_eq!((stored().id, stored().stopped), ([9; 16], false));
         fs::write(root.join(NAME), b"damaged").unwrap();
         assert!(![first, [9; 16]].contains(&begin(root).unwrap().id));

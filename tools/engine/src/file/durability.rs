@@ -51,7 +51,7 @@ use std::time::Duration;
 use super::boot::{self, hex};
 use super::health;
 use super::locks::Mailbox;
-use super::witness;
+use super::witness::{self, Seen};
 use crate::identity::random_id;
 use crate::{Error, ErrorKind, Result};
 
@@ -81,8 +81,10 @@ struct State {
     /// Somebody may rely on this id: it is that of an earlier process, or a queue was made under
     /// it.
     relied_on: bool,
-    /// The superblock below, if that can be told.
-    witness: Option<String>,
+    /// The superblocks below, when they were looked at last.
+    seen: Seen,
+    /// Those that `.boot` names. Changed under `noted` alone.
+    noted_witness: Option<String>,
 }
 
 impl State {
@@ -175,7 +177,8 @@ impl Durability {
                 waiting: Vec::new(),
                 boot_id: beginning.id,
                 relied_on: beginning.kept,
-                witness: beginning.witness.ok(),
+                noted_witness: beginning.seen.clone().whole().ok(),
+                seen: beginning.seen,
             }),
             note_is_due: AtomicBool::new(false),
         }
@@ -264,9 +267,7 @@ impl Durability {
         let id = self.boot_id();
         let written = match noted.id == id {
             true => Ok(()),
-            false => self
-                .check_place()
-                .and_then(|()| boot::note_new(&self.root, id)),
+            false => self.write(&mut noted, id, false),
         };
         if let Err(error) = written {
             if is_first {
@@ -278,7 +279,6 @@ impl Durability {
             }
             return false;
         }
-        noted.id = id;
         self.note_is_due.store(false, Ordering::Release);
         // Another one may have come before that: its thread is this one, or a new one.
         self.boot_id() == id || self.note_is_due.swap(true, Ordering::AcqRel)
@@ -292,10 +292,17 @@ impl Durability {
     /// the same.
     pub(super) fn note_stopped(&self) -> Result<()> {
         let mut noted = self.in_boot_file();
+        self.write(&mut noted, self.boot_id(), true)
+    }
+
+    /// Writes `.boot`, with the superblocks that were there at the last look: if others have come
+    /// since, the next process must notice that.
+    fn write(&self, noted: &mut Noted, id: [u8; 16], stopped: bool) -> Result<()> {
         self.check_place()?;
-        let id = self.boot_id();
-        boot::note_stopped(&self.root, id)?;
-        *noted = Noted { id, stopped: true };
+        let witness = self.state().seen.clone().whole().ok();
+        boot::note(&self.root, id, witness.as_deref(), stopped)?;
+        *noted = Noted { id, stopped };
+        self.state().noted_witness = witness;
         Ok(())
     }
 
@@ -318,17 +325,52 @@ impl Durability {
         }
     }
 
-    /// Looks whether the file system below is the one that it was, and well. Blocks.
-    pub(super) fn look(self: &Arc<Self>) {
-        let Ok(now) = witness::of(&self.root) else {
-            return;
-        };
-        let then = self.state().witness.replace(now.clone());
-        if let Some(then) = then.filter(|then| !witness::is_there(then, &now)) {
+    /// Looks whether the file systems below are those that they were, and well. Notes those that have
+    /// come, as a pool of its own: from here on it would matter to the next process if they went.
+    /// Blocks.
+    ///
+    /// # Errors
+    ///
+    /// When that cannot be told at the moment, or not noted: then nobody may be served who is not yet.
+    pub(super) fn look(self: &Arc<Self>) -> Result<()> {
+        let seen = witness::see(&self.root).map_err(|why| {
+            Error::new(
+                ErrorKind::NoResources,
+                format!(
+                    "it cannot be told whether the file systems are those that they were: {why}"
+                ),
+            )
+        })?;
+        let now = seen.known.clone();
+        let then = std::mem::replace(&mut self.state().seen, seen).known;
+        if !witness::is_there(&then, &now) {
             self.lose(&format!(
-                "the file system was mounted anew below the node, or has met an error (it was \
-                 `{then}`, and is `{now}`)"
+                "the file system was mounted anew or unmounted below the node, or has met an error \
+                 (it was `{then}`, and is `{now}`)"
             ));
+            return Ok(());
+        }
+        self.note_what_has_come()
+    }
+
+    /// Notes the superblocks below if there are more than `.boot` says.
+    fn note_what_has_come(&self) -> Result<()> {
+        let has_come = {
+            let state = self.state();
+            match (&state.noted_witness, &state.seen) {
+                // A process that is killed keeps no id; a pool that has gone since may be the reason.
+                (None, _) => false,
+                (Some(_), now) if now.missing.is_some() => true,
+                (Some(then), now) => *then != now.known && witness::is_there(then, &now.known),
+            }
+        };
+        if !has_come {
+            return Ok(());
+        }
+        let mut noted = self.in_boot_file();
+        match noted.stopped {
+            true => Ok(()),
+            false => self.write(&mut noted, self.boot_id(), false),
         }
     }
 
@@ -508,7 +550,7 @@ mod tests {
         }
         let next = boot::begin(dir.path()).unwrap();
         assert_ne!(next.id, before);
-        if next.witness.is_ok() {
+        if next.seen.missing.is_none() {
             assert_eq!(next.id, last, "killed, on the same file system");
         }
     }
@@ -535,7 +577,7 @@ mod tests {
         assert!(noted());
         assert_eq!(boot::begin(dir.path()).unwrap().kept, {
             // On a file system that has no witness a process that was killed keeps none.
-            engine.state().witness.is_some()
+            engine.state().noted_witness.is_some()
         });
         engine.note_stopped().unwrap();
         assert_eq!(boot::begin(dir.path()).unwrap().id, engine.boot_id());
@@ -545,18 +587,18 @@ mod tests {
     fn another_superblock_below_is_a_loss() {
         let dir = tempfile::tempdir().unwrap();
         let engine = durability(dir.path());
-        if engine.state().witness.is_none() {
+        if engine.state().seen.known.is_empty() {
             eprintln!("SKIP another_superblock_below_is_a_loss: no witness");
             return;
         }
         engine.join();
-        engine.look();
+        engine.look().unwrap();
         assert_eq!(engine.losses(), 0);
-        engine.state().witness = Some("ext4 sda1 1 errors 0".to_owned());
-        engine.look();
+        engine.state().seen.known = "ext4 sda1 1 errors 0".to_owned();
+        engine.look().unwrap();
         assert_eq!(engine.losses(), 1);
         engine.join();
-        engine.look();
+        engine.look().unwrap();
         assert_eq!(engine.losses(), 1, "told once");
     }
 

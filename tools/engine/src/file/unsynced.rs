@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::ErrorKind as IoKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -51,7 +50,8 @@ impl Unsynced {
     ///
     /// # Errors
     ///
-    /// The first failure: then the state of none is known.
+    /// The first failure: then the state of none is known. That of a volume that is not there is
+    /// one too, since its file system may have gone: the engine forgets what it deletes itself.
     pub(super) fn sync(&self) -> Result<()> {
         let marked: Vec<(PathBuf, Mark)> = self
             .marks()
@@ -63,8 +63,6 @@ impl Unsynced {
             let path = dir.join("data");
             match File::open(&path).and_then(|data| data.sync_data()) {
                 Ok(()) => mark.store(false, Ordering::Release),
-                // It was deleted since, and with it what was written.
-                Err(e) if e.kind() == IoKind::NotFound => {}
                 Err(e) => return Err(Error::os(e, format!("cannot sync {}", path.display()))),
             }
         }
@@ -78,10 +76,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_volume_is_synced_though_it_was_closed_and_one_that_is_gone_is_no_failure() {
+    fn a_volume_is_synced_though_it_was_closed_and_one_that_has_gone_by_itself_is_a_failure() {
         let dir = tempfile::tempdir().unwrap();
         let unsynced = Unsynced::default();
-        let names = ["clean", "dirty", "gone"].map(|name| dir.path().join(name));
+        let names = ["clean", "deleted", "dirty", "gone"].map(|name| dir.path().join(name));
         for name in &names {
             std::fs::create_dir(name).unwrap();
             std::fs::write(name.join("data"), b"x").unwrap();
@@ -90,15 +88,20 @@ mod tests {
                 .store(!name.ends_with("clean"), Ordering::Release);
             unsynced.closed(name);
         }
-        assert_eq!(unsynced.marks().len(), 2);
-        std::fs::remove_dir_all(&names[2]).unwrap();
-        assert!(unsynced.opened(&names[1]).load(Ordering::Acquire));
+        let [_, deleted, dirty, gone] = &names;
+        assert_eq!(unsynced.marks().len(), 3);
+        std::fs::remove_dir_all(deleted).unwrap();
+        unsynced.forget(deleted);
+        std::fs::remove_dir_all(gone).unwrap();
+        let error = unsynced.sync().unwrap_err();
+        assert!(error.to_string().contains("gone/data"), "{error}");
+        assert!(!unsynced.opened(dirty).load(Ordering::Acquire));
+        unsynced.forget(gone);
         unsynced.sync().unwrap();
-        assert!(!unsynced.opened(&names[1]).load(Ordering::Acquire));
-        std::fs::remove_file(names[1].join("data")).unwrap();
-        std::fs::create_dir(names[1].join("data")).unwrap();
-        unsynced.opened(&names[1]).store(true, Ordering::Release);
         // A directory can be synced too: only what cannot be opened fails.
+        std::fs::remove_file(dirty.join("data")).unwrap();
+        std::fs::create_dir(dirty.join("data")).unwrap();
+        unsynced.opened(dirty).store(true, Ordering::Release);
         unsynced.sync().unwrap();
     }
 }

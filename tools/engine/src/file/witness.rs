@@ -22,7 +22,8 @@
 //!   with all of it.
 //!
 //! Other file systems, and containers without sysfs, have none. A pool may be the mount
-//! point of another file system: then the witness names both.
+//! point of another file system: then the witness names both. A superblock that had a
+//! witness and does not answer any more, as that of a shut-down XFS, is as good as gone.
 
 use std::fs;
 use std::os::fd::AsRawFd as _;
@@ -45,35 +46,117 @@ const BTRFS_IOC_FS_INFO: u64 = 0x8400_941f;
 /// Between the superblocks of one witness.
 const BETWEEN: &str = "; ";
 
-/// What tells the superblocks below an engine's root from all others during this boot of the
-/// machine: that of the root, and those of pools that are on others. See [`is_there`]. Else
-/// why there is none, as a clause.
-pub(super) fn of(root: &Path) -> Result<String, String> {
-    let system = |e: std::io::Error| format!("{} cannot be looked at: {e}", root.display());
-    let device = fs::metadata(root).map_err(system)?.dev();
-    let mut witness = of_one(root)?;
+/// Why a superblock has no witness.
+#[derive(Debug)]
+enum Missing {
+    /// The process lacks what it needs to look: another time there may be one.
+    Later(String),
+    /// A clause.
+    None(String),
+}
+
+impl Missing {
+    /// What `path` says when it is looked at.
+    fn of(path: &Path, error: impl Into<std::io::Error>) -> Self {
+        let error = error.into();
+        let later = [
+            libc::EMFILE,
+            libc::ENFILE,
+            libc::ENOMEM,
+            libc::EAGAIN,
+            libc::EINTR,
+        ];
+        let is_later = error.raw_os_error().is_some_and(|e| later.contains(&e));
+        let text = format!("{} cannot be looked at: {error}", path.display());
+        match is_later {
+            true => Self::Later(text),
+            false => Self::None(text),
+        }
+    }
+}
+
+/// A witness, or why there is none.
+type Found<T> = std::result::Result<T, Missing>;
+
+/// The superblocks below an engine's root: its own, and those of pools that are on others, in an
+/// order that does not change. What in the root cannot be looked at is left out: it is as good as gone.
+fn all(root: &Path) -> Found<Vec<Found<String>>> {
+    let look = |e: std::io::Error| Missing::of(root, e);
+    let device = fs::metadata(root).map_err(look)?.dev();
     let mut pools: Vec<PathBuf> = Vec::new();
-    for entry in fs::read_dir(root).map_err(system)? {
-        let path = entry.map_err(system)?.path();
-        let metadata = fs::metadata(&path).map_err(system)?;
-        if metadata.is_dir() && metadata.dev() != device {
-            pools.push(path);
+    for entry in fs::read_dir(root).map_err(look)? {
+        let path = entry.map_err(look)?.path();
+        // A link is no pool, wherever it leads.
+        match fs::symlink_metadata(&path) {
+            Ok(metadata) if metadata.is_dir() && metadata.dev() != device => pools.push(path),
+            Ok(_) => {}
+            Err(error) => {
+                if let later @ Missing::Later(_) = Missing::of(&path, error) {
+                    return Err(later);
+                }
+            }
         }
     }
     pools.sort();
+    let mut all = vec![of_one(root)];
     for pool in pools {
         let name = pool.file_name().unwrap_or_default().to_string_lossy();
         // The text is one line.
         let name = name.escape_default();
-        witness.push_str(&format!("{BETWEEN}{name}: {}", of_one(&pool)?));
+        all.push(of_one(&pool).map(|witness| format!("{name}: {witness}")));
     }
-    Ok(witness)
+    Ok(all)
+}
+
+/// The witnesses of the superblocks below an engine's root.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Seen {
+    /// Of those that have one. See [`is_there`].
+    pub(super) known: String,
+    /// Why another one has none, as a clause; `None`: all have one.
+    pub(super) missing: Option<String>,
+}
+
+impl Seen {
+    /// What tells all the superblocks from all others during this boot of the machine; else why
+    /// nothing does.
+    pub(super) fn whole(self) -> Result<String, String> {
+        self.missing.map_or(Ok(self.known), Err)
+    }
+}
+
+/// Looks at the superblocks below an engine's root. One that had a witness and has none any more is
+/// as good as gone.
+///
+/// # Errors
+///
+/// When nothing can be told at the moment, as a clause.
+pub(super) fn see(root: &Path) -> Result<Seen, String> {
+    let mut known = Vec::new();
+    let mut missing = None;
+    let all = all(root).or_else(|why| match why {
+        Missing::Later(why) => Err(why),
+        // The root itself is gone.
+        none @ Missing::None(_) => Ok(vec![Err(none)]),
+    })?;
+    for found in all {
+        match found {
+            Ok(witness) => known.push(witness),
+            Err(Missing::Later(why)) => return Err(why),
+            Err(Missing::None(why)) => missing = missing.or(Some(why)),
+        }
+    }
+    Ok(Seen {
+        known: known.join(BETWEEN),
+        missing,
+    })
 }
 
 /// Whether every superblock of `then` is there `now`. One that has come, with a pool of
 /// its own, takes nothing away.
 pub(super) fn is_there(then: &str, now: &str) -> bool {
     then.split(BETWEEN)
+        .filter(|then| !then.is_empty())
         .all(|then| now.split(BETWEEN).any(|now| now == then))
 }
 
@@ -109,13 +192,12 @@ pub(super) fn is_elsewhere(file: &Path, pool: &Path) -> bool {
         return false;
     }
     // A subvolume of btrfs has another device, and the same superblock.
-    of_one(pool).is_ok_and(|pools| of_one(file) != Ok(pools))
+    of_one(pool).is_ok_and(|pools| of_one(file).ok() != Some(pools))
 }
 
 /// The same of one directory, or of one file.
-fn of_one(dir: &Path) -> Result<String, String> {
-    let system = |e: std::io::Error| format!("{} cannot be looked at: {e}", dir.display());
-    let kind = statfs(dir).map_err(|e| system(e.into()))?.f_type as u64;
+fn of_one(dir: &Path) -> Found<String> {
+    let kind = statfs(dir).map_err(|e| Missing::of(dir, e))?.f_type as u64;
     match kind {
         EXT4 => {
             let (name, inode) = in_sysfs("ext4", &device_name(dir)?)?;
@@ -128,14 +210,17 @@ fn of_one(dir: &Path) -> Result<String, String> {
             Ok(format!("xfs {name} {inode}"))
         }
         BTRFS => {
-            let (name, inode) = in_sysfs("btrfs", &btrfs_name(dir).map_err(system)?)?;
+            let (name, inode) =
+                in_sysfs("btrfs", &btrfs_name(dir).map_err(|e| Missing::of(dir, e))?)?;
             Ok(format!("btrfs {name} {inode}"))
         }
         TMPFS => {
             let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
-            let stat = statx(CWD, dir, AtFlags::empty(), wanted).map_err(|e| system(e.into()))?;
+            let stat =
+                statx(CWD, dir, AtFlags::empty(), wanted).map_err(|e| Missing::of(dir, e))?;
             if stat.stx_mask & StatxFlags::BTIME.bits() == 0 {
-                return Err("its tmpfs does not say when a directory was made".to_owned());
+                let why = "its tmpfs does not say when a directory was made";
+                return Err(Missing::None(why.to_owned()));
             }
             Ok(format!(
                 "tmpfs {}:{} {} {}.{:09}",
@@ -146,24 +231,21 @@ fn of_one(dir: &Path) -> Result<String, String> {
                 stat.stx_btime.tv_nsec
             ))
         }
-        other => Err(format!(
+        other => Err(Missing::None(format!(
             "a file system of the type {other:#x} does not show whether it was mounted anew"
-        )),
+        ))),
     }
 }
 
 /// The kernel's name of the block device below a directory, as sysfs has it.
-fn device_name(dir: &Path) -> Result<String, String> {
-    let device = fs::metadata(dir)
-        .map_err(|e| format!("{} cannot be looked at: {e}", dir.display()))?
-        .dev();
+fn device_name(dir: &Path) -> Found<String> {
+    let device = fs::metadata(dir).map_err(|e| Missing::of(dir, e))?.dev();
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
     let link = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
-    let target =
-        fs::read_link(&link).map_err(|e| format!("{} cannot be read: {e}", link.display()))?;
+    let target = fs::read_link(&link).map_err(|e| Missing::of(&link, e))?;
     let name = target.file_name().and_then(|name| name.to_str());
     name.map(str::to_owned)
-        .ok_or_else(|| format!("{} names no device", link.display()))
+        .ok_or_else(|| Missing::None(format!("{} names no device", link.display())))
 }
 
 /// The name by which sysfs has a btrfs: its identity, as a UUID.
@@ -197,14 +279,15 @@ fn btrfs_name(dir: &Path) -> std::io::Result<String> {
 }
 
 /// The directory of a superblock in sysfs: its name and inode number.
-fn in_sysfs(kind: &str, name: &str) -> Result<(String, u64), String> {
+fn in_sysfs(kind: &str, name: &str) -> Found<(String, u64)> {
     let path = Path::new("/sys/fs").join(kind).join(name);
-    let missing = |e: std::io::Error| format!("{} cannot be looked at: {e}", path.display());
     // Whatever is mounted over it, or stands in for it, numbers its files otherwise.
-    if statfs(&path).map_err(|e| missing(e.into()))?.f_type as u64 != SYSFS {
-        return Err(format!("{} is not of sysfs", path.display()));
+    if statfs(&path).map_err(|e| Missing::of(&path, e))?.f_type as u64 != SYSFS {
+        return Err(Missing::None(format!("{} is not of sysfs", path.display())));
     }
-    let inode = fs::metadata(&path).map_err(missing)?.ino();
+    let inode = fs::metadata(&path)
+        .map_err(|e| Missing::of(&path, e))?
+        .ino();
     Ok((name.to_owned(), inode))
 }
 
@@ -212,6 +295,10 @@ fn in_sysfs(kind: &str, name: &str) -> Result<(String, u64), String> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    fn of(root: &Path) -> Result<String, String> {
+        see(root)?.whole()
+    }
 
     #[test]
     fn a_directory_has_one_witness_and_those_without_say_why() {
@@ -225,11 +312,37 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_looked_at_is_as_good_as_gone_unless_the_process_is_at_its_limits() {
+        let dir = tempfile::tempdir().unwrap();
+        let gone = dir.path().join("gone");
+        let known = |root| see(root).unwrap().known;
+        assert_eq!(known(&gone), "");
+        assert!(of(&gone).unwrap_err().contains("/gone cannot be looked at"));
+        let with_link = known(dir.path());
+        std::os::unix::fs::symlink("nowhere", dir.path().join("link")).unwrap();
+        assert_eq!(known(dir.path()), with_link);
+        for (errno, is_later) in [
+            (libc::EIO, false),
+            (libc::ENOENT, false),
+            (libc::EMFILE, true),
+        ] {
+            let error = std::io::Error::from_raw_os_error(errno);
+            let missing = Missing::of(dir.path(), error);
+            assert_eq!(
+                matches!(missing, Missing::Later(_)),
+                is_later,
+                "{missing:?}"
+            );
+        }
+    }
+
+    #[test]
     fn a_pool_may_come_and_none_may_go() {
         let one = "ext4 sda1 12 errors 0";
         let two = "ext4 sda1 12 errors 0; q: xfs sdb 77";
         assert!(is_there(one, one) && is_there(two, two) && is_there(one, two));
         assert!(!is_there(two, one));
+        assert!(is_there("", one) && !is_there(one, ""));
         assert!(!is_there(two, "ext4 sda1 12 errors 0; q: xfs sdb 78"));
         assert!(!is_there(one, "ext4 sda1 12 errors 1; q: xfs sdb 77"));
     }
