@@ -51,12 +51,64 @@ pub enum ErrorKind {
     Io,
 }
 
+/// An error of the operating system, and which sort of call met it.
+#[derive(Debug)]
+pub struct SystemError {
+    error: io::Error,
+    /// A write, or the sync of one: what was written before may be lost too. Opening, reading
+    /// and looking up say nothing of that.
+    of_write: bool,
+}
+
+impl SystemError {
+    /// Its kind.
+    pub(crate) fn kind(&self) -> io::ErrorKind {
+        self.error.kind()
+    }
+}
+
+impl From<io::Error> for SystemError {
+    fn from(error: io::Error) -> Self {
+        Self {
+            error,
+            of_write: false,
+        }
+    }
+}
+
+impl From<Errno> for SystemError {
+    fn from(error: Errno) -> Self {
+        io::Error::from(error).into()
+    }
+}
+
+impl From<SystemError> for io::Error {
+    fn from(error: SystemError) -> Self {
+        error.error
+    }
+}
+
+/// Says of the result of a call that it was a write or a sync.
+pub(crate) trait Written<T> {
+    /// The result, which knows it.
+    fn written(self) -> std::result::Result<T, SystemError>;
+}
+
+impl<T, E: Into<io::Error>> Written<T> for std::result::Result<T, E> {
+    fn written(self) -> std::result::Result<T, SystemError> {
+        self.map_err(|error| SystemError {
+            error: error.into(),
+            of_write: true,
+        })
+    }
+}
+
 /// Why a call or request of an engine failed.
 #[derive(Debug)]
 pub struct Error {
     kind: ErrorKind,
     context: String,
-    source: Option<io::Error>,
+    source: Option<SystemError>,
 }
 
 impl Error {
@@ -70,10 +122,10 @@ impl Error {
     }
 
     /// An error of the operating system; its kind follows from the number.
-    pub fn os(source: impl Into<io::Error>, context: impl Into<String>) -> Self {
+    pub fn os(source: impl Into<SystemError>, context: impl Into<String>) -> Self {
         let source = source.into();
         Self {
-            kind: kind_of(&source),
+            kind: kind_of(&source.error),
             context: context.into(),
             source: Some(source),
         }
@@ -88,7 +140,7 @@ impl Error {
         Self {
             kind,
             context: context.into(),
-            source: Some(source.into()),
+            source: Some(source.into().into()),
         }
     }
 
@@ -97,9 +149,10 @@ impl Error {
         self.kind
     }
 
-    /// The system's error number, if it was the system that failed.
-    pub(crate) fn errno(&self) -> Option<i32> {
-        self.source.as_ref()?.raw_os_error()
+    /// The system's error number, if it was a write or a sync that failed.
+    pub(crate) fn errno_of_write(&self) -> Option<i32> {
+        let source = self.source.as_ref()?;
+        source.of_write.then(|| source.error.raw_os_error())?
     }
 }
 
@@ -121,7 +174,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.context)?;
         match &self.source {
-            Some(source) => write!(f, ": {source}"),
+            Some(source) => write!(f, ": {}", source.error),
             None => Ok(()),
         }
     }
@@ -129,6 +182,6 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.source.as_ref().map(|s| s as _)
+        self.source.as_ref().map(|source| &source.error as _)
     }
 }

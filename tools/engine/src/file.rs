@@ -67,6 +67,7 @@ use neonsan_api::{SnapshotName, VolumeName};
 use rustix::fs::{renameat_with, FlockOperation, RenameFlags, CWD};
 use rustix::io::Errno;
 
+use crate::error::{SystemError, Written as _};
 use crate::identity::{random_id, unix_seconds};
 use crate::interface::has_snapshots;
 use crate::tlv;
@@ -134,9 +135,8 @@ fn data_len(size_bytes: u64) -> u64 {
 
 /// Makes renames, creations and deletions in a directory durable.
 fn sync_dir(path: &Path) -> Result<()> {
-    File::open(path)
-        .and_then(|dir| dir.sync_all())
-        .map_err(|e| Error::os(e, format!("cannot sync the directory {}", path.display())))
+    let sync = || File::open(path)?.sync_all().written();
+    sync().map_err(|e| Error::os(e, format!("cannot sync the directory {}", path.display())))
 }
 
 /// A name in a directory that nothing has, and which is cleared away if a crash
@@ -382,14 +382,14 @@ impl FileEngine {
     /// Makes the data of a new volume in `dir`.
     fn make_data(dir: &Path, meta: &Meta) -> Result<()> {
         let path = dir.join("data");
-        let context = |e| Error::os(e, format!("cannot make {}", path.display()));
+        let context = |e: SystemError| Error::os(e, format!("cannot make {}", path.display()));
         let data = file_options()
             .create_new(true)
             .write(true)
             .open(&path)
-            .map_err(context)?;
+            .map_err(|e| context(e.into()))?;
         data.set_len(data_len(meta.size_bytes)).map_err(|e| {
-            let error = context(e);
+            let error = context(e.into());
             match error.kind() {
                 ErrorKind::BadSize => Error::new(
                     ErrorKind::BadSize,
@@ -401,7 +401,7 @@ impl FileEngine {
                 _ => error,
             }
         })?;
-        data.sync_all().map_err(context)
+        data.sync_all().written().map_err(context)
     }
 
     fn not_found(name: &VolumeName) -> Error {
@@ -781,6 +781,7 @@ impl Engine for FileEngine {
             let path = dir.join("data");
             snapshots::share(&source, &path)?
                 .sync_all()
+                .written()
                 .map_err(|e| Error::os(e, format!("cannot write {}", path.display())))?;
             Ok(meta)
         });

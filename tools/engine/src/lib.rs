@@ -45,7 +45,7 @@ mod tlv;
 pub mod volatile;
 
 pub use buffer::{Buffer, BufferPool, BUFFER_ALIGN};
-pub use error::{Error, ErrorKind, Result};
+pub use error::{Error, ErrorKind, Result, SystemError};
 pub use interface::{
     Completion, Engine, EngineStatus, Limits, NodeNote, Op, Queue, Request, SnapshotStat, Volume,
     VolumeSpec, VolumeStat, MAX_RECORD_BYTES,

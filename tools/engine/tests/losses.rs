@@ -206,3 +206,45 @@ fn a_pool_that_was_mounted_while_the_node_ran_is_known_to_the_next_one() {
     assert_ne!(next.boot_id(), before);
     drop((next, second));
 }
+
+#[test]
+fn a_pool_that_is_mounted_read_only_loses_nothing() {
+    let dir = directory();
+    let engine = open(dir.path());
+    let _used = used(&engine, "p/v");
+    engine
+        .create(&volume_name("ro/x"), &spec(MIB, 4096))
+        .unwrap();
+    let pool = dir.path().join("ro");
+    let Some(mounted) = mount(&["--bind", pool.to_str().unwrap()], &pool) else {
+        return;
+    };
+    let mut remount = Command::new("mount");
+    let status = remount.args(["-o", "remount,bind,ro"]).arg(&pool).status();
+    assert!(status.unwrap().success());
+    let created = engine.create(&volume_name("ro/y"), &spec(MIB, 4096));
+    assert!(created.unwrap_err().to_string().contains("Read-only"));
+    assert!(engine.delete(&volume_name("ro/x")).is_err());
+    assert!(engine.save_record(&volume_name("ro/x"), b"x").is_err());
+    assert_eq!(engine.losses(), 0);
+    drop(mounted);
+}
+
+#[test]
+fn what_cannot_be_read_loses_nothing() {
+    let dir = directory();
+    let engine = open(dir.path());
+    let _used = used(&engine, "p/v");
+    engine
+        .create(&volume_name("p/w"), &spec(MIB, 4096))
+        .unwrap();
+    let record = dir.path().join("p/w/record");
+    fs::remove_file(&record).unwrap();
+    // Reading its beginning fails with EIO.
+    std::os::unix::fs::symlink("/proc/self/mem", &record).unwrap();
+    for _ in 0..3 {
+        let error = engine.load_record(&volume_name("p/w")).unwrap_err();
+        assert!(error.to_string().contains("os error 5"), "{error}");
+    }
+    assert_eq!(engine.losses(), 0);
+}

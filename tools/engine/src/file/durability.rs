@@ -23,7 +23,7 @@
 //! * a flush that fails, for whatever reason;
 //! * a write, discard or zeroing, or the writing of a file of the engine's own, that
 //!   fails with an error which is not about itself alone ([`tells_of_loss`]): the device
-//!   went away, the file system shut itself down;
+//!   went away, the file system shut itself down. Not that something cannot be opened or read;
 //! * another superblock below the engine than at its start, or an error that the file
 //!   system has counted, looked for when a volume is opened and when the engine's state is
 //!   asked for ([`Durability::look`]).
@@ -374,10 +374,12 @@ impl Durability {
         }
     }
 
-    /// Looks at the result of a call that changes the engine's own files.
+    /// Looks at the result of a call that changes the engine's own files: whether a write or a sync
+    /// of one failed. That one cannot be opened, looked up or read says nothing of what was written,
+    /// nor that a file system takes no changes that took none before.
     pub(super) fn noted<T>(self: &Arc<Self>, result: Result<T>) -> Result<T> {
         if let Err(error) = &result {
-            if error.errno().is_some_and(of_a_call_tells_of_loss) {
+            if error.errno_of_write().is_some_and(of_a_call_tells_of_loss) {
                 self.lose(&error.to_string());
             }
         }

@@ -6,10 +6,10 @@ use std::fs::File;
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
 
 use super::opening::is_at;
 use super::FileEngine;
+use crate::error::{SystemError, Written as _};
 use crate::identity::random_id;
 use crate::{Buffer, Error, ErrorKind, Result, BUFFER_ALIGN};
 
@@ -49,16 +49,22 @@ pub(super) fn check(root: &Path, lock: &File, direct: bool) -> Result<()> {
     if direct {
         flags |= OFlags::DIRECT;
     }
-    let context = |what: &str, e: Errno| Error::os(e, format!("cannot {what} {}", path.display()));
-    let file =
-        rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR).map_err(|e| context("open", e))?;
+    let context =
+        |what: &str, e: SystemError| Error::os(e, format!("cannot {what} {}", path.display()));
+    let file = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)
+        .map_err(|e| context("open", e.into()))?;
     let mut block = Buffer::zeroed(BUFFER_ALIGN)?;
     let mark = random_id()?;
     block[..mark.len()].copy_from_slice(&mark);
-    let written = rustix::io::pwrite(&file, &block[..], 0).map_err(|e| context("write", e))?;
-    rustix::fs::fdatasync(&file).map_err(|e| context("sync", e))?;
+    let written = rustix::io::pwrite(&file, &block[..], 0)
+        .written()
+        .map_err(|e| context("write", e))?;
+    rustix::fs::fdatasync(&file)
+        .written()
+        .map_err(|e| context("sync", e))?;
     block.fill(0);
-    let read = rustix::io::pread(&file, &mut block[..], 0).map_err(|e| context("read", e))?;
+    let read =
+        rustix::io::pread(&file, &mut block[..], 0).map_err(|e| context("read", e.into()))?;
     if written != BUFFER_ALIGN || read != BUFFER_ALIGN || block[..mark.len()] != mark {
         return Err(Error::new(
             ErrorKind::Io,

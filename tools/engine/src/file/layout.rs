@@ -10,6 +10,7 @@ use std::io::ErrorKind as IoKind;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use crate::error::{SystemError, Written as _};
 use crate::{Error, ErrorKind, Result};
 
 /// Permissions of files: who may read one may read a volume.
@@ -46,7 +47,7 @@ pub(super) fn file_options() -> OpenOptions {
 }
 
 /// Writes a file whole, with the right permissions; not durably.
-pub(super) fn write_file(path: &Path, bytes: &[u8]) -> std::io::Result<File> {
+pub(super) fn write_file(path: &Path, bytes: &[u8]) -> std::result::Result<File, SystemError> {
     use std::io::Write as _;
     let mut file = file_options()
         .create(true)
@@ -56,7 +57,7 @@ pub(super) fn write_file(path: &Path, bytes: &[u8]) -> std::io::Result<File> {
         // that belongs to the node's user.
         .custom_flags(libc::O_NOFOLLOW)
         .open(path)?;
-    file.write_all(bytes)?;
+    file.write_all(bytes).written()?;
     Ok(file)
 }
 

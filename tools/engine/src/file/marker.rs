@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 
 use super::layout::{is_dir, write_file};
 use super::{meta, sync_dir};
+use crate::error::{SystemError, Written as _};
 use crate::identity::{random_id, unix_seconds};
 use crate::tlv::{self, Entries, Kind};
 use crate::{Error, ErrorKind, Result};
@@ -92,9 +93,9 @@ pub(super) fn read_small(path: &Path) -> Result<Option<Vec<u8>>> {
 /// Writes a file durably, in one step; `new` is its name until then.
 pub(super) fn put_file(dir: &Path, new: &str, name: &str, bytes: &[u8]) -> Result<()> {
     let (new, path) = (dir.join(new), dir.join(name));
-    let write = || {
-        write_file(&new, bytes)?.sync_all()?;
-        fs::rename(&new, &path)
+    let write = || -> std::result::Result<(), SystemError> {
+        write_file(&new, bytes)?.sync_all().written()?;
+        Ok(fs::rename(&new, &path)?)
     };
     write().map_err(|e| Error::os(e, format!("cannot write {}", path.display())))?;
     sync_dir(dir)

@@ -38,6 +38,7 @@ use std::path::Path;
 use super::layout::write_file;
 use super::marker::read_small;
 use super::sync_dir;
+use crate::error::Written as _;
 use crate::tlv::{self, Entries, Kind};
 use crate::{Error, ErrorKind, Result, VolumeSpec, VolumeStat};
 
@@ -150,7 +151,7 @@ impl Meta {
 
     /// Writes the description to a file of this path, durably.
     pub(super) fn write(&self, path: &Path) -> Result<()> {
-        let write = || write_file(path, &self.encode())?.sync_all();
+        let write = || write_file(path, &self.encode())?.sync_all().written();
         write().map_err(|e| Error::os(e, format!("cannot write {}", path.display())))
     }
 

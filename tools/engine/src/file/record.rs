@@ -31,7 +31,6 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io;
 use std::io::ErrorKind as IoKind;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -39,7 +38,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::layout::file_options;
 use super::sync_dir;
+use crate::error::{SystemError, Written as _};
 use crate::{Error, ErrorKind, Result, MAX_RECORD_BYTES};
+
+/// The result of a call of the system.
+type SystemResult<T> = std::result::Result<T, SystemError>;
 
 const MAGIC: [u8; 8] = *b"NEONREC\n";
 const PLACE_BYTES: usize = 16 * 1024;
@@ -96,17 +99,18 @@ fn path(dir: &Path) -> PathBuf {
 /// Makes the file for a new volume in `dir`.
 pub(super) fn create(dir: &Path) -> Result<File> {
     let path = path(dir);
-    let context = |e| Error::os(e, format!("cannot make {}", path.display()));
-    let file = file_options()
-        .create(true)
-        .truncate(true)
-        .read(true)
-        .write(true)
-        .open(&path)
-        .map_err(context)?;
-    file.write_all_at(&[0; 2 * PLACE_BYTES], 0)
-        .map_err(context)?;
-    file.sync_all().map_err(context)?;
+    let make = || -> SystemResult<File> {
+        let file = file_options()
+            .create(true)
+            .truncate(true)
+            .read(true)
+            .write(true)
+            .open(&path)?;
+        file.write_all_at(&[0; 2 * PLACE_BYTES], 0).written()?;
+        file.sync_all().written()?;
+        Ok(file)
+    };
+    let file = make().map_err(|e| Error::os(e, format!("cannot make {}", path.display())))?;
     sync_dir(dir)?;
     Ok(file)
 }
@@ -114,11 +118,11 @@ pub(super) fn create(dir: &Path) -> Result<File> {
 /// What the record does with its file; the tests have another one, which fails.
 trait Medium {
     /// Both places; zeroes where the file is shorter.
-    fn read(&mut self) -> io::Result<Vec<u8>>;
-    fn write_at(&mut self, bytes: &[u8], at: usize) -> io::Result<()>;
-    fn sync(&mut self) -> io::Result<()>;
+    fn read(&mut self) -> SystemResult<Vec<u8>>;
+    fn write_at(&mut self, bytes: &[u8], at: usize) -> SystemResult<()>;
+    fn sync(&mut self) -> SystemResult<()>;
     /// Durably puts another file with these bytes in the place of this one.
-    fn replace(&mut self, bytes: &[u8]) -> io::Result<()>;
+    fn replace(&mut self, bytes: &[u8]) -> SystemResult<()>;
 }
 
 /// The file.
@@ -128,7 +132,7 @@ struct OnDisk {
 }
 
 impl Medium for OnDisk {
-    fn read(&mut self) -> io::Result<Vec<u8>> {
+    fn read(&mut self) -> SystemResult<Vec<u8>> {
         let mut bytes = vec![0; 2 * PLACE_BYTES];
         let mut have = 0;
         while have < bytes.len() {
@@ -141,15 +145,15 @@ impl Medium for OnDisk {
         Ok(bytes)
     }
 
-    fn write_at(&mut self, bytes: &[u8], at: usize) -> io::Result<()> {
-        self.file.write_all_at(bytes, at as u64)
+    fn write_at(&mut self, bytes: &[u8], at: usize) -> SystemResult<()> {
+        self.file.write_all_at(bytes, at as u64).written()
     }
 
-    fn sync(&mut self) -> io::Result<()> {
-        self.file.sync_data()
+    fn sync(&mut self) -> SystemResult<()> {
+        self.file.sync_data().written()
     }
 
-    fn replace(&mut self, bytes: &[u8]) -> io::Result<()> {
+    fn replace(&mut self, bytes: &[u8]) -> SystemResult<()> {
         let new = self.dir.join("record.new");
         let file = file_options()
             .create(true)
@@ -157,10 +161,10 @@ impl Medium for OnDisk {
             .read(true)
             .write(true)
             .open(&new)?;
-        file.write_all_at(bytes, 0)?;
-        file.sync_all()?;
+        file.write_all_at(bytes, 0).written()?;
+        file.sync_all().written()?;
         std::fs::rename(&new, path(&self.dir))?;
-        File::open(&self.dir)?.sync_all()?;
+        File::open(&self.dir)?.sync_all().written()?;
         self.file = file;
         Ok(())
     }
@@ -182,7 +186,7 @@ struct InForce {
 }
 
 /// Reads both places.
-fn places(medium: &mut impl Medium) -> io::Result<[Place; 2]> {
+fn places(medium: &mut impl Medium) -> SystemResult<[Place; 2]> {
     let bytes = medium.read()?;
     let (first, second) = bytes.split_at(PLACE_BYTES);
     Ok([decode(first), decode(second)])
@@ -212,7 +216,7 @@ impl Known {
         place: usize,
         number: u64,
         note: &[u8],
-    ) -> io::Result<()> {
+    ) -> SystemResult<()> {
         medium.write_at(&encode(number, note), place * PLACE_BYTES)?;
         medium.sync()?;
         self.durable = Some(number);
@@ -220,7 +224,7 @@ impl Known {
     }
 
     /// Makes durable what was found, without touching what may be the only durable note.
-    fn make_durable(&mut self, medium: &mut impl Medium, found: &InForce) -> io::Result<()> {
+    fn make_durable(&mut self, medium: &mut impl Medium, found: &InForce) -> SystemResult<()> {
         let mut bytes = vec![0; 2 * PLACE_BYTES];
         let at = found.place * PLACE_BYTES;
         bytes[at..at + PLACE_BYTES].copy_from_slice(&encode(found.number, &found.note));
@@ -241,7 +245,7 @@ impl Known {
     fn load(
         &mut self,
         medium: &mut impl Medium,
-    ) -> std::result::Result<Option<InForce>, Option<io::Error>> {
+    ) -> std::result::Result<Option<InForce>, Option<SystemError>> {
         let places = places(medium)?;
         let Some(found) = in_force(&places, self.durable) else {
             // One place can be half written; then the other one is whole or empty.
@@ -257,7 +261,7 @@ impl Known {
     }
 
     /// Replaces the note, durably.
-    fn store(&mut self, medium: &mut impl Medium, note: &[u8]) -> io::Result<()> {
+    fn store(&mut self, medium: &mut impl Medium, note: &[u8]) -> SystemResult<()> {
         let found = match self.load(medium) {
             Ok(found) => found,
             // Nothing is there that could be lost.
@@ -343,7 +347,7 @@ impl Records {
             ));
         }
         let path = path(dir);
-        let context = |e| Error::os(e, format!("cannot write {}", path.display()));
+        let context = |e: SystemError| Error::os(e, format!("cannot write {}", path.display()));
         let known = self.known(dir);
         let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
         let file = match File::options().read(true).write(true).open(&path) {
@@ -353,7 +357,7 @@ impl Records {
                 *known = Known::default();
                 create(dir)?
             }
-            Err(error) => return Err(context(error)),
+            Err(error) => return Err(context(error.into())),
         };
         let mut medium = OnDisk {
             dir: dir.to_owned(),
@@ -366,6 +370,8 @@ impl Records {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::io;
+
     use super::*;
 
     #[test]
@@ -449,10 +455,10 @@ mod tests {
             }
         }
 
-        fn fails(&mut self) -> io::Result<()> {
+        fn fails(&mut self) -> SystemResult<()> {
             self.calls += 1;
             match self.fails == Some(self.calls - 1) {
-                true => Err(io::Error::from_raw_os_error(libc::EIO)),
+                true => Err(io::Error::from_raw_os_error(libc::EIO).into()),
                 false => Ok(()),
             }
         }
@@ -474,11 +480,11 @@ mod tests {
     }
 
     impl Medium for Model {
-        fn read(&mut self) -> io::Result<Vec<u8>> {
+        fn read(&mut self) -> SystemResult<Vec<u8>> {
             Ok(self.cache.clone())
         }
 
-        fn write_at(&mut self, bytes: &[u8], at: usize) -> io::Result<()> {
+        fn write_at(&mut self, bytes: &[u8], at: usize) -> SystemResult<()> {
             self.cache[at..at + bytes.len()].copy_from_slice(bytes);
             for sector in at / SECTOR..(at + bytes.len()) / SECTOR {
                 self.dirty.push(sector);
@@ -488,7 +494,7 @@ mod tests {
             self.fails()
         }
 
-        fn sync(&mut self) -> io::Result<()> {
+        fn sync(&mut self) -> SystemResult<()> {
             let dirty = std::mem::take(&mut self.dirty);
             self.fails()?;
             for sector in dirty {
@@ -499,9 +505,9 @@ mod tests {
             Ok(())
         }
 
-        fn replace(&mut self, bytes: &[u8]) -> io::Result<()> {
+        fn replace(&mut self, bytes: &[u8]) -> SystemResult<()> {
             if self.is_full {
-                return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+                return Err(io::Error::from_raw_os_error(libc::ENOSPC).into());
             }
             self.fails()?;
             self.cache = bytes.to_vec();

@@ -35,6 +35,7 @@ use super::layout::{file_options, is_leftover, make_dir, write_file, SNAPSHOTS};
 use super::meta::Meta;
 use super::record::Records;
 use super::{layout, marker, remove_failed, sync_dir, temporary, FileEngine};
+use crate::error::{SystemError, Written as _};
 use crate::identity::{random_id, unix_seconds};
 use crate::interface::{no_such_snapshot, snapshot_exists};
 use crate::{Error, ErrorKind, Result, SnapshotStat};
@@ -69,12 +70,16 @@ fn create_file(path: &Path) -> Result<File> {
 }
 
 fn share_into(source: impl AsFd, file: &File, path: &Path) -> Result<()> {
-    ioctl_ficlone(file, source).map_err(|e| match e {
-        Errno::OPNOTSUPP | Errno::NOTTY | Errno::INVAL | Errno::XDEV | Errno::NOSYS => {
-            Error::new(ErrorKind::Unsupported, NO_REFLINK)
+    match ioctl_ficlone(file, source) {
+        Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::INVAL | Errno::XDEV | Errno::NOSYS) => {
+            Err(Error::new(ErrorKind::Unsupported, NO_REFLINK))
         }
-        e => Error::os(e, format!("cannot share data with {}", path.display())),
-    })
+        // It writes out first what the source has in memory.
+        result => result.written().map_err(|e| {
+            let text = format!("cannot share data with {}", path.display());
+            Error::os(e, text)
+        }),
+    }
 }
 
 /// Makes a snapshot of the volume in `dir`, whose description is `meta` and
@@ -112,6 +117,7 @@ pub(super) fn create<F>(
         share_into(data, &file, &path)?;
         drop(held);
         file.sync_all()
+            .written()
             .map_err(|e| Error::os(e, format!("cannot write {}", path.display())))?;
         marker::write_volume(&temporary)?;
         meta.store(&temporary)?;
@@ -266,10 +272,10 @@ fn before_and_after(dir: &Path, name: &SnapshotName) -> Result<(Meta, Meta)> {
 
 /// Makes the data of a snapshot the content of a new file, durably.
 fn copy_data(dir: &Path, name: &SnapshotName, path: &Path) -> Result<()> {
-    let context = |e| Error::os(e, format!("cannot roll back to {name}"));
+    let context = |e: SystemError| Error::os(e, format!("cannot roll back to {name}"));
     remove_if_there(path)?;
-    let source = File::open(snapshot_dir(dir, name).join("data")).map_err(context)?;
-    share(&source, path)?.sync_all().map_err(context)
+    let source = File::open(snapshot_dir(dir, name).join("data")).map_err(|e| context(e.into()))?;
+    share(&source, path)?.sync_all().written().map_err(context)
 }
 
 /// Makes everything that rolling back needs space for, then begins: from here on
@@ -290,13 +296,13 @@ pub(super) fn begin_rollback(
         if before != after {
             after.write(&ready_meta(dir))?;
         }
-        let context = |e| Error::os(e, format!("cannot write {}", path.display()));
+        let context = |e: SystemError| Error::os(e, format!("cannot write {}", path.display()));
         write_file(&new, name.snapshot().as_bytes())
-            .and_then(|file| file.sync_all())
+            .and_then(|file| file.sync_all().written())
             .map_err(context)?;
         sync_dir(dir)?;
         records.store(dir, record)?;
-        fs::rename(&new, &path).map_err(context)
+        fs::rename(&new, &path).map_err(|e| context(e.into()))
     };
     begin().inspect_err(|_| {
         if let Err(error) = remove_prepared(dir) {

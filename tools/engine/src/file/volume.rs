@@ -19,6 +19,7 @@ use super::probe::Storage;
 use super::queue::FileQueue;
 use super::unsynced::{Mark, Unsynced};
 use super::{data_len, snapshots};
+use crate::error::{SystemError, Written as _};
 use crate::interface::{check_size, snapshot_is_read_only};
 use crate::{
     Buffer, Error, ErrorKind, Limits, Queue, Result, SnapshotStat, Volume, VolumeStat, BUFFER_ALIGN,
@@ -185,7 +186,7 @@ impl FileVolume {
 
     /// Puts the data file on stable storage. The kernel may tell this call, and
     /// nobody after it, that writes of clients are lost.
-    fn sync_data(&self) -> std::io::Result<()> {
+    fn sync_data(&self) -> std::result::Result<(), SystemError> {
         let asking = self.durability.ask();
         let synced = self.data.sync_all();
         if let Err(error) = &synced {
@@ -193,7 +194,12 @@ impl FileVolume {
                 .lose(&format!("cannot sync {}: {error}", self.name));
         }
         self.durability.told(asking);
-        synced
+        synced.written()
+    }
+
+    /// Makes the data file as long as a volume of this size needs it.
+    fn set_len(&self, size_bytes: u64) -> std::result::Result<(), SystemError> {
+        self.data.set_len(data_len(size_bytes)).written()
     }
 
     /// Makes the bytes between the end of the volume and the end of its file
@@ -203,7 +209,8 @@ impl FileVolume {
         if tail == 0 {
             return Ok(());
         }
-        let context = |e| Error::os(e, format!("cannot prepare the end of {}", self.name));
+        let context =
+            |e: SystemError| Error::os(e, format!("cannot prepare the end of {}", self.name));
         if self.storage.punch_hole {
             return fallocate(
                 &self.data,
@@ -211,15 +218,19 @@ impl FileVolume {
                 size_bytes,
                 tail,
             )
+            .written()
             .map_err(context);
         }
         // The last block of the file, by hand.
         let start = data_len(size_bytes) - BUFFER_ALIGN as u64;
         let mut block = Buffer::zeroed(BUFFER_ALIGN)?;
-        let read = rustix::io::pread(&self.data, &mut block[..], start).map_err(context)?;
+        let read =
+            rustix::io::pread(&self.data, &mut block[..], start).map_err(|e| context(e.into()))?;
         let written = {
             block[(size_bytes - start) as usize..].fill(0);
-            rustix::io::pwrite(&self.data, &block[..], start).map_err(context)?
+            rustix::io::pwrite(&self.data, &block[..], start)
+                .written()
+                .map_err(context)?
         };
         if read != BUFFER_ALIGN || written != BUFFER_ALIGN {
             return Err(Error::new(
@@ -331,7 +342,7 @@ impl FileVolume {
         };
         if size_bytes >= meta.size_bytes {
             // The file first: a longer file than the volume is harmless.
-            self.data.set_len(data_len(size_bytes)).map_err(context)?;
+            self.set_len(size_bytes).map_err(context)?;
             self.sync_data().map_err(context)?;
             resized.store(&self.dir)?;
         } else {
@@ -345,7 +356,7 @@ impl FileVolume {
                 ));
             }
             resized.store(&self.dir)?;
-            self.data.set_len(data_len(size_bytes)).map_err(context)?;
+            self.set_len(size_bytes).map_err(context)?;
             self.zero_tail(size_bytes)?;
             self.sync_data().map_err(context)?;
         }
