@@ -8,6 +8,7 @@
 //! <root>/.neonsan-engine        that it is an engine's, and which (see `marker`)
 //! <root>/.lock                  held by the node process which uses <root>
 //! <root>/.health                written and read now and then (see `health`)
+//! <root>/<pool>/.health         the same, in a pool on a file system of its own
 //! <root>/.boot                  identity of what is answered and not on stable
 //!                               storage (see `boot`, `durability`, `witness`)
 //! <root>/<pool>/<volume>/.neonsan-volume  that it is a volume (see `marker`)
@@ -52,6 +53,7 @@ mod places;
 mod probe;
 mod queue;
 mod record;
+mod settle;
 mod snapshots;
 mod unsynced;
 mod volume;
@@ -76,6 +78,7 @@ use crate::{
     VolumeStat, BUFFER_ALIGN,
 };
 use durability::Durability;
+use health::PoolChecks;
 use identities::Index;
 pub use identities::{Conflict, Identities};
 pub use init::{init, InitOptions, Initialized};
@@ -86,6 +89,7 @@ use opening::lock_within;
 pub use places::Place;
 use probe::Storage;
 use record::Records;
+use settle::Superblock;
 use unsynced::Unsynced;
 use volume::{Common, FileVolume};
 
@@ -121,6 +125,7 @@ pub struct FileEngine {
     durability: Arc<Durability>,
     unsynced: Arc<Unsynced>,
     records: Records,
+    pool_checks: PoolChecks,
     /// What could not be cleared away at the start.
     leftovers: Vec<String>,
     /// Holds the lock on `<root>/.lock`.
@@ -270,6 +275,7 @@ impl FileEngine {
             durability: Arc::new(Durability::new(root.clone(), beginning)),
             unsynced: Arc::default(),
             records: Records::default(),
+            pool_checks: PoolChecks::default(),
             index,
             leftovers,
             options,
@@ -545,13 +551,12 @@ impl Engine for FileEngine {
 
     fn health(&self) -> Result<Vec<String>> {
         self.durability.look()?;
-        // Its sync may be the one that hears of what the disk has lost.
-        let asking = self.durability.ask();
-        let checked = health::check(&self.options.root, &self.lock, self.storage.direct);
-        let checked = self.durability.noted(checked);
-        self.durability.told(asking);
-        checked?;
+        self.check_place()?;
+        let root = &self.options.root;
+        health::check(root, self.storage.direct, &self.durability)?;
         let mut problems = self.leftovers.clone();
+        let direct = self.storage.direct;
+        problems.extend(self.pool_checks.check(root, direct, &self.durability)?);
         problems.extend(health::unreadable_pools(&self.options.root)?);
         let conflicts = self.options.identities.conflicts_of(&self.index);
         problems.extend(conflicts.iter().map(ToString::to_string));
@@ -641,9 +646,10 @@ impl Engine for FileEngine {
     fn save_record(&self, name: &VolumeName, record: &[u8]) -> Result<()> {
         let dir = self.existing_dir(name)?;
         // Its sync may be the one that hears of what the disk has lost.
-        let asking = self.durability.ask();
+        let settling = &self.durability.settling;
+        let asking = settling.ask(&Superblock::of(&dir));
         let stored = self.durability.noted(self.records.store(&dir, record));
-        self.durability.told(asking);
+        settling.told(asking);
         stored
     }
 

@@ -248,3 +248,77 @@ fn what_cannot_be_read_loses_nothing() {
     }
     assert_eq!(engine.losses(), 0);
 }
+
+/// A file system that takes no writes until this goes.
+struct Frozen(PathBuf);
+
+impl Frozen {
+    fn new(point: &Path) -> Option<Self> {
+        let frozen = Command::new("fsfreeze").arg("-f").arg(point).status();
+        frozen
+            .is_ok_and(|status| status.success())
+            .then(|| Self(point.to_owned()))
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let thawed = Command::new("fsfreeze").arg("-u").arg(&self.0).status();
+        if !thawed.is_ok_and(|status| status.success()) {
+            eprintln!("cannot thaw {}", self.0.display());
+        }
+    }
+}
+
+/// One write to a pool hangs: flushes of volumes in others do not, and health says which pool it is.
+#[test]
+fn a_pool_that_hangs_holds_up_no_flush_of_another() {
+    let (_xfs, other) = match common::xfs() {
+        Ok(made) => made,
+        Err(why) => {
+            eprintln!("SKIP a_pool_that_hangs_holds_up_no_flush_of_another: {why}");
+            return;
+        }
+    };
+    let dir = directory();
+    drop(open(dir.path()));
+    let pool = dir.path().join("a");
+    fs::create_dir(&pool).unwrap();
+    let from = other.0.to_str().unwrap().to_owned();
+    let mounted = mount(&["--bind", &from], &pool).unwrap();
+    let engine = open(dir.path());
+    engine
+        .create(&volume_name("a/v"), &spec(MIB, 4096))
+        .unwrap();
+    let (volume, mut queue) = used(&engine, "b/v");
+    write(&mut *queue);
+    run(&mut *queue, Op::Flush).unwrap();
+    assert_eq!(engine.health().unwrap(), [""; 0]);
+    std::thread::scope(|scope| {
+        let Some(frozen) = Frozen::new(&pool) else {
+            eprintln!("SKIP: there is no fsfreeze");
+            return;
+        };
+        let saving = scope.spawn(|| engine.save_record(&volume_name("a/v"), b"x"));
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        assert!(!saving.is_finished(), "the fault was none");
+        write(&mut *queue);
+        run(&mut *queue, Op::Flush).unwrap();
+        for _ in 0..2 {
+            let begun = std::time::Instant::now();
+            let problems = engine.health().unwrap();
+            assert!(begun.elapsed() < std::time::Duration::from_secs(8));
+            assert_eq!(problems.len(), 1, "{problems:?}");
+            assert!(problems[0].contains("/a "), "{problems:?}");
+        }
+        drop(frozen);
+        saving.join().unwrap().unwrap();
+    });
+    assert_eq!(engine.losses(), 0);
+    // What was still asked when it came back has an end.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !engine.health().unwrap().is_empty() {
+        assert!(std::time::Instant::now() < deadline, "it is well again");
+    }
+    drop((queue, volume, engine, mounted));
+}

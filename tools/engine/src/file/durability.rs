@@ -11,12 +11,8 @@
 //! client must come back, and hears of another boot id. A queue that is made then knows
 //! nothing of the loss and need not: whoever uses it was told.
 //!
-//! Two requests can ask at the same time, on queues of two threads, of two volumes: one
-//! is told of the failure, the other that all is well, and the second answer may be seen
-//! first. So each request that asks has a number from before it begins until its
-//! result was seen, and who was told that all is well waits for the results of
-//! all that have a number by then. No request waits for an answer, so none waits
-//! for itself.
+//! A request that is told that all is well waits for those that asked at the same time, so
+//! that none is answered before a loss that another one was told of: see [`super::settle`].
 //!
 //! # What is noted as a loss
 //!
@@ -38,9 +34,9 @@
 //!
 //! # Locks
 //!
-//! `state`: held to note a number or take it away, and to change the id; never during I/O,
-//! and no other lock is taken under it but a waiter's mailbox. `noted`: held while `.boot`
-//! is written, by threads that may block; the state is taken under it.
+//! `state`: held to look at the id and to change it; never during I/O, and no other lock is taken
+//! under it. `noted`: held while `.boot` is written, by threads that may block; the state is
+//! taken under it.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -50,7 +46,7 @@ use std::time::Duration;
 
 use super::boot::{self, hex};
 use super::health;
-use super::locks::Mailbox;
+use super::settle::Settling;
 use super::witness::{self, Seen};
 use crate::identity::random_id;
 use crate::{Error, ErrorKind, Result};
@@ -58,25 +54,8 @@ use crate::{Error, ErrorKind, Result};
 /// How soon it is tried again to note an id.
 const NOTE_AGAIN: Duration = Duration::from_secs(1);
 
-/// A request that asks, between its beginning and its result.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Asking(u64);
-
-/// A request that was told that all is well.
-#[derive(Debug)]
-struct Waiter {
-    /// Goes on when all numbers below this are gone.
-    until: u64,
-    slot: u32,
-    mailbox: Arc<Mailbox>,
-}
-
 #[derive(Debug)]
 struct State {
-    next: u64,
-    /// The numbers of those who ask.
-    asking: Vec<u64>,
-    waiting: Vec<Waiter>,
     boot_id: [u8; 16],
     /// Somebody may rely on this id: it is that of an earlier process, or a queue was made under
     /// it.
@@ -85,13 +64,6 @@ struct State {
     seen: Seen,
     /// Those that `.boot` names. Changed under `noted` alone.
     noted_witness: Option<String>,
-}
-
-impl State {
-    /// All numbers below this are gone.
-    fn settled(&self) -> u64 {
-        self.asking.iter().copied().min().unwrap_or(self.next)
-    }
 }
 
 /// What `.boot` says.
@@ -110,6 +82,8 @@ pub(super) struct Durability {
     place: Option<(u64, u64)>,
     /// How many losses were noted. Changed under `state` together with the id.
     losses: AtomicU64,
+    /// Those who ask whether there is one.
+    pub(super) settling: Settling,
     state: Mutex<State>,
     /// A thread notes the id in force, or will.
     note_is_due: AtomicBool,
@@ -167,14 +141,12 @@ impl Durability {
             place: place_of(&root),
             root,
             losses: AtomicU64::new(0),
+            settling: Settling::default(),
             noted: Mutex::new(Noted {
                 id: beginning.id,
                 stopped: false,
             }),
             state: Mutex::new(State {
-                next: 0,
-                asking: Vec::new(),
-                waiting: Vec::new(),
                 boot_id: beginning.id,
                 relied_on: beginning.kept,
                 noted_witness: beginning.seen.clone().whole().ok(),
@@ -396,56 +368,6 @@ impl Durability {
             format!("the storage of {name} had an error before, so what was written may be lost"),
         ))
     }
-
-    /// A request begins that the kernel may tell of a loss.
-    pub(super) fn ask(&self) -> Asking {
-        let mut state = self.state();
-        let number = state.next;
-        state.next += 1;
-        state.asking.push(number);
-        Asking(number)
-    }
-
-    /// Its result was seen, and noted if it tells of a loss.
-    pub(super) fn told(&self, asking: Asking) {
-        let mut state = self.state();
-        state.asking.retain(|number| *number != asking.0);
-        if state.waiting.is_empty() {
-            return;
-        }
-        let settled = state.settled();
-        state.waiting.retain(|waiter| {
-            let goes_on = waiter.until <= settled;
-            if goes_on {
-                waiter.mailbox.post(waiter.slot);
-            }
-            !goes_on
-        });
-    }
-
-    /// A request was told that all is well. `true`: nobody who asked at the same
-    /// time can have heard anything else. If not, the slot comes to the mailbox
-    /// when that is so.
-    pub(super) fn settle(&self, slot: u32, mailbox: &Arc<Mailbox>) -> bool {
-        let mut state = self.state();
-        if state.asking.is_empty() {
-            return true;
-        }
-        let until = state.next;
-        state.waiting.push(Waiter {
-            until,
-            slot,
-            mailbox: Arc::clone(mailbox),
-        });
-        false
-    }
-
-    /// Whoever waits through this mailbox waits no more.
-    pub(super) fn leave(&self, mailbox: &Arc<Mailbox>) {
-        self.state()
-            .waiting
-            .retain(|waiter| !Arc::ptr_eq(&waiter.mailbox, mailbox));
-    }
 }
 
 /// Notes the id in force until that works, or the engine is gone.
@@ -481,49 +403,6 @@ mod tests {
     fn durability(dir: &std::path::Path) -> Arc<Durability> {
         let beginning = boot::begin(dir).unwrap();
         Arc::new(Durability::new(dir.to_owned(), beginning))
-    }
-
-    #[test]
-    fn a_flush_that_went_well_waits_for_those_that_may_have_taken_its_error() {
-        let dir = tempfile::tempdir().unwrap();
-        let engine = durability(dir.path());
-        let (one, other) = (Mailbox::new().unwrap(), Mailbox::new().unwrap());
-        let mut granted = Vec::new();
-        let joined = engine.join();
-        let [first, second, third] = [engine.ask(), engine.ask(), engine.ask()];
-        // The second was told that all is well, and is seen first.
-        engine.told(second);
-        assert!(!engine.settle(7, &one));
-        // Whoever asks later has nothing to do with it.
-        let later = engine.ask();
-        engine.told(third);
-        assert!(!engine.settle(8, &other));
-        engine.lose("a test");
-        engine.told(first);
-        one.take(&mut granted);
-        assert_eq!(granted, [7]);
-        assert!(engine.check(joined, "p/v").is_err());
-        granted.clear();
-        other.take(&mut granted);
-        assert!(granted.is_empty(), "`later` asked before it was settled");
-        engine.told(later);
-        other.take(&mut granted);
-        assert_eq!(granted, [8]);
-        assert!(engine.settle(9, &one), "nobody asks");
-    }
-
-    #[test]
-    fn who_leaves_is_not_told_any_more() {
-        let dir = tempfile::tempdir().unwrap();
-        let engine = durability(dir.path());
-        let mailbox = Mailbox::new().unwrap();
-        let asking = engine.ask();
-        assert!(!engine.settle(1, &mailbox));
-        engine.leave(&mailbox);
-        engine.told(asking);
-        let mut granted = Vec::new();
-        mailbox.take(&mut granted);
-        assert!(granted.is_empty());
     }
 
     #[test]

@@ -1,13 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 //! Whether the storage below an engine's directory works: a block is written to a
-//! file there, made durable and read back, as the data of volumes is.
+//! file there, made durable and read back, as the data of volumes is. Pools that are
+//! on file systems of their own are asked too.
 
-use std::fs::File;
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 
+use super::durability::Durability;
 use super::opening::is_at;
+use super::settle::Superblock;
 use super::FileEngine;
 use crate::error::{SystemError, Written as _};
 use crate::identity::random_id;
@@ -39,12 +47,17 @@ pub(super) fn not_the_place(root: &Path) -> Error {
     )
 }
 
-/// Writes, syncs and reads a block in `root`. `lock` is the engine's lock, which
-/// was opened there; `direct`: as volumes are, without the page cache. Blocks for
-/// as long as the storage takes.
-pub(super) fn check(root: &Path, lock: &File, direct: bool) -> Result<()> {
-    check_place(root, lock)?;
-    let path = root.join(".health");
+/// Writes, syncs and reads a block in `dir`. `direct`: as volumes are, without the page cache. Its sync
+/// may be the one that hears of what the disk has lost. Blocks for as long as the storage takes.
+pub(super) fn check(dir: &Path, direct: bool, durability: &Arc<Durability>) -> Result<()> {
+    let asking = durability.settling.ask(&Superblock::of(dir));
+    let checked = durability.noted(write_and_read(dir, direct));
+    durability.settling.told(asking);
+    checked
+}
+
+fn write_and_read(dir: &Path, direct: bool) -> Result<()> {
+    let path = dir.join(".health");
     let mut flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     if direct {
         flags |= OFlags::DIRECT;
@@ -77,12 +90,95 @@ pub(super) fn check(root: &Path, lock: &File, direct: bool) -> Result<()> {
     Ok(())
 }
 
+/// How long the checks of pools are waited for: what asks for the engine's health is not to take the
+/// whole engine for dead when one of its pools is.
+const POOL_PATIENCE: Duration = Duration::from_secs(3);
+
+/// A check of one pool that has begun.
+#[derive(Debug)]
+struct Running {
+    since: Instant,
+    result: Receiver<Result<()>>,
+}
+
+/// The checks of pools that are on file systems of their own, each on a thread of its own: one that
+/// hangs is not asked again, and keeps the health of the rest from nobody.
+#[derive(Debug, Default)]
+pub(super) struct PoolChecks(Mutex<BTreeMap<PathBuf, Running>>);
+
+impl PoolChecks {
+    /// What is wrong, one sentence each.
+    pub(super) fn check(
+        &self,
+        root: &Path,
+        direct: bool,
+        durability: &Arc<Durability>,
+    ) -> Result<Vec<String>> {
+        let device = |path: &Path| fs::metadata(path).map(|metadata| metadata.dev()).ok();
+        let at_root = device(root);
+        let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut problems = Vec::new();
+        let mut pools = Vec::new();
+        for (_, pool) in FileEngine::pools(root)? {
+            if device(&pool) == at_root {
+                continue;
+            }
+            if !running.contains_key(&pool) {
+                running.insert(pool.clone(), begin(&pool, direct, durability)?);
+            }
+            pools.push(pool);
+        }
+        for pool in pools {
+            let Some(check) = running.get(&pool) else {
+                continue;
+            };
+            let shown = pool.display();
+            let left = POOL_PATIENCE.saturating_sub(check.since.elapsed());
+            match check.result.recv_timeout(left) {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => problems.push(format!("the pool {shown} has a problem: {error}")),
+                Err(RecvTimeoutError::Disconnected) => {
+                    problems.push(format!("the check of the pool {shown} has failed"));
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    problems.push(format!(
+                        "the file system of the pool {shown} does not answer (for {} s): its volumes \
+                         hang",
+                        check.since.elapsed().as_secs()
+                    ));
+                    continue;
+                }
+            }
+            running.remove(&pool);
+        }
+        Ok(problems)
+    }
+}
+
+fn begin(pool: &Path, direct: bool, durability: &Arc<Durability>) -> Result<Running> {
+    let (send, result) = mpsc::channel();
+    let (pool, durability) = (pool.to_owned(), Arc::clone(durability));
+    std::thread::Builder::new()
+        .name("check-pool".to_owned())
+        .spawn(move || {
+            let checked = check(&pool, direct, &durability);
+            // First, so that whoever was told finds nothing of the engine here any more.
+            drop(durability);
+            let _ = send.send(checked);
+        })
+        .map_err(|e| Error::os(e, "cannot start a thread"))?;
+    Ok(Running {
+        since: Instant::now(),
+        result,
+    })
+}
+
 /// The pools that the node may not read, one sentence each: their volumes are
 /// neither listed nor served.
 pub(super) fn unreadable_pools(root: &Path) -> Result<Vec<String>> {
     let mut problems = Vec::new();
     for (_, pool) in FileEngine::pools(root)? {
-        if let Err(error) = std::fs::read_dir(&pool) {
+        if let Err(error) = fs::read_dir(&pool) {
             problems.push(format!(
                 "the directory {} cannot be read, so what is in it is not served: {error}",
                 pool.display()

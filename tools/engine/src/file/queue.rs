@@ -240,7 +240,9 @@ impl FileQueue {
                 work.step = Step::Settle;
                 // Whoever drops the queue may have others, for which it would
                 // wait here.
-                if self.closing || self.volume.durability.settle(slot, &self.mail.mailbox) {
+                let volume = &self.volume;
+                let settling = &volume.durability.settling;
+                if self.closing || settling.settle(&volume.superblock, slot, &self.mail.mailbox) {
                     return self.settled(slot, work);
                 }
                 self.settling += 1;
@@ -249,7 +251,8 @@ impl FileQueue {
             Next::Go(step) => {
                 work.step = step;
                 if step == Step::Sync || work.is_dsync() {
-                    work.asking = Some(self.volume.durability.ask());
+                    let settling = &self.volume.durability.settling;
+                    work.asking = Some(settling.ask(&self.volume.superblock));
                 }
                 let entry = self.entry(&mut work).user_data(u64::from(slot));
                 self.slots[slot as usize] = Some(work);
@@ -364,7 +367,7 @@ impl FileQueue {
             }
         }
         if let Some(asking) = work.asking.take() {
-            durability.told(asking);
+            durability.settling.told(asking);
         }
         // An interrupted or postponed entry is simply sent again.
         if again {
@@ -613,7 +616,7 @@ impl Drop for FileQueue {
         self.closing = true;
         self.backlog.clear();
         self.held.clear();
-        self.volume.durability.leave(&self.mail.mailbox);
+        self.volume.durability.settling.leave(&self.mail.mailbox);
         // What waits for a lock may wait for a queue that the same thread works, and would
         // wait for ever here. Those that have been handed theirs give it back.
         if let Some(locks) = &self.volume.locks {
@@ -644,7 +647,7 @@ impl Drop for FileQueue {
                     for mut work in self.slots.drain(..).flatten() {
                         if let Some(asking) = work.asking.take() {
                             self.volume.durability.lose("a request has no end");
-                            self.volume.durability.told(asking);
+                            self.volume.durability.settling.told(asking);
                         }
                         std::mem::forget(work);
                     }

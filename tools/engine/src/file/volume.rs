@@ -17,6 +17,7 @@ use super::locks::RangeLocks;
 use super::meta::Meta;
 use super::probe::Storage;
 use super::queue::FileQueue;
+use super::settle::Superblock;
 use super::unsynced::{Mark, Unsynced};
 use super::{data_len, snapshots};
 use crate::error::{SystemError, Written as _};
@@ -71,6 +72,8 @@ pub(super) struct FileVolume {
     pub(super) zeroes: Buffer,
     /// Whether it may be said that what was written is durable.
     pub(super) durability: Arc<Durability>,
+    /// Where its data is.
+    pub(super) superblock: Superblock,
     /// The count of losses under which its last queue was made, or else it was opened.
     joined: AtomicU64,
     /// It has answered changes that are not known to be synced.
@@ -146,6 +149,7 @@ impl FileVolume {
             snapshot,
             unsynced: unsynced.opened(&dir),
             all_unsynced: unsynced,
+            superblock: Superblock::of(&dir),
             dir,
             data,
             logical_block_size: meta.logical_block_size,
@@ -187,13 +191,13 @@ impl FileVolume {
     /// Puts the data file on stable storage. The kernel may tell this call, and
     /// nobody after it, that writes of clients are lost.
     fn sync_data(&self) -> std::result::Result<(), SystemError> {
-        let asking = self.durability.ask();
+        let asking = self.durability.settling.ask(&self.superblock);
         let synced = self.data.sync_all();
         if let Err(error) = &synced {
             self.durability
                 .lose(&format!("cannot sync {}: {error}", self.name));
         }
-        self.durability.told(asking);
+        self.durability.settling.told(asking);
         synced.written()
     }
 

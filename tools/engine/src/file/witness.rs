@@ -195,6 +195,12 @@ pub(super) fn is_elsewhere(file: &Path, pool: &Path) -> bool {
     of_one(pool).is_ok_and(|pools| of_one(file).ok() != Some(pools))
 }
 
+/// Which btrfs a directory is on; `None`: on none.
+pub(super) fn btrfs_superblock(dir: &Path) -> Option<String> {
+    let is_btrfs = statfs(dir).is_ok_and(|s| s.f_type as u64 == BTRFS);
+    is_btrfs.then(|| btrfs_name(dir).ok()).flatten()
+}
+
 /// The same of one directory, or of one file.
 fn of_one(dir: &Path) -> Found<String> {
     let kind = statfs(dir).map_err(|e| Missing::of(dir, e))?.f_type as u64;

@@ -19,8 +19,8 @@
 //! *Settle* waits until nobody else can have taken the error that was the
 //! flush's; see [`super::durability`].
 
-use super::durability::Asking;
 use super::locks::Range;
+use super::settle::Asking;
 use crate::{Buffer, Op};
 
 /// The step in which a request is; see the diagram above.
