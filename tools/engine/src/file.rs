@@ -7,6 +7,7 @@
 //! ```text
 //! <root>/.neonsan-engine        that it is an engine's, and which (see `marker`)
 //! <root>/.lock                  held by the node process which uses <root>
+//! <root>/.probe                 in which it is tried what the storage can do (see `probe`)
 //! <root>/.health                written and read now and then (see `health`)
 //! <root>/<pool>/.health         the same, in a pool on a file system of its own
 //! <root>/.boot                  identity of what is answered and not on stable

@@ -123,9 +123,12 @@ fn what_a_crash_left_half_made_is_cleared_away() {
     let dir = directory();
     let name = volume_name("p/v");
     open(dir.path()).create(&name, &spec(8192, 512)).unwrap();
-    for leftover in ["p/.create-0123", "p/.delete-4567"] {
-        fs::create_dir(dir.path().join(leftover)).unwrap();
-        fs::write(dir.path().join(leftover).join("data"), b"x").unwrap();
+    for leftover in ["create", "delete"] {
+        let leftover = dir.path().join(format!("p/.{leftover}-{:032x}", 123));
+        fs::create_dir(&leftover).unwrap();
+        let marker = ".neonsan-volume";
+        fs::copy(dir.path().join("p/v").join(marker), leftover.join(marker)).unwrap();
+        fs::write(leftover.join("data"), b"x").unwrap();
     }
     let engine = open(dir.path());
     assert_eq!(engine.list().unwrap(), [name]);
@@ -269,10 +272,11 @@ fn an_interrupted_rollback_is_finished_before_the_volume_is_opened() {
     fs::write(root.join("p/v/rollback"), "s").unwrap();
     fs::write(root.join("p/v/data.new"), b"half").unwrap();
     // And another while a snapshot was made.
-    fs::create_dir(root.join("p/v/snapshots/.create-01")).unwrap();
+    let half_made = root.join(format!("p/v/snapshots/.create-{:032x}", 1));
+    fs::create_dir(&half_made).unwrap();
     drop(engine);
     let engine = open(&root);
-    assert!(!root.join("p/v/snapshots/.create-01").exists());
+    assert!(!half_made.exists());
     assert_eq!(engine.snapshots(&name).unwrap().len(), 1);
     let mut queue = engine.open(&name).unwrap().queue(1).unwrap();
     let op = Op::Read {
@@ -287,4 +291,67 @@ fn an_interrupted_rollback_is_finished_before_the_volume_is_opened() {
     // The note of a snapshot that is not there is damage.
     fs::write(root.join("p/v/rollback"), "none").unwrap();
     assert!(engine.open(&name).is_err());
+}
+
+/// What is found out about the storage, and the rest of a start, needs no room that was not taken by
+/// the first start.
+#[test]
+fn an_engine_on_a_full_disk_is_opened_and_finds_what_it_had_found() {
+    let tmpfs = tempfile::tempdir_in("/dev/shm").unwrap();
+    let mut mount = Command::new("mount");
+    mount.args(["-t", "tmpfs", "-o", "size=8m", "none"]);
+    let mut disks = Vec::new();
+    match mount.arg(tmpfs.path()).status() {
+        Ok(status) if status.success() => disks.push(common::Mount(tmpfs.path().to_owned())),
+        _ => eprintln!("SKIP a full tmpfs: mounting is not allowed here"),
+    }
+    let xfs = xfs();
+    match &xfs {
+        Ok((_, mount)) => disks.push(common::Mount(mount.0.clone())),
+        Err(why) => eprintln!("SKIP a full XFS: {why}"),
+    }
+    for disk in disks {
+        let root = disk.0.join("root");
+        let name = volume_name("p/v");
+        let engine = open(&root);
+        engine.create(&name, &spec(1 << 20, 4096)).unwrap();
+        let limits = engine.limits(&engine.stat(&name).unwrap());
+        let found = engine.notes().to_vec();
+        drop(engine);
+        fill(&disk.0.join("filler"));
+        for is_first in [true, false] {
+            let engine = open(&root);
+            let volume = engine.open(&name).unwrap();
+            // Without the file it takes the largest blocks if the file system names none.
+            if is_first {
+                assert_eq!(engine.notes(), found);
+                assert_eq!(volume.limits(), limits);
+            }
+            drop((volume, engine));
+            // As after an upgrade from a release that kept none.
+            let probe = root.join(".probe");
+            if is_first && probe.exists() {
+                fs::remove_file(probe).unwrap();
+                fill(&disk.0.join("rest"));
+            }
+        }
+        if xfs.as_ref().is_ok_and(|(_, mount)| mount.0 == disk.0) {
+            std::mem::forget(disk);
+        }
+    }
+}
+
+/// Takes all the room that there is.
+fn fill(path: &Path) {
+    use std::io::Write as _;
+    let Ok(mut file) = File::create(path) else {
+        // Not even for another file.
+        return;
+    };
+    for piece in [1 << 20, 4096] {
+        let piece = vec![1; piece];
+        while file.write_all(&piece).is_ok() {}
+    }
+    // Delayed allocation may have promised more than there was.
+    let _ = file.sync_all();
 }

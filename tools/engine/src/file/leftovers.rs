@@ -17,7 +17,7 @@ use crate::{Error, Result};
 /// Digits of the number in the name of something temporary.
 const DIGITS: usize = 32;
 
-/// A file by which an engine that was being opened tried what the storage can do.
+/// A file by which an engine of an earlier release tried what the storage can do.
 fn is_trial(name: &str) -> bool {
     let number = name.strip_prefix(".probe-").map(|rest| {
         let number = rest.strip_suffix("-shared");

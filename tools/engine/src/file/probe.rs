@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 //! Finds out what the storage below a directory can do, by trying.
 
-use std::fs;
-use std::io::Write as _;
+use std::fs::{self, File};
+use std::io::ErrorKind as IoKind;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use io_uring::IoUring;
-use rustix::fs::{fallocate, statx, AtFlags, FallocateFlags, Mode, OFlags, Statx, StatxFlags};
+use rustix::fs::{
+    fallocate, ioctl_ficlone, statx, AtFlags, FallocateFlags, Mode, OFlags, Statx, StatxFlags,
+};
 use rustix::io::Errno;
 
 use super::layout::file_options;
 use super::snapshots;
-use crate::identity::random_id;
+use crate::error::SystemError;
 use crate::{Buffer, Error, ErrorKind, Result, BUFFER_ALIGN};
 
 /// `STATX_WRITE_ATOMIC` of `linux/stat.h` (Linux 6.11).
@@ -47,15 +50,121 @@ pub(super) struct Storage {
     pub(super) notes: Vec<String>,
 }
 
-/// A file for trying things, removed when it goes out of scope.
-struct Trial {
-    path: PathBuf,
+/// The file in which things are tried. It is kept, so that a start needs no room which a full disk
+/// does not have.
+const TRIAL: &str = ".probe";
+
+/// The parts of the trial file: where holes are punched, where zeroes are made, and what is read.
+const PUNCHED_AT: u64 = 0;
+const ZEROED_AT: u64 = BUFFER_ALIGN as u64;
+const WRITTEN_AT: u64 = 2 * BUFFER_ALIGN as u64;
+const TRIAL_BYTES: u64 = 4 * BUFFER_ALIGN as u64;
+
+/// Whether an error only says that there is no room.
+fn is_full(error: &std::io::Error) -> bool {
+    [IoKind::StorageFull, IoKind::QuotaExceeded].contains(&error.kind())
 }
 
-impl Drop for Trial {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_file(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "cannot remove");
+/// Whether the file system does something: it may have tried, and found no room.
+fn is_done(result: std::result::Result<(), Errno>) -> bool {
+    match result {
+        Ok(()) => true,
+        Err(error) => is_full(&error.into()),
+    }
+}
+
+/// The file in which things are tried, and its path.
+struct Trial {
+    file: File,
+    path: PathBuf,
+    /// What is read from it was written, and is no hole.
+    is_written: bool,
+}
+
+impl Trial {
+    /// Opens it, and makes it if there is room.
+    fn open(root: &Path) -> Result<Self> {
+        let open = |name: &str| {
+            let path = root.join(name);
+            let file = file_options()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .read(true)
+                .custom_flags(libc::O_NOFOLLOW)
+                .open(&path);
+            match file {
+                Ok(file) => Ok((file, path)),
+                Err(e) => Err((e, path)),
+            }
+        };
+        // There is a file in any case, which is never read.
+        let opened = open(TRIAL).or_else(|(error, path)| match is_full(&error) {
+            true => open(".lock"),
+            false => Err((error, path)),
+        });
+        let (file, path) = opened
+            .map_err(|(error, path)| Error::os(error, format!("cannot try {}", path.display())))?;
+        let mut trial = Self {
+            file,
+            path,
+            is_written: true,
+        };
+        match trial.write() {
+            Err(error) if is_full(&error) => trial.is_written = false,
+            result => result.map_err(|e| trial.context(e))?,
+        }
+        Ok(trial)
+    }
+
+    fn context(&self, error: impl Into<SystemError>) -> Error {
+        Error::os(error, format!("cannot try {}", self.path.display()))
+    }
+
+    /// Gives it its length, and what is read its content, unless it has them.
+    fn write(&mut self) -> std::io::Result<()> {
+        let metadata = self.file.metadata()?;
+        let is_whole =
+            metadata.len() >= TRIAL_BYTES && metadata.blocks() * 512 >= TRIAL_BYTES - WRITTEN_AT;
+        if is_whole {
+            return Ok(());
+        }
+        self.file.set_len(TRIAL_BYTES)?;
+        self.file
+            .write_all_at(&[1; (TRIAL_BYTES - WRITTEN_AT) as usize], WRITTEN_AT)?;
+        self.file.sync_data()
+    }
+
+    fn fallocate(&self, flags: FallocateFlags, at: u64) -> bool {
+        let flags = flags | FallocateFlags::KEEP_SIZE;
+        is_done(fallocate(&self.file, flags, at, BUFFER_ALIGN as u64))
+    }
+
+    /// Whether files can share blocks.
+    fn can_share(&self) -> Result<bool> {
+        let other = self.path.with_extension("shared");
+        let removed = match fs::remove_file(&other) {
+            Err(e) if e.kind() != IoKind::NotFound => Err(e),
+            _ => Ok(()),
+        };
+        removed.map_err(|e| Error::os(e, format!("cannot remove {}", other.display())))?;
+        let shared = snapshots::share(&self.file, &other);
+        if let Err(error) = fs::remove_file(&other) {
+            if error.kind() != IoKind::NotFound {
+                tracing::warn!(path = %other.display(), %error, "cannot remove");
+            }
+        }
+        match shared {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::Unsupported => Ok(false),
+            // Not even for another file. With itself none shares blocks, for another reason than
+            // that none can.
+            Err(error) if error.kind() == ErrorKind::NoSpace => {
+                let result = ioctl_ficlone(&self.file, &self.file);
+                let never = [Errno::OPNOTSUPP, Errno::NOTTY, Errno::NOSYS];
+                Ok(!result.is_err_and(|e| never.contains(&e)))
+            }
+            Err(error) => Err(error),
         }
     }
 }
@@ -77,44 +186,13 @@ impl Storage {
                  and io_uring_register in its seccomp filter)",
             )
         })?;
-        let id = u128::from_be_bytes(random_id()?);
-        let trial = Trial {
-            path: root.join(format!(".probe-{id:032x}")),
-        };
-        let context = |e| Error::os(e, format!("cannot try {}", trial.path.display()));
-        let mut file = file_options()
-            .create_new(true)
-            .write(true)
-            .read(true)
-            .open(&trial.path)
-            .map_err(context)?;
-        file.write_all(&[1; 4 * BUFFER_ALIGN]).map_err(context)?;
-
-        let punch_hole = fallocate(
-            &file,
-            FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
-            0,
-            BUFFER_ALIGN as u64,
-        )
-        .is_ok();
-        let zero_range = fallocate(
-            &file,
-            FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE,
-            BUFFER_ALIGN as u64,
-            BUFFER_ALIGN as u64,
-        )
-        .is_ok();
-        let other = Trial {
-            path: root.join(format!(".probe-{id:032x}-shared")),
-        };
-        let reflink = match snapshots::share(&file, &other.path) {
-            Ok(_) => true,
-            Err(error) if error.kind() == ErrorKind::Unsupported => false,
-            Err(error) => return Err(error),
-        };
-        drop(other);
+        let trial = Trial::open(root)?;
+        let file = &trial.file;
+        let punch_hole = trial.fallocate(FallocateFlags::PUNCH_HOLE, PUNCHED_AT);
+        let zero_range = trial.fallocate(FallocateFlags::ZERO_RANGE, ZEROED_AT);
+        let reflink = trial.can_share()?;
         let stat = statx(
-            &file,
+            file,
             c"",
             AtFlags::EMPTY_PATH,
             StatxFlags::BASIC_STATS
@@ -125,11 +203,10 @@ impl Storage {
         // Not what `statx` says: with XFS that is a page at least, whatever its
         // blocks are. Larger blocks than the file system's can lie across two of
         // the disk's.
-        let block_bytes = rustix::fs::fstatvfs(&file)
+        let block_bytes = rustix::fs::fstatvfs(file)
             .map_err(|e| Error::os(e, format!("cannot stat {}", root.display())))?
             .f_bsize;
         let file_block_bytes = u32::try_from(block_bytes).unwrap_or(u32::MAX);
-        drop(file);
 
         let disk = Disk::below(&stat);
         let fs_block_bytes = stat.stx_blksize.clamp(512, 1 << 20);
@@ -138,7 +215,7 @@ impl Storage {
             notes.push("page cache, as configured".to_owned());
             None
         } else {
-            match try_direct(&trial.path, &stat)? {
+            match try_direct(&trial, &stat)? {
                 Some(aligns) => {
                     notes.push(format!("direct I/O in blocks of {} bytes", aligns.0));
                     Some(aligns)
@@ -208,10 +285,13 @@ impl Storage {
 
 /// Whether direct I/O works on the file, and its alignments: of ranges, of
 /// memory.
-fn try_direct(path: &Path, stat: &Statx) -> Result<Option<(u32, u32)>> {
-    let context = |e| Error::os(e, format!("cannot try direct I/O on {}", path.display()));
+fn try_direct(trial: &Trial, stat: &Statx) -> Result<Option<(u32, u32)>> {
+    let context = |e| {
+        let path = trial.path.display();
+        Error::os(e, format!("cannot try direct I/O on {path}"))
+    };
     let file = match rustix::fs::open(
-        path,
+        &trial.path,
         OFlags::RDWR | OFlags::DIRECT | OFlags::CLOEXEC,
         Mode::empty(),
     ) {
@@ -233,13 +313,16 @@ fn try_direct(path: &Path, stat: &Statx) -> Result<Option<(u32, u32)>> {
     };
     let first = if stated && stat.stx_dio_offset_align.is_power_of_two() {
         stat.stx_dio_offset_align.clamp(512, max)
-    } else {
+    } else if trial.is_written {
         512
+    } else {
+        // A hole is read in any piece.
+        max
     };
     let mut block = first;
     while block <= max {
         let mut buffer = Buffer::zeroed(block as usize)?;
-        match rustix::io::pread(&file, &mut buffer[..], u64::from(block)) {
+        match rustix::io::pread(&file, &mut buffer[..], WRITTEN_AT + u64::from(block)) {
             Ok(len) if len == block as usize => return Ok(Some((block, memory_align))),
             Ok(_) | Err(Errno::INVAL) => block *= 2,
             Err(error) => return Err(context(error)),
