@@ -694,7 +694,7 @@ impl Engine for FileEngine {
     fn delete(&self, name: &VolumeName) -> Result<()> {
         let dir = self.existing_dir(name)?;
         // A volume without data can be deleted, since nobody can have it open.
-        let _lock = match self.open_data(name, &dir, Duration::ZERO) {
+        let _lock = match self.lock_data(name, &dir, Duration::ZERO) {
             Ok(data) => Some(data),
             Err(error) if error.kind() == ErrorKind::Corrupt => None,
             Err(error) => return Err(error),
@@ -747,7 +747,7 @@ impl Engine for FileEngine {
         let dir = self.existing_snapshot(name)?;
         let volume_dir = self.volume_dir(name.volume());
         // One without data can be deleted, since nobody can have it open.
-        let _lock = match self.open_snapshot_data(name, &dir, ALONE) {
+        let _lock = match self.lock_snapshot_data(name, &dir, ALONE) {
             Ok(data) => Some(data),
             Err(error) if error.kind() == ErrorKind::Corrupt => None,
             Err(error) => return Err(error),

@@ -245,3 +245,60 @@ fn a_copied_snapshot_is_noticed_beside_the_first_and_as_a_volume() {
     assert_eq!(engine.open_snapshot(&one).unwrap().stat().id, made.id);
     assert!(identities.conflicts().is_empty());
 }
+
+/// A copy by hard links shares its data with the original, whatever it is called.
+#[test]
+fn data_with_a_second_name_is_not_opened() {
+    let dir = directory();
+    let identities = Arc::default();
+    let engine = open(dir.path(), &identities);
+    let (original, clone) = (volume_name("p/v"), volume_name("p/clone"));
+    let made = engine.create(&original, &spec(1 << 20, 512)).unwrap();
+    let mut cp = Command::new("cp");
+    let names = ["p/v", "p/clone"].map(|name| dir.path().join(name));
+    assert!(cp.arg("-al").args(&names).status().unwrap().success());
+    let told = |error: neonsan_engine::Error| {
+        assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
+        assert!(error.to_string().contains("hard link"), "{error}");
+    };
+    told(engine.adopt(&clone).unwrap_err());
+    told(engine.open(&clone).err().unwrap());
+    told(engine.open(&original).err().unwrap());
+    assert_eq!(engine.stat(&original).unwrap().id, made.id);
+    // The way out: what was linked goes, and takes nothing with it.
+    engine.delete(&clone).unwrap();
+    drop(engine.open(&original).unwrap());
+}
+
+#[test]
+fn a_snapshot_whose_data_has_a_second_name_is_not_opened() {
+    let Ok((_dir, mount)) = xfs().map_err(|why| eprintln!("SKIP: {why}")) else {
+        return;
+    };
+    let root = mount.0.join("root");
+    let engine = open(&root, &Arc::default());
+    let (volume, snapshot) = (volume_name("p/v"), snapshot_name("p/v@s"));
+    engine.create(&volume, &spec(1 << 20, 512)).unwrap();
+    let opened = engine.open(&volume).unwrap();
+    opened.create_snapshot(&snapshot).unwrap();
+    drop(opened);
+    let data = root.join("p/v/snapshots/s/data");
+    let link = root.join("p/copy");
+    fs::hard_link(&data, &link).unwrap();
+    let clone = volume_name("p/w");
+    for refused in [
+        engine.open_snapshot(&snapshot).err(),
+        engine.clone_snapshot(&snapshot, &clone).err(),
+        engine.roll_back(&snapshot, b"").err(),
+    ] {
+        let error = refused.unwrap();
+        assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
+        let text = error.to_string();
+        assert!(
+            text.contains("hard link") && text.contains("p/v@s"),
+            "{text}"
+        );
+    }
+    engine.delete_snapshot(&snapshot).unwrap();
+    assert!(link.exists());
+}

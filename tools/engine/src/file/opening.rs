@@ -70,6 +70,27 @@ fn open_locked(
     }
 }
 
+/// Refuses data that has another name too: whoever uses it by that changes it here.
+fn check_alone(file: &File, path: &Path, what: &str) -> Result<()> {
+    let metadata = file
+        .metadata()
+        .map_err(|e| Error::os(e, format!("cannot look at {}", path.display())))?;
+    if metadata.nlink() < 2 {
+        return Ok(());
+    }
+    let shown = path.display();
+    Err(Error::new(
+        ErrorKind::Conflict,
+        format!(
+            "the data of {what} has another name too ({shown} has {} hard links), as after `cp -l`: \
+             what is written by one name is changed under the other. `find DIRECTORY -samefile {shown}` \
+             shows the names; copy the file if both are needed, and remove one (a volume with `neonsan \
+             volume delete`)",
+            metadata.nlink()
+        ),
+    ))
+}
+
 impl FileEngine {
     fn flags(&self, access: OFlags) -> OFlags {
         let direct = match self.storage.direct {
@@ -81,6 +102,13 @@ impl FileEngine {
 
     /// Opens and locks the data file of a volume.
     pub(super) fn open_data(&self, name: &VolumeName, dir: &Path, wait: Duration) -> Result<File> {
+        let data = self.lock_data(name, dir, wait)?;
+        check_alone(&data, &dir.join("data"), &format!("the volume {name}"))?;
+        Ok(data)
+    }
+
+    /// The same for a volume that is to be deleted, whatever else has its data.
+    pub(super) fn lock_data(&self, name: &VolumeName, dir: &Path, wait: Duration) -> Result<File> {
         let path = dir.join("data");
         match open_locked(&path, self.flags(OFlags::RDWR), ALONE, wait) {
             Ok(Some(data)) => Ok(data),
@@ -121,6 +149,18 @@ impl FileEngine {
 
     /// Opens and locks the data of a snapshot.
     pub(super) fn open_snapshot_data(
+        &self,
+        name: &SnapshotName,
+        dir: &Path,
+        operation: FlockOperation,
+    ) -> Result<File> {
+        let data = self.lock_snapshot_data(name, dir, operation)?;
+        check_alone(&data, &dir.join("data"), &format!("the snapshot {name}"))?;
+        Ok(data)
+    }
+
+    /// The same for a snapshot that is to be deleted, whatever else has its data.
+    pub(super) fn lock_snapshot_data(
         &self,
         name: &SnapshotName,
         dir: &Path,
