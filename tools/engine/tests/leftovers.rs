@@ -44,7 +44,14 @@ fn leftovers_of_ours_are_cleared_and_others_are_not() {
     for path in &half_made {
         fs::create_dir(path).unwrap();
         fs::write(path.join("data"), b"x").unwrap();
+        fs::copy(volume.join(".neonsan-volume"), path.join(".neonsan-volume")).unwrap();
     }
+    // A crash came before, or while, the marker was written.
+    let unmarked = ["e", "f"].map(|n| dir.path().join(format!("p/.create-{n}{}", &ID[1..])));
+    for path in &unmarked {
+        fs::create_dir(path).unwrap();
+    }
+    fs::write(unmarked[1].join(".neonsan-volume.new"), b"").unwrap();
     let files = [
         dir.path().join(format!(".probe-{ID}")),
         dir.path().join(format!(".probe-{ID}-shared")),
@@ -66,7 +73,7 @@ fn leftovers_of_ours_are_cleared_and_others_are_not() {
     fs::create_dir(dir.path().join("p/.create-today")).unwrap();
     let engine = open(dir.path());
     assert_eq!(engine.health().unwrap(), [""; 0]);
-    for path in half_made.iter().chain(&files) {
+    for path in half_made.iter().chain(&files).chain(&unmarked) {
         assert!(!path.exists(), "{} is still there", path.display());
     }
     for path in &kept {
@@ -74,6 +81,67 @@ fn leftovers_of_ours_are_cleared_and_others_are_not() {
     }
     assert!(dir.path().join("p/.create-today").exists());
     drop(engine.open(&volume_name("p/v")).unwrap());
+}
+
+/// Whatever its name: without a marker nothing says that a node made it.
+#[test]
+fn nothing_without_a_marker_is_removed() {
+    let dir = root();
+    let volume = dir.path().join("p/v");
+    fs::create_dir(volume.join("snapshots")).unwrap();
+    let kept = [
+        dir.path().join("p/.delete-2026"),
+        dir.path().join(format!("p/.delete-{ID}")),
+        volume.join("snapshots/.delete-2026"),
+        volume.join(format!("snapshots/.create-{ID}")),
+    ];
+    for path in &kept {
+        fs::create_dir(path).unwrap();
+        for file in ["data", "record"] {
+            fs::write(path.join(file), b"precious").unwrap();
+        }
+    }
+    let engine = open(dir.path());
+    for path in &kept {
+        for file in ["data", "record"] {
+            assert!(path.join(file).exists(), "{} is gone", path.display());
+        }
+    }
+    // Those that could be the engine's are named.
+    let problems = engine.health().unwrap();
+    assert_eq!(problems.len(), 2, "{problems:?}");
+    assert!(problems
+        .iter()
+        .all(|p| p.contains(ID) && p.contains("marker")));
+    drop(engine.open(&volume_name("p/v")).unwrap());
+    // Nor with the volume.
+    let error = engine.delete(&volume_name("p/v")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
+    assert!(kept[3].join("data").exists() && volume.join("meta").exists());
+}
+
+/// So a crash in the middle of a removal leaves what the next start knows for the engine's.
+#[test]
+fn the_marker_is_removed_last() {
+    let dir = root();
+    let leftover = dir.path().join(format!("p/.delete-{ID}"));
+    fs::create_dir(&leftover).unwrap();
+    let marker = ".neonsan-volume";
+    fs::copy(dir.path().join("p/v").join(marker), leftover.join(marker)).unwrap();
+    for last in ["data", "meta", "record"] {
+        for file in ["meta", "data", "record"] {
+            fs::copy(dir.path().join("p/v").join(file), leftover.join(file)).unwrap();
+        }
+        let Some(immutable) = Immutable::new(&leftover.join(last)) else {
+            eprintln!("skipped: this needs root and a file system with chattr +i");
+            return;
+        };
+        drop(open(dir.path()));
+        assert!(leftover.join(marker).exists(), "{last}");
+        drop(immutable);
+    }
+    drop(open(dir.path()));
+    assert!(!leftover.exists());
 }
 
 /// Not to be removed by anybody (`chattr +i`), until it goes out of scope.
@@ -102,6 +170,8 @@ fn a_leftover_that_cannot_be_removed_keeps_nothing_from_being_served() {
     let leftover = dir.path().join(format!("p/.create-{ID}"));
     fs::create_dir(&leftover).unwrap();
     fs::write(leftover.join("data"), b"x").unwrap();
+    let marker = ".neonsan-volume";
+    fs::copy(dir.path().join("p/v").join(marker), leftover.join(marker)).unwrap();
     let Some(immutable) = Immutable::new(&leftover.join("data")) else {
         eprintln!("skipped: this needs root and a file system with chattr +i");
         return;

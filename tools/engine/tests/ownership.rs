@@ -149,16 +149,21 @@ fn leftovers_with_something_foreign_in_them_stay_and_keep_nothing_from_being_ser
     let name = volume_name("p/v");
     open(dir.path()).create(&name, &spec(8192, 512)).unwrap();
     let pool = dir.path().join("p");
-    for leftover in [".create-0123", ".delete-4567", ".delete-mine"] {
-        fs::create_dir(pool.join(leftover)).unwrap();
-        fs::write(pool.join(leftover).join("data"), b"x").unwrap();
+    let [created, deleted] = ["create", "delete"].map(|what| format!(".{what}-{:032x}", 123));
+    for leftover in [&created, &deleted, ".delete-mine"] {
+        let leftover = pool.join(leftover);
+        fs::create_dir(&leftover).unwrap();
+        let marker = ".neonsan-volume";
+        fs::copy(pool.join("v").join(marker), leftover.join(marker)).unwrap();
+        fs::write(leftover.join("data"), b"x").unwrap();
     }
-    let foreign = pool.join(".delete-4567/thesis");
+    let deleted = pool.join(deleted);
+    let foreign = deleted.join("thesis");
     fs::write(&foreign, "years of work").unwrap();
     let engine = open(dir.path());
     assert_eq!(engine.list().unwrap(), [name]);
-    assert!(!pool.join(".create-0123").exists());
-    assert!(foreign.exists() && pool.join(".delete-4567/data").exists());
+    assert!(!pool.join(created).exists());
+    assert!(foreign.exists() && deleted.join("data").exists());
     assert!(pool.join(".delete-mine/data").exists(), "no name of ours");
 }
 

@@ -10,6 +10,7 @@ use std::io::ErrorKind as IoKind;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use super::marker;
 use crate::error::{SystemError, Written as _};
 use crate::{Error, ErrorKind, Result};
 
@@ -21,8 +22,8 @@ const DIR_MODE: u32 = 0o750;
 
 /// The files of a volume or a snapshot, of this release and those before.
 const FILES: [&str; 13] = [
-    super::marker::VOLUME_MARKER,
-    super::marker::NEW_VOLUME_MARKER,
+    marker::VOLUME_MARKER,
+    marker::NEW_VOLUME_MARKER,
     "meta",
     "meta.new",
     "meta.ready",
@@ -75,27 +76,57 @@ pub(super) fn is_dir(path: &Path) -> std::io::Result<bool> {
     }
 }
 
+/// Whether this is the number in the name of something temporary.
+pub(super) fn is_number(digits: &str) -> bool {
+    digits.len() == 32 && digits.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
 /// Whether the name is one of what is half made or half deleted: `.create-` or
 /// `.delete-` and a number.
 pub(super) fn is_leftover(name: &str) -> bool {
-    [".create-", ".delete-"].iter().any(|prefix| {
-        name.strip_prefix(prefix)
-            .is_some_and(|id| !id.is_empty() && id.bytes().all(|b| b.is_ascii_hexdigit()))
-    })
+    [".create-", ".delete-"]
+        .iter()
+        .any(|prefix| name.strip_prefix(prefix).is_some_and(is_number))
 }
 
-/// What removing a directory of ours consists of: files first, then the
-/// directories that are empty by then.
-#[derive(Debug, Default)]
-struct Plan {
-    files: Vec<PathBuf>,
-    dirs: Vec<PathBuf>,
+/// Refuses a directory with such a name that the engine did not make: its marker is the first thing that
+/// comes into one, and the last that goes.
+pub(super) fn check_leftover(dir: &Path) -> Result<()> {
+    let context = |e| Error::os(e, format!("cannot list the directory {}", dir.display()));
+    for entry in fs::read_dir(dir).map_err(context)? {
+        let name = entry.map_err(context)?.file_name();
+        if name != marker::NEW_VOLUME_MARKER && !marker::is_ours(dir)? {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!(
+                    "{} is called as what the engine makes for a moment, and has no marker of it: \
+                     remove it, or call it something else",
+                    dir.display()
+                ),
+            ));
+        }
+    }
+    Ok(())
 }
+
+/// A step of removing.
+#[derive(Debug)]
+enum Step {
+    File(PathBuf),
+    /// Empty by then.
+    Dir(PathBuf),
+}
+
+/// What removing a directory of ours consists of, in order. A crash after any step leaves what is known
+/// to be ours: what is below first, and the marker last, or the description where there is none.
+#[derive(Debug, Default)]
+struct Plan(Vec<Step>);
 
 impl Plan {
     /// Adds what is in the directory of a volume or snapshot.
     fn add(&mut self, dir: &Path, may_have_snapshots: bool) -> Result<()> {
         let context = |e| Error::os(e, format!("cannot list the directory {}", dir.display()));
+        let (mut files, mut last) = (Vec::new(), Vec::new());
         for entry in fs::read_dir(dir).map_err(context)? {
             let entry = entry.map_err(context)?;
             let path = entry.path();
@@ -103,14 +134,20 @@ impl Plan {
             let name = entry.file_name();
             let name = name.to_str().unwrap_or("");
             if !kind.is_dir() && FILES.contains(&name) {
-                self.files.push(path);
+                match name {
+                    "meta" => last.insert(0, path),
+                    marker::VOLUME_MARKER => last.push(path),
+                    _ => files.push(path),
+                }
             } else if kind.is_dir() && may_have_snapshots && name == SNAPSHOTS {
                 self.add_snapshots(&path)?;
             } else {
                 return Err(foreign(&path));
             }
         }
-        self.dirs.push(dir.to_owned());
+        files.append(&mut last);
+        self.0.extend(files.into_iter().map(Step::File));
+        self.0.push(Step::Dir(dir.to_owned()));
         Ok(())
     }
 
@@ -123,12 +160,13 @@ impl Plan {
             let path = entry.path();
             let is_dir = entry.file_type().map_err(context)?.is_dir();
             if is_dir && entry.file_name().to_str().is_some_and(is_leftover) {
+                check_leftover(&path)?;
                 self.add(&path, false)?;
             } else {
                 return Err(foreign(&path));
             }
         }
-        self.dirs.push(dir.to_owned());
+        self.0.push(Step::Dir(dir.to_owned()));
         Ok(())
     }
 }
@@ -158,12 +196,12 @@ pub(super) fn remove(dir: &Path) -> Result<()> {
         let text = format!("cannot remove {}", path.display());
         move |e| Error::os(e, text)
     };
-    for file in &plan.files {
-        fs::remove_file(file).map_err(context(file))?;
-    }
-    for dir in &plan.dirs {
-        // Not if something has come into it since.
-        fs::remove_dir(dir).map_err(context(dir))?;
+    for step in &plan.0 {
+        match step {
+            Step::File(path) => fs::remove_file(path).map_err(context(path))?,
+            // Not if something has come into it since.
+            Step::Dir(path) => fs::remove_dir(path).map_err(context(path))?,
+        }
     }
     Ok(())
 }

@@ -2,8 +2,8 @@
 //! What a crash leaves half made in an engine's directory, and clearing it away
 //! when the engine is opened.
 //!
-//! Only what has a name that this engine gives, at a place where it gives it, is
-//! touched. What cannot be removed keeps nothing from being served: it is told,
+//! Only what has a name that this engine gives, at a place where it gives it, and a
+//! marker if it is a directory with anything in it, is touched. What cannot be removed keeps nothing from being served: it is told,
 //! and the next start tries again.
 
 use std::fs;
@@ -14,16 +14,13 @@ use super::layout::{self, is_leftover};
 use super::{marker, snapshots, FileEngine};
 use crate::{Error, Result};
 
-/// Digits of the number in the name of something temporary.
-const DIGITS: usize = 32;
-
 /// A file by which an engine of an earlier release tried what the storage can do.
 fn is_trial(name: &str) -> bool {
     let number = name.strip_prefix(".probe-").map(|rest| {
         let number = rest.strip_suffix("-shared");
         number.unwrap_or(rest)
     });
-    number.is_some_and(|n| n.len() == DIGITS && n.bytes().all(|b| b.is_ascii_hexdigit()))
+    number.is_some_and(layout::is_number)
 }
 
 /// What went wrong, one sentence each.
@@ -48,8 +45,15 @@ impl Clearing {
     }
 
     fn remove(&mut self, path: &Path) {
-        tracing::info!(path = %path.display(), "removing what a crash left half made");
         let is_dir = fs::symlink_metadata(path).is_ok_and(|m| m.is_dir());
+        if is_dir {
+            if let Err(error) = layout::check_leftover(path) {
+                tracing::warn!(%error, "a directory is left alone");
+                self.problems.push(error.to_string());
+                return;
+            }
+        }
+        tracing::info!(path = %path.display(), "removing what a crash left half made");
         let removed = match is_dir {
             true => layout::remove(path),
             false => match fs::remove_file(path) {

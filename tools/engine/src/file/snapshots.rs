@@ -106,6 +106,7 @@ pub(super) fn create<F>(
     let make = || {
         make_dir(&temporary)
             .map_err(|e| Error::os(e, format!("cannot make {}", temporary.display())))?;
+        marker::write_volume(&temporary)?;
         let path = temporary.join("data");
         let file = create_file(&path)?;
         let held = frozen()?;
@@ -119,7 +120,6 @@ pub(super) fn create<F>(
         file.sync_all()
             .written()
             .map_err(|e| Error::os(e, format!("cannot write {}", path.display())))?;
-        marker::write_volume(&temporary)?;
         meta.store(&temporary)?;
         renameat_with(CWD, &temporary, CWD, &target, RenameFlags::NOREPLACE).map_err(
             |e| match e {
