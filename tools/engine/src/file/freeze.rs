@@ -6,9 +6,13 @@
 //! flag, then waits until all counts are zero; a queue counts a request first,
 //! then looks at the flag. So of the two at least one sees the other, and a
 //! request is either waited for or held back.
+//!
+//! A request that hangs would let all the others wait for it. So the volume is frozen
+//! for a moment only, and when a request has not ended by then the others go on before
+//! it is tried again.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use super::locks::Mailbox;
@@ -16,6 +20,12 @@ use crate::{Error, ErrorKind, Result};
 
 /// How often the counts are looked at.
 const LOOK: Duration = Duration::from_millis(1);
+
+/// How long requests are held back at a time for those that have not ended.
+const ATTEMPT: Duration = Duration::from_millis(500);
+
+/// How long they go on between two attempts.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// The changing requests of one queue.
 #[derive(Debug)]
@@ -29,7 +39,7 @@ pub(super) struct Writers {
 /// The flag of a volume, and its queues.
 #[derive(Debug, Default)]
 pub(super) struct Freeze {
-    /// Written by who freezes, who has `freezing` locked as long as it is set.
+    /// Written by who freezes, who has `freezing` locked from the first attempt to the last.
     frozen: AtomicBool,
     /// Taken before `queues`.
     freezing: Mutex<()>,
@@ -40,7 +50,8 @@ pub(super) struct Freeze {
 
 /// The volume is frozen as long as this is there.
 pub(super) struct Frozen<'a> {
-    freeze: &'a Freeze,
+    // It goes on before another one may freeze it.
+    _thaw: Thaw<'a>,
     _freezing: MutexGuard<'a, ()>,
 }
 
@@ -83,22 +94,41 @@ impl Freeze {
         self.frozen.load(Ordering::SeqCst)
     }
 
-    /// Waits until no changing request is under way, and lets none begin.
+    /// Waits until no changing request is under way, and lets none begin. Holds requests back for
+    /// half a second at a time at most, until that.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Busy`] if that takes longer than `patience`.
+    /// [`ErrorKind::Busy`] if that takes longer than `patience`; at once if another one is at it.
     pub(super) fn hold(&self, patience: Duration) -> Result<Frozen<'_>> {
-        let freezing = self.freezing.lock();
-        let frozen = Frozen {
-            _freezing: freezing.unwrap_or_else(PoisonError::into_inner),
-            freeze: self,
+        self.hold_in_pieces(patience, ATTEMPT)
+    }
+
+    fn hold_in_pieces(&self, patience: Duration, attempt: Duration) -> Result<Frozen<'_>> {
+        let freezing = match self.freezing.try_lock() {
+            Ok(freezing) => freezing,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::new(
+                    ErrorKind::Busy,
+                    "another snapshot of the volume is being taken: try again when it is done",
+                ));
+            }
         };
-        self.frozen.store(true, Ordering::SeqCst);
         let deadline = Instant::now() + patience;
-        let busy = |writers: &Arc<Writers>| writers.begun.load(Ordering::SeqCst) > 0;
-        while self.queues().iter().any(busy) {
-            if Instant::now() >= deadline {
+        loop {
+            // It thaws whatever happens from here on.
+            let thaw = Thaw(self);
+            self.frozen.store(true, Ordering::SeqCst);
+            let end = (Instant::now() + attempt).min(deadline);
+            if self.are_idle(end) {
+                return Ok(Frozen {
+                    _thaw: thaw,
+                    _freezing: freezing,
+                });
+            }
+            drop(thaw);
+            if Instant::now() + PAUSE >= deadline {
                 return Err(Error::new(
                     ErrorKind::Busy,
                     format!(
@@ -107,16 +137,30 @@ impl Freeze {
                     ),
                 ));
             }
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    /// Waits until no changing request is under way; `false` if that is not so by then.
+    fn are_idle(&self, end: Instant) -> bool {
+        let busy = |writers: &Arc<Writers>| writers.begun.load(Ordering::SeqCst) > 0;
+        while self.queues().iter().any(busy) {
+            if Instant::now() >= end {
+                return false;
+            }
             std::thread::sleep(LOOK);
         }
-        Ok(frozen)
+        true
     }
 }
 
-impl Drop for Frozen<'_> {
+/// Ends a freeze when it goes.
+struct Thaw<'a>(&'a Freeze);
+
+impl Drop for Thaw<'_> {
     fn drop(&mut self) {
-        self.freeze.frozen.store(false, Ordering::SeqCst);
-        for writers in &*self.freeze.queues() {
+        self.0.frozen.store(false, Ordering::SeqCst);
+        for writers in &*self.0.queues() {
             writers.mailbox.wake();
         }
     }
@@ -137,8 +181,9 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::Busy);
         assert!(freeze.enter(&writers), "not frozen after the failure");
         freeze.exit(&writers);
+        let long = Duration::from_secs(20);
         std::thread::scope(|scope| {
-            let holder = scope.spawn(|| drop(freeze.hold(Duration::from_secs(20)).unwrap()));
+            let holder = scope.spawn(|| drop(freeze.hold_in_pieces(long, long).unwrap()));
             while !freeze.is_frozen() {
                 std::thread::yield_now();
             }
@@ -151,5 +196,36 @@ mod tests {
         freeze.exit(&writers);
         freeze.leave(&writers);
         assert!(freeze.queues().is_empty());
+    }
+
+    #[test]
+    fn a_request_that_hangs_does_not_hold_up_the_others_all_the_time() {
+        let freeze = &Freeze::default();
+        let mailbox = Mailbox::new().unwrap();
+        let [hangs, works] = [(); 2].map(|()| freeze.join(&mailbox));
+        assert!(freeze.enter(&hangs));
+        std::thread::scope(|scope| {
+            let patience = Duration::from_secs(20);
+            let holder = scope.spawn(move || freeze.hold(patience).map(drop));
+            while !freeze.is_frozen() {
+                std::thread::yield_now();
+            }
+            // A second one has no place behind the first.
+            assert_eq!(freeze.hold(patience).err().unwrap().kind(), ErrorKind::Busy);
+            assert!(!holder.is_finished(), "it waited for the first");
+            for _ in 0..2 {
+                while !freeze.enter(&works) {
+                    assert!(!holder.is_finished(), "it waited for the one that hangs");
+                    std::thread::sleep(LOOK);
+                }
+                freeze.exit(&works);
+                while !freeze.is_frozen() && !holder.is_finished() {
+                    std::thread::sleep(LOOK);
+                }
+            }
+            freeze.exit(&hangs);
+            holder.join().unwrap().unwrap();
+        });
+        assert!(freeze.enter(&works));
     }
 }

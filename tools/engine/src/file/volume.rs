@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use neonsan_api::SnapshotName;
@@ -56,11 +56,12 @@ pub(super) struct FileVolume {
     dir: PathBuf,
     data: File,
     pub(super) storage: Arc<Storage>,
-    /// What the volume is, but for its size. Owned by `resize`, which holds
-    /// the lock while it writes `meta`.
+    /// Held while the volume is resized or a snapshot of it is taken. Before `meta`.
+    changing: Mutex<()>,
+    /// What the volume is. Written by `resize`, under `changing`; locked for a look.
     meta: Mutex<Meta>,
     pub(super) logical_block_size: u32,
-    /// Read by every request; written by `resize` under `meta`.
+    /// Read by every request; written by `resize` under `changing`.
     size_bytes: AtomicU64,
     /// Queues there are.
     pub(super) queues: AtomicUsize,
@@ -155,6 +156,7 @@ impl FileVolume {
             logical_block_size: meta.logical_block_size,
             size_bytes: AtomicU64::new(meta.size_bytes),
             locks: (storage.block_bytes > meta.logical_block_size).then(RangeLocks::default),
+            changing: Mutex::default(),
             meta: Mutex::new(meta),
             queues: AtomicUsize::new(0),
             storage,
@@ -171,6 +173,10 @@ impl FileVolume {
             Some(name) => Err(snapshot_is_read_only(name)),
             None => Ok(()),
         }
+    }
+
+    fn meta(&self) -> MutexGuard<'_, Meta> {
+        self.meta.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn fd(&self) -> RawFd {
@@ -289,7 +295,7 @@ pub(super) fn limits(storage: &Storage, logical: u32) -> Limits {
 
 impl Volume for FileVolume {
     fn stat(&self) -> VolumeStat {
-        let meta = self.meta.lock().unwrap_or_else(PoisonError::into_inner);
+        let meta = self.meta();
         match self.data.metadata() {
             Ok(data) => meta.stat(&data),
             Err(error) => {
@@ -339,11 +345,10 @@ impl FileVolume {
         self.check_changeable()?;
         check_size(size_bytes, self.logical_block_size)?;
         let context = |e| Error::os(e, format!("cannot resize {}", self.name));
-        let mut meta = self.meta.lock().unwrap_or_else(PoisonError::into_inner);
-        let resized = Meta {
-            size_bytes,
-            ..meta.clone()
-        };
+        let changing = self.changing.lock();
+        let _changing = changing.unwrap_or_else(PoisonError::into_inner);
+        let meta = self.meta().clone();
+        let resized = Meta { size_bytes, ..meta };
         if size_bytes >= meta.size_bytes {
             // The file first: a longer file than the volume is harmless.
             self.set_len(size_bytes).map_err(context)?;
@@ -364,7 +369,7 @@ impl FileVolume {
             self.zero_tail(size_bytes)?;
             self.sync_data().map_err(context)?;
         }
-        *meta = resized;
+        *self.meta() = resized;
         self.size_bytes.store(size_bytes, Ordering::Release);
         Ok(())
     }
@@ -372,8 +377,22 @@ impl FileVolume {
     fn try_create_snapshot(&self, name: &SnapshotName) -> Result<SnapshotStat> {
         self.check_changeable()?;
         self.storage.check_reflink()?;
-        // Nobody resizes it meanwhile.
-        let meta = self.meta.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nobody resizes it meanwhile. If writes do not end this takes long: nobody queues for it.
+        let _changing = match self.changing.try_lock() {
+            Ok(changing) => changing,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::new(
+                    ErrorKind::Busy,
+                    format!(
+                        "another snapshot of the volume {} is being taken, or its size is being \
+                         changed: try again when that is done",
+                        self.name
+                    ),
+                ));
+            }
+        };
+        let meta = self.meta().clone();
         // Until somebody uses the volume who was told of it.
         self.durability
             .check(self.joined.load(Ordering::Acquire), &self.name)?;
