@@ -5,7 +5,7 @@
 . "$TEST_LIB"
 
 node_config node file 9666
-sed -i 's/^\[timeouts\]/&\nsession_linger_ms = 500\nheartbeat_timeout_ms = 3000/' node.toml
+sed -i 's/^\[timeouts\]/&\nsession_linger_ms = 500\nheartbeat_interval_ms = 1000\nheartbeat_timeout_ms = 3000/' node.toml
 node_start
 volume test/shrunk 128M
 attach test/shrunk
