@@ -10,9 +10,15 @@
 //! begin. That holds for a newer generation of a session, for a newer epoch of one connection, and
 //! for a host that takes an exclusive volume by force.
 //!
+//! Nobody is displaced by a session that begins before the node has saved that it does
+//! ([`Gate::on_saved`]): a node that cannot save it refuses it, and the volume stays where it was.
+//!
 //! # One connection
 //!
 //! ```text
+//!   OPEN of a new session ──► 0 to be saved: see `entrance`
+//!                     │ on_saved
+//!                     ▼
 //!   open/join ──► 1 Waiting ── all it displaces is drained: Admit ──► 2 Active
 //!                     │ drain timeout, displaced itself: Refuse           │ displaced: Revoke
 //!                     ▼                                                   ▼
@@ -35,7 +41,10 @@
 //! The gate is not on the I/O path: a connection that was admitted works without asking again,
 //! until it is told to stop.
 
+mod entrance;
 mod introduction;
+
+use entrance::Entrance;
 
 use super::memory::{Memory, Remembered, Standing};
 use crate::{CloseCause, Instant};
@@ -109,10 +118,12 @@ impl RefuseReason {
     }
 }
 
-/// The first answer to a connection; what follows comes from [`Gate::poll_action`].
+/// The first answer to a connection; what follows comes from [`Gate::poll_action`], for the first
+/// one of a session that begins after [`Gate::on_saved`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Opening {
-    /// It waits; [`GateAction::Admit`] or [`GateAction::Refuse`] follows, maybe at once.
+    /// It waits; [`GateAction::Admit`] or [`GateAction::Refuse`] follows, maybe at once. See
+    /// [`Gate::is_entering`].
     Waiting,
     /// It is turned away, and the gate does not know it.
     Refused(RefuseReason),
@@ -166,11 +177,13 @@ struct Session {
 }
 
 /// The gate of one volume.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Gate {
     config: GateConfig,
     sessions: Vec<Session>,
     connections: Vec<Connection>,
+    /// Sessions that begin as soon as that is saved.
+    entrances: Vec<Entrance>,
     /// Highest epoch seen of each connection of each session: (session, index, epoch).
     epochs: Vec<([u8; 16], u16, u64)>,
     /// Sessions that are gone without having been released.
@@ -184,6 +197,7 @@ impl Gate {
             config,
             sessions: Vec::new(),
             connections: Vec::new(),
+            entrances: Vec::new(),
             epochs: Vec::new(),
             memory: Memory::default(),
         }
@@ -222,10 +236,19 @@ impl Gate {
     }
 
     /// What must outlive the node's process; see [`Remembered`]: at most
-    /// [`max_remembered`](GateConfig::max_remembered) sessions. Save it durably before answering
-    /// an [`Admit`](GateAction::Admit) whenever [`Gate::memory_version`] is another than when it
-    /// was saved last.
-    pub fn memory(&self) -> impl Iterator<Item = Remembered> + '_ {
+    /// [`max_remembered`](GateConfig::max_remembered) sessions. Save it durably whenever
+    /// [`Gate::memory_version`] is another than when it was saved last, before answering an
+    /// [`Admit`](GateAction::Admit), and say so with [`Gate::on_saved`]: sessions that begin wait
+    /// for that.
+    pub fn memory(&self) -> alloc::vec::IntoIter<Remembered> {
+        // As it is when they have begun.
+        let mut gate = self.clone();
+        gate.pass_entrances(Instant(0));
+        let remembered: Vec<Remembered> = gate.remembered().collect();
+        remembered.into_iter()
+    }
+
+    fn remembered(&self) -> impl Iterator<Item = Remembered> + '_ {
         let holders = |writes: bool| {
             self.sessions
                 .iter()
@@ -282,7 +305,7 @@ impl Gate {
 
     /// Whether nobody holds the volume and nothing of anybody is left: it may be deleted.
     pub fn is_unused(&self) -> bool {
-        self.sessions.is_empty() && self.connections.is_empty()
+        self.sessions.is_empty() && self.connections.is_empty() && self.entrances.is_empty()
     }
 
     /// How many connections a session may have, or could have if it began now.
@@ -355,6 +378,7 @@ impl Gate {
 
     /// Ends every session, for a node that stops or a volume that must go.
     pub fn revoke_all(&mut self, cause: CloseCause) {
+        self.revoke_entrances(cause);
         let ids: Vec<[u8; 16]> = self.sessions.iter().map(|s| s.id).collect();
         for id in ids {
             self.end_session(&id, cause);
@@ -364,6 +388,9 @@ impl Gate {
     /// None of the connection's requests is in the engine any more, and none can begin: it was
     /// revoked, or it was closed by either end.
     pub fn on_drained(&mut self, id: ConnectionId, now: Instant) {
+        if self.forget_entrance(id) {
+            return;
+        }
         let Some(at) = self.connections.iter().position(|c| c.id == id) else {
             return;
         };
@@ -422,7 +449,8 @@ impl Gate {
             s.empty_since
                 .map(|since| since.after_ms(self.config.linger_ms))
         });
-        waiting.chain(lingering).min()
+        let entering = self.entrances.iter().map(|e| e.deadline);
+        waiting.chain(lingering).chain(entering).min()
     }
 
     /// Ends sessions that lingered long enough. Waiting connections are timed out by
@@ -464,6 +492,9 @@ impl Gate {
         }
         if let Some((at, status)) = refused {
             return Some(self.refuse_waiting(at, status, 0, now));
+        }
+        if let Some(refused) = self.refuse_entrance(now) {
+            return Some(refused);
         }
         for at in 0..self.connections.len() {
             let Some(c) = self.connections.get(at).copied() else {

@@ -7,9 +7,9 @@
 //! the volume since: otherwise those writes are older than what is stored.
 //!
 //! The host may well come back to another life of the node's process, so this must outlive it: a
-//! node saves [`Gate::memory`](super::Gate::memory) beside the volume, durably, before it answers
-//! an [`Admit`](super::GateAction::Admit) that changed it, and begins with
-//! [`Gate::restore`](super::Gate::restore).
+//! node saves [`Gate::memory`](super::Gate::memory) beside the volume, durably, before a session
+//! begins and before it answers an [`Admit`](super::GateAction::Admit) that changed it, and begins
+//! with [`Gate::restore`](super::Gate::restore).
 //!
 //! There is room for so many sessions and no more. Who can do the least harm is forgotten first; see
 //! [`prune`].
@@ -88,7 +88,7 @@ pub fn prune(sessions: &mut Vec<Remembered>, max: usize) {
 }
 
 /// The sessions that left without being released; the first to leave comes first.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Memory {
     departed: Vec<Remembered>,
     version: u64,
@@ -103,6 +103,11 @@ impl Memory {
     /// Something that is to be saved has changed.
     pub(super) fn touch(&mut self) {
         self.version = self.version.wrapping_add(1);
+    }
+
+    /// All changes since this version were part of what was saved as it.
+    pub(super) fn set_version(&mut self, version: u64) {
+        self.version = version;
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = Remembered> + '_ {

@@ -85,7 +85,13 @@ fn forced(mut request: OpenRequest) -> OpenRequest {
 impl Door {
     fn actions(&mut self) -> Vec<GateAction> {
         self.gate.handle_timeout(self.now);
+        self.saved();
         std::iter::from_fn(|| self.gate.poll_action(self.now)).collect()
+    }
+
+    /// What the gate remembers is saved.
+    fn saved(&mut self) {
+        self.gate.on_saved(self.gate.memory_version(), self.now);
     }
 
     fn introduce(&mut self, kind: IntroducedAs, request: &OpenRequest) -> (ConnectionId, Opening) {

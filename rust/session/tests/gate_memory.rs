@@ -71,6 +71,8 @@ impl Door {
         if let Opening::Refused(reason) = opening {
             return Err(reason.status);
         }
+        let version = self.gate.memory_version();
+        self.gate.on_saved(version, self.now);
         let mut admitted = false;
         while let Some(action) = self.gate.poll_action(self.now) {
             match action {

@@ -389,6 +389,9 @@ impl Shared {
     fn pump(&self, state: &mut State) {
         let now = self.now();
         state.gate.handle_timeout(now);
+        // Its memory is all that it has.
+        let version = state.gate.memory_version();
+        state.gate.on_saved(version, now);
         while let Some(action) = state.gate.poll_action(now) {
             match action {
                 GateAction::Admit(id) => {

@@ -1,16 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 //! Who may have a volume whose session lost its connections: the session itself, or another boot of
-//! its host; all others wait.
+//! its host; all others wait. Whoever comes in by that or by force is saved before anybody is fenced.
 #![allow(clippy::unwrap_used)]
 
 mod common;
 
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use common::wire::{Open, Refused, Wire};
+use common::wire::{open_message, Open, Refused, Wire};
 use common::{block_on, create, directory, Node};
 use neonsan_client::{Client, Config};
-use neonsan_proto::{Kind, RequestFlags, Status};
+use neonsan_proto::{EventKind, Features, Kind, RequestFlags, Status};
+use rustix::process::{getrlimit, prlimit, Resource, Rlimit};
 
 const MIB: u64 = 1 << 20;
 
@@ -178,6 +183,145 @@ fn what_a_killed_client_left_is_resumed_by_the_next_one() {
     thief.release();
     block_on(client());
     assert_eq!(notes(), 0);
+}
+
+/// Makes every attempt to save who holds the volume fail while it is there: a record that has
+/// become a link to something that cannot be read.
+struct DamagedRecord(PathBuf);
+
+impl DamagedRecord {
+    fn new(dir: &Path) -> Self {
+        let record = dir.join("volumes/p/v/record");
+        fs::rename(&record, record.with_extension("aside")).unwrap();
+        symlink("/proc/self/mem", &record).unwrap();
+        Self(record)
+    }
+}
+
+impl Drop for DamagedRecord {
+    fn drop(&mut self) {
+        fs::remove_file(&self.0).unwrap();
+        fs::rename(self.0.with_extension("aside"), &self.0).unwrap();
+    }
+}
+
+/// A session of another host that takes the volume.
+fn taker() -> Open<'static> {
+    Open {
+        force: true,
+        ..Open::new("p/v", 2)
+    }
+}
+
+/// Opens the first session again until it is let in, which it is at once unless its node has just
+/// given up its boot id.
+fn come_back(node: &Node, generation: &mut u64) -> Wire {
+    let until = Instant::now() + common::PATIENCE;
+    loop {
+        *generation += 1;
+        match Wire::open(node.data, &first(*generation)) {
+            Ok(wire) => return wire,
+            Err(refused) => {
+                let passes = [Status::Draining, Status::Busy].contains(&refused.status);
+                assert!(passes, "{}: {}", refused.status.name(), refused.text);
+            }
+        }
+        assert!(Instant::now() < until, "the first does not come back");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_forced_attach_that_cannot_be_saved_fences_nobody() {
+    let dir = directory();
+    let node = Node::start_with(dir.path(), LINGERS_LONG);
+    create(&node, "p/v", MIB, 512, "main");
+    let mut one = Wire::open(node.data, &first(1)).unwrap();
+    assert_eq!(one.write(0, &[1; 512]), Status::Ok);
+    let damaged = DamagedRecord::new(dir.path());
+    let refused = Wire::open(node.data, &taker()).err().unwrap();
+    assert_eq!(refused.status, Status::Internal, "{}", refused.text);
+    assert!(
+        refused.text.contains("cannot save who holds the volume"),
+        "{}",
+        refused.text
+    );
+    drop(damaged);
+    // Whether the failure cost the engine its boot id, so that the first opens again, or not: it is not
+    // fenced.
+    let mut generation = 1;
+    one.ask(Kind::Write, RequestFlags::NONE, 512, 512, &[2; 512]);
+    let answer = one.receive_reply();
+    let told_fenced = one
+        .events
+        .iter()
+        .any(|(kind, _)| *kind == EventKind::Fenced);
+    assert!(!told_fenced, "by an attach that failed");
+    if answer.is_none() {
+        one = come_back(&node, &mut generation);
+        assert_eq!(one.write(512, &[2; 512]), Status::Ok);
+    }
+    assert_eq!(one.read(0, 1024), [[1; 512], [2; 512]].concat());
+    drop(one);
+    wait_until_empty(&node);
+    let one = come_back(&node, &mut generation);
+    // Who forces now has the volume, and then the first has lost it.
+    let _two = Wire::open(node.data, &taker()).unwrap();
+    drop(one);
+    generation += 1;
+    let refused = Wire::open(node.data, &first(generation)).err().unwrap();
+    assert_eq!(refused.status, Status::Fenced);
+}
+
+#[test]
+fn another_boot_that_cannot_be_saved_leaves_the_volume_to_the_first() {
+    let dir = directory();
+    let node = Node::start_with(dir.path(), LINGERS_LONG);
+    create(&node, "p/v", MIB, 512, "main");
+    drop(Wire::open(node.data, &first(1)).unwrap());
+    wait_until_empty(&node);
+    let damaged = DamagedRecord::new(dir.path());
+    let refused = Wire::open(node.data, &second(8)).err().unwrap();
+    assert_eq!(refused.status, Status::Internal, "{}", refused.text);
+    drop(damaged);
+    come_back(&node, &mut 1);
+}
+
+/// Lets a node that runs open no more than so many files; `None`: as many as it may.
+fn limit_files(node: &Node, files: Option<u64>) {
+    // It has that of this process.
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let limit = Rlimit {
+        current: files.or(maximum),
+        maximum,
+    };
+    prlimit(Some(node.pid()), Resource::Nofile, limit).unwrap();
+}
+
+#[test]
+fn a_forced_attach_for_which_there_is_no_queue_fences_nobody() {
+    let dir = directory();
+    let node = Node::start_with(dir.path(), LINGERS_LONG);
+    create(&node, "p/v", MIB, 512, "main");
+    let mut one = Wire::open(node.data, &first(1)).unwrap();
+    // Its connection is accepted before, and needs no more files than it has.
+    let mut two = Wire::connect(node.data, Features::NONE);
+    std::thread::sleep(Duration::from_millis(200));
+    limit_files(&node, Some(1));
+    let open = open_message(&taker());
+    two.stream.write_all(&open).unwrap();
+    let answer = two.receive().unwrap();
+    limit_files(&node, None);
+    one.ask(Kind::Write, RequestFlags::NONE, 0, 512, &[1; 512]);
+    let written = one.receive_reply().expect("it holds the volume");
+    assert_eq!(written.header.status(), Status::Ok);
+    assert_eq!(answer.header.status(), Status::Busy);
+    let mut sessions = block_on(node.api().sessions()).unwrap();
+    assert_eq!(sessions.len(), 1);
+    assert!(sessions.remove(0).host.contains("host1"));
+    let _two = Wire::open(node.data, &taker()).unwrap();
+    assert!(one.receive_reply().is_none());
+    assert_eq!(one.events.pop().unwrap().0, EventKind::Fenced);
 }
 
 fn stop_in_order(node: &mut Node) {

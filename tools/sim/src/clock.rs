@@ -58,6 +58,8 @@ pub(crate) enum Event {
     Owned { node: usize, boot: u64 },
     /// A node hears that the volume is not its own any more since the end of a term.
     Disowned { node: usize, term: u64 },
+    /// What a node's gate remembers is saved, or could not be.
+    Saved { node: usize, boot: u64, number: u64 },
     /// The time of faults is over.
     Calm,
 }

@@ -7,6 +7,7 @@
 
 mod ownership;
 mod peer;
+mod saving;
 
 use crate::clock::{Core, Event};
 use crate::engine::{name, Done, SessionId, Ticket};
@@ -19,6 +20,7 @@ use neonsan_session::server::{
 };
 use neonsan_session::{CloseCause, Instant};
 use peer::{Peer, Phase, Pumped};
+use saving::Saving;
 use std::collections::BTreeMap;
 use zerocopy::IntoBytes as _;
 
@@ -51,6 +53,10 @@ pub(crate) struct Node {
     gate: Gate,
     /// The version of the gate's memory that was saved last.
     saved_memory: Option<u64>,
+    /// What is being saved, for sessions that begin then.
+    saving: Option<Saving>,
+    /// How often something was.
+    savings: u64,
     peers: BTreeMap<ConnId, Peer>,
     /// What ended in the engine while the process was paused.
     missed: Vec<Done>,
@@ -82,6 +88,8 @@ impl Node {
             callers: Vec::new(),
             gate: Gate::new(env.setup.gate),
             saved_memory: None,
+            saving: None,
+            savings: 0,
             peers: BTreeMap::new(),
             missed: Vec::new(),
             missed_wakes: Vec::new(),
@@ -114,6 +122,7 @@ impl Node {
             .trace(|| format!("node {} gone ({closing:?})", self.index));
         self.life = Life::Gone;
         self.stopping = false;
+        self.end_while_saving(env);
         let now = env.core.now();
         for (conn, peer) in &self.peers {
             env.net.close(&mut env.core, *conn, Side::Node, closing);
@@ -394,9 +403,11 @@ impl Node {
                 if let Some(peer) = self.peers.get_mut(&conn) {
                     peer.phase = Phase::Waiting;
                 }
-                env.claims.asked(&request);
             }
-            Opening::Refused(reason) => self.refuse(env, conn, reason),
+            Opening::Refused(reason) => {
+                self.check_fenced(env, &request.session_id, reason.status);
+                self.refuse(env, conn, reason);
+            }
         }
     }
 
@@ -425,12 +436,17 @@ impl Node {
     /// Does what the gate says until it says no more.
     fn run_gate(&mut self, env: &mut Env) {
         let now = env.core.now();
+        self.begin_saving(env);
         while let Some(action) = self.gate.poll_action(now) {
             match action {
                 GateAction::Admit(id) => self.admit(env, conn_of(id)),
                 GateAction::Refuse(id, reason) => self.refuse(env, conn_of(id), reason),
                 GateAction::Revoke(id, cause) => {
                     let conn = conn_of(id);
+                    let ticket = self.peers.get(&conn).and_then(|peer| peer.ticket);
+                    if let (Some(ticket), CloseCause::Fenced) = (ticket, cause) {
+                        self.check_fenced(env, &ticket.session, Status::Fenced);
+                    }
                     if let Some(peer) = self.peers.get_mut(&conn) {
                         if cause == CloseCause::Fenced && peer.phase == Phase::Active {
                             peer.push(Header::event(EventKind::Fenced, 0, 0), &[]);

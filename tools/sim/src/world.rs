@@ -194,6 +194,7 @@ impl World {
             Event::Fault { index } => self.begin_fault(index),
             Event::Repair { index, node, boot } => self.repair(index, node, boot),
             Event::Owned { node, boot } => self.nodes[node].on_owned(env, boot),
+            Event::Saved { node, boot, number } => self.nodes[node].on_saved(env, boot, number),
             Event::Disowned { node, term } => self.nodes[node].on_disowned(env, term),
             Event::Calm => self.calm(),
         }

@@ -3,10 +3,10 @@
 //! What happens when a client introduces itself: who may open a session or join one, and whom that
 //! displaces.
 
+use super::entrance::Entrance;
 use super::{Connection, ConnectionId, Gate, Opening, RefuseReason, Session, State};
 use crate::server::IntroducedAs;
 use crate::{CloseCause, Instant};
-use alloc::vec::Vec;
 use neonsan_proto::{Mode, OpenFlags, OpenRequest, Status};
 
 impl Gate {
@@ -28,7 +28,19 @@ impl Gate {
         };
         match result {
             Err(reason) => Opening::Refused(reason),
-            Ok(()) => {
+            Ok(Some(session)) => {
+                self.entrances.push(Entrance {
+                    id,
+                    session,
+                    epoch: request.epoch.get(),
+                    forced: request.flags().contains(OpenFlags::FORCE),
+                    deadline: now.after_ms(self.config.drain_timeout_ms),
+                    due: None,
+                });
+                self.memory.touch();
+                Opening::Waiting
+            }
+            Ok(None) => {
                 let index = request.connection.get();
                 let epoch = request.epoch.get();
                 self.connections.push(Connection {
@@ -50,7 +62,12 @@ impl Gate {
         }
     }
 
-    fn open(&mut self, request: &OpenRequest, now: Instant) -> Result<(), RefuseReason> {
+    /// Gives the session if it is one that would begin.
+    fn open(
+        &mut self,
+        request: &OpenRequest,
+        now: Instant,
+    ) -> Result<Option<Session>, RefuseReason> {
         // What has lingered is over by now, whether or not anybody looked.
         self.handle_timeout(now);
         let generation = request.generation.get();
@@ -71,6 +88,9 @@ impl Gate {
             if known.host_id != request.host_id || known.mode != request.mode() || other_boot {
                 return Err(RefuseReason::new(Status::BadOpen));
             }
+            if self.must_try_again(&known, true) {
+                return Err(try_again());
+            }
             if known.host_boot == 0 && host_boot != 0 {
                 self.memory.touch();
             }
@@ -81,7 +101,7 @@ impl Gate {
                     session.host_boot = host_boot;
                 }
             }
-            return Ok(());
+            return Ok(None);
         }
         if self.memory.is_fenced(&id) {
             return Err(RefuseReason::new(Status::Fenced));
@@ -91,22 +111,7 @@ impl Gate {
             reason.generation = released;
             return Err(reason);
         }
-        let staying = || {
-            self.sessions
-                .iter()
-                .filter(|s| !s.over && !s.mode.conflicts_with(request.mode()))
-        };
-        let writers = staying().filter(|s| s.mode != Mode::ReadOnly).count();
-        // Whoever may write must be known after a restart of the node.
-        let no_room = request.mode() != Mode::ReadOnly && writers >= self.config.max_remembered;
-        if staying().count() >= self.config.max_sessions || no_room {
-            return Err(RefuseReason::new(Status::TooManySessions));
-        }
-        self.make_way(request, now)?;
-        let had = self.memory.max_connections(&id);
-        self.memory
-            .enter(&id, |mode| mode.conflicts_with(request.mode()));
-        self.sessions.push(Session {
+        let session = Session {
             id,
             host_id: request.host_id,
             host_boot,
@@ -114,11 +119,25 @@ impl Gate {
             generation,
             since: now,
             empty_since: None,
-            max_connections: had.max(self.config.max_connections),
+            max_connections: self.config.max_connections,
             over: false,
-        });
-        self.make_room();
-        Ok(())
+        };
+        let staying = || {
+            let entering = self.entrances.iter().map(|e| &e.session);
+            let sessions = self.sessions.iter().chain(entering);
+            sessions.filter(|s| !s.over && !s.mode.conflicts_with(session.mode))
+        };
+        let writers = staying().filter(|s| s.mode != Mode::ReadOnly).count();
+        // Whoever may write must be known after a restart of the node.
+        let no_room = session.mode != Mode::ReadOnly && writers >= self.config.max_remembered;
+        if staying().count() >= self.config.max_sessions || no_room {
+            return Err(RefuseReason::new(Status::TooManySessions));
+        }
+        self.check_way(request, now)?;
+        if self.must_try_again(&session, false) {
+            return Err(try_again());
+        }
+        Ok(Some(session))
     }
 
     fn refuse_over(&self, known: &Session) -> RefuseReason {
@@ -129,24 +148,18 @@ impl Gate {
                 reason.holder = Some(self.holder(other));
                 reason
             }
-            None => {
-                let mut reason = RefuseReason::new(Status::Draining);
-                reason.retry_after_ms = 100;
-                reason
-            }
+            None => try_again(),
         }
     }
 
-    /// Ends the sessions that a new one conflicts with, if it may do that.
-    fn make_way(&mut self, request: &OpenRequest, now: Instant) -> Result<(), RefuseReason> {
+    /// Whether a new session may end those that it conflicts with.
+    fn check_way(&self, request: &OpenRequest, now: Instant) -> Result<(), RefuseReason> {
         let force = request.flags().contains(OpenFlags::FORCE);
-        let in_the_way: Vec<Session> = self
+        let in_the_way = self
             .sessions
             .iter()
-            .filter(|s| !s.over && s.mode.conflicts_with(request.mode()))
-            .copied()
-            .collect();
-        for session in &in_the_way {
+            .filter(|s| !s.over && s.mode.conflicts_with(request.mode()));
+        for session in in_the_way {
             // A host that restarted finds its own old session, which has no kernel any more.
             let is_left_by_older_boot = session.host_id == request.host_id
                 && is_other_boot(session.host_boot, request.host_boot.get());
@@ -157,9 +170,6 @@ impl Gate {
             reason.holder = Some(self.holder(session));
             reason.retry_after_ms = self.lingers_for_ms(session, now);
             return Err(reason);
-        }
-        for session in &in_the_way {
-            self.end_session(&session.id, CloseCause::Fenced);
         }
         Ok(())
     }
@@ -174,7 +184,7 @@ impl Gate {
         u32::try_from(left).unwrap_or(u32::MAX).max(1)
     }
 
-    fn join(&mut self, request: &OpenRequest) -> Result<(), RefuseReason> {
+    fn join(&mut self, request: &OpenRequest) -> Result<Option<Session>, RefuseReason> {
         let index = request.connection.get();
         let unknown = Err(RefuseReason::new(Status::UnknownSession));
         let Some(session) = self
@@ -207,13 +217,23 @@ impl Gate {
         if index >= session.max_connections {
             return Err(RefuseReason::new(Status::TooManyConnections));
         }
+        if self.must_try_again(&session, true) {
+            return Err(try_again());
+        }
         for c in self.connections.iter_mut() {
             if c.session_id == session.id && c.index == index {
                 c.revoke(CloseCause::Replaced);
             }
         }
-        Ok(())
+        Ok(None)
     }
+}
+
+/// Something is to be decided first, which takes a moment.
+fn try_again() -> RefuseReason {
+    let mut reason = RefuseReason::new(Status::Draining);
+    reason.retry_after_ms = 100;
+    reason
 }
 
 /// Whether two boots of one host are known to be different ones.

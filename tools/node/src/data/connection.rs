@@ -12,12 +12,13 @@
 //! From 2 on the hub knows the connection, and is told when nothing of it can
 //! reach the engine any more: at the end of 2, 3 or 4.
 
+mod opening;
+
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 
 use neonsan_proto::{EventKind, Features, Refusal, Status};
-use neonsan_session::server::{ConnectionId, Handshake, Limits, Receiver};
+use neonsan_session::server::{ConnectionId, Handshake};
 use neonsan_session::{CloseCause, Instant};
 use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
@@ -29,6 +30,7 @@ use super::worker::Context;
 use super::ToWorker;
 use crate::access::Arrival;
 use crate::hub::{Introduction, ToHub};
+use opening::Prepared;
 
 /// Time for a refusal to be sent.
 const REFUSAL_MS: u64 = 2000;
@@ -69,6 +71,8 @@ pub(super) struct Connection {
     pace: Pace,
     /// Takes no more requests, and closes when all is answered.
     finishing: Option<Finishing>,
+    /// Made before it is let in, or asked for.
+    prepared: Option<Prepared>,
 }
 
 /// How a connection ends that takes no more requests.
@@ -117,6 +121,7 @@ impl Connection {
             blocked_since: None,
             pace: Pace::default(),
             finishing: None,
+            prepared: None,
         }
     }
 
@@ -307,6 +312,12 @@ impl Connection {
     /// Handles a message to this connection, but for `Accept`.
     pub(super) fn on_message(&mut self, message: ToWorker, context: &mut Context<'_>) {
         match message {
+            ToWorker::Prepare {
+                volume,
+                engine_index,
+                depth,
+                ..
+            } => self.prepare(volume, engine_index, depth, context),
             ToWorker::Admit { .. } => self.admit(message, context),
             ToWorker::Refuse {
                 status,
@@ -345,80 +356,6 @@ impl Connection {
             ToWorker::Accept { .. } | ToWorker::Listen(_) | ToWorker::Stop => {}
         }
         self.turn(EventFlags::empty(), context);
-    }
-
-    fn admit(&mut self, message: ToWorker, context: &mut Context<'_>) {
-        let ToWorker::Admit {
-            volume,
-            name,
-            engine_index,
-            reply,
-            geometry,
-            read_only,
-            budget,
-            ..
-        } = message
-        else {
-            return;
-        };
-        let Phase::Waiting(machine) = &self.phase else {
-            return;
-        };
-        let depth = reply.max_depth.get();
-        let queue = match volume.queue(u32::from(depth)) {
-            Ok(queue) => queue,
-            Err(error) => {
-                tracing::error!(volume = %name, %error, "cannot serve a connection");
-                context.shared.tell_hub(ToHub::Drained(self.id));
-                let text = format!("the node cannot serve another connection: {error}");
-                return self.refuse(Status::Busy, Refusal::default(), &text, context);
-            }
-        };
-        // The queue goes with the boot id that the engine has now: see `hub::boot`.
-        if context.shared.engines[engine_index].engine.boot_id() != reply.boot_id {
-            context.shared.tell_hub(ToHub::Drained(self.id));
-            let text = "the node's storage had an error at this moment: try again";
-            return self.refuse(Status::Busy, Refusal::default(), text, context);
-        }
-        let limits = Limits {
-            max_depth: depth,
-            max_inflight_bytes: reply.max_inflight_bytes.get(),
-            read_only,
-        };
-        let features = machine.features();
-        let mut answer = Vec::new();
-        let nodes = context.shared.nodes_for(engine_index, self.peer.ip());
-        machine.encode_accept(*reply, &nodes, &mut answer);
-        self.output.push_bytes(answer);
-        self.output.set_depth(depth);
-        tracing::info!(
-            volume = %name, connection = self.id.0, peer = %self.peer,
-            generation = reply.generation.get(), read_only, "connection admitted"
-        );
-        let receiver = Receiver::new(geometry, limits, features, crc32c::crc32c);
-        self.phase = Phase::Active(Box::new(Active::new(
-            name,
-            Arc::clone(&context.shared.engines[engine_index].supervised),
-            queue,
-            receiver,
-            features,
-            budget,
-        )));
-        self.heard_at = context.now;
-        self.sent_at = context.now;
-    }
-
-    fn refuse(&mut self, status: Status, refusal: Refusal, text: &str, context: &mut Context<'_>) {
-        let Phase::Waiting(machine) = &self.phase else {
-            return;
-        };
-        let mut answer = Vec::new();
-        machine.encode_refusal(status, refusal, text, &mut answer);
-        self.output.push_bytes(answer);
-        self.phase = Phase::Refusing {
-            deadline: context.now.after_ms(REFUSAL_MS),
-        };
-        self.finishing = Some(Finishing::new(CloseCause::Refused(status), context));
     }
 
     fn revoke(&mut self, cause: CloseCause, context: &mut Context<'_>) {
@@ -544,6 +481,7 @@ impl Connection {
         }
         let freed = self.output.clear(context.pool);
         drop(socket);
+        self.prepared = None;
         match std::mem::replace(&mut self.phase, Phase::Ended) {
             Phase::Active(mut active) => {
                 active.give_back(freed, context);

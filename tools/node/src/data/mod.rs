@@ -51,6 +51,19 @@ pub enum ToWorker {
     },
     /// An address that was waited for has come: accept connections there too. For the first worker.
     Listen(TcpListener),
+    /// The connection is to be let in if its queue can be made: make it, and tell
+    /// [`ToHub::Prepared`](crate::hub::ToHub::Prepared); or refuse it. However it ends, tell
+    /// [`ToHub::Drained`](crate::hub::ToHub::Drained).
+    Prepare {
+        /// The connection.
+        id: ConnectionId,
+        /// Its volume.
+        volume: Arc<dyn Volume>,
+        /// The index of its engine.
+        engine_index: usize,
+        /// How many requests may be in flight.
+        depth: u16,
+    },
     /// The connection is let in: answer, and take its requests.
     Admit {
         /// The connection.

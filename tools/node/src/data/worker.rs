@@ -291,6 +291,7 @@ impl Worker {
             ToWorker::Accept { .. } => return self.adopt(message),
             ToWorker::Listen(_) => return self.add_listener(message),
             ToWorker::MakeRoom { id }
+            | ToWorker::Prepare { id, .. }
             | ToWorker::Admit { id, .. }
             | ToWorker::Refuse { id, .. }
             | ToWorker::Revoke { id, .. }

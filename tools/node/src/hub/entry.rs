@@ -76,6 +76,19 @@ pub(super) struct ConnectionNote {
     pub(super) opens: bool,
     /// The boot id that it was let in with, until it is told to go.
     pub(super) told: Option<[u8; 16]>,
+    /// Whether its worker makes a queue before it is let in.
+    pub(super) preparation: Preparation,
+}
+
+/// Where a worker is with the queue of a connection that is not let in yet; see `entering`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Preparation {
+    /// It makes the queue when the connection is let in.
+    None,
+    /// It was asked to make it.
+    Asked,
+    /// It has it.
+    Done,
 }
 
 /// What the gate does not know of a session.
@@ -101,8 +114,14 @@ pub(super) struct Entry {
     pub(super) saved_version: u64,
     /// A helper thread is saving it. Nobody changes the volume meanwhile.
     pub(super) saving: bool,
+    /// What it saves, or has saved last since the volume was opened; else nothing.
+    pub(super) record: Vec<u8>,
     /// It could not be saved; tried again when somebody is to be let in.
     pub(super) save_failed: bool,
+    /// When it is tried again in any case, since what is on the disk may be what was taken back.
+    pub(super) again_at: Option<Instant>,
+    /// How long it was until then the last time; 0 after a success.
+    pub(super) again_ms: u64,
     /// Connections that are let in as soon as it is saved.
     pub(super) unanswered: Vec<ConnectionId>,
     /// Claims that are decided as soon as it is saved.
@@ -131,7 +150,10 @@ impl Entry {
             was_open: false,
             saved_version: 0,
             saving: false,
+            record: Vec::new(),
             save_failed: false,
+            again_at: None,
+            again_ms: 0,
             unanswered: Vec::new(),
             claims: Vec::new(),
             connections: HashMap::new(),
@@ -161,6 +183,7 @@ impl Entry {
             self.save_failed = false;
         }
         self.was_open = true;
+        self.record.clear();
         self.change_state(State::Open(volume))
     }
 
@@ -170,6 +193,7 @@ impl Entry {
         self.change_state(State::Lost);
         self.gate = Gate::new(gate_config(config, self.without_fencing));
         self.saved_version = self.gate.memory_version();
+        self.again_at = None;
         self.unanswered.clear();
         self.connections.keys().copied().collect()
     }
@@ -218,6 +242,7 @@ impl Entry {
                 generation: request.generation.get(),
                 opens: introduction.introduced.kind == IntroducedAs::Open,
                 told: None,
+                preparation: Preparation::None,
             },
         );
         self.session_notes

@@ -11,12 +11,14 @@
 mod absent;
 mod answers;
 mod boot;
+mod entering;
 mod entry;
 mod find;
 mod name;
 mod ownership;
 mod record;
 mod saving;
+mod sizes;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -85,6 +87,8 @@ pub struct Introduction {
 pub enum ToHub {
     /// A connection has introduced itself.
     Introduce(Box<Introduction>),
+    /// Its worker has the queue that [`ToWorker::Prepare`] asked for.
+    Prepared(ConnectionId),
     /// None of its requests is in an engine any more, and none can begin.
     Drained(ConnectionId),
     /// Its client ended the session in order; [`ToHub::Drained`] follows.
@@ -188,6 +192,7 @@ impl Hub {
         self.look_for_losses();
         self.look_for_lost_writes();
         self.look_for_sizes();
+        self.try_saving_again();
         let now = self.shared.clock.now();
         let due: Vec<OpenName> = self
             .entries
@@ -213,6 +218,7 @@ impl Hub {
         let now = self.shared.clock.now();
         match message {
             ToHub::Introduce(introduction) => self.introduce(*introduction),
+            ToHub::Prepared(id) => self.prepared(id),
             ToHub::Drained(id) => self.drained(id),
             ToHub::Release(id) => {
                 if let Some(name) = self.volumes.get(&id).cloned() {
@@ -449,6 +455,9 @@ impl Hub {
             Opening::Waiting => {
                 entry.note(&introduction, &live.config);
                 self.volumes.insert(id, name.clone());
+                if entry.gate.is_entering(id) {
+                    self.prepare(name, id);
+                }
                 self.pump(name);
             }
             Opening::Refused(reason) => {
@@ -463,9 +472,11 @@ impl Hub {
     fn count_sessions(&self, key: PeerKey) -> (u32, u32) {
         let (mut own, mut all) = (0, 0);
         for entry in self.entries.values() {
-            for holder in entry.gate.holders() {
+            let entering = entry.gate.entering().map(|(_, session)| session);
+            let holding = entry.gate.holders().map(|holder| holder.session_id);
+            for session_id in holding.chain(entering) {
                 all += 1;
-                let note = entry.session_notes.get(&holder.session_id);
+                let note = entry.session_notes.get(&session_id);
                 own += u32::from(note.is_some_and(|note| note.key == key));
             }
         }
@@ -516,6 +527,13 @@ impl Hub {
     /// volume when nobody is left.
     fn pump(&mut self, name: &OpenName) {
         let now = self.shared.clock.now();
+        if let Some(entry) = self.entries.get_mut(name) {
+            // Readers of what nobody changes need not be kept out, so nothing of them is saved.
+            if name.snapshot().is_some() {
+                entry.saved_version = entry.gate.memory_version();
+                entry.gate.on_saved(entry.saved_version, now);
+            }
+        }
         loop {
             let Some(entry) = self.entries.get_mut(name) else {
                 return;
@@ -527,8 +545,7 @@ impl Hub {
                 // Answered when it is saved that they are in.
                 GateAction::Admit(id) => entry.unanswered.push(id),
                 GateAction::Refuse(id, reason) => {
-                    self.volumes.remove(&id);
-                    entry.connections.remove(&id);
+                    self.let_go(name, id);
                     self.refuse_by_gate(name, id, &reason);
                 }
                 GateAction::Revoke(id, cause) => {
@@ -541,11 +558,14 @@ impl Hub {
         if let Some(entry) = self.entries.get_mut(name) {
             entry.forget_ended_sessions();
             let unused = match entry.state {
-                State::Open(_) => entry.gate.is_unused(),
+                State::Open(_) => entry.gate.is_unused() && !entry.has_queues(),
                 State::Lost => entry.connections.is_empty(),
                 State::Closed | State::Busy { .. } => false,
             };
             if unused && !entry.saving {
+                if entry.is_last_time_to_save() {
+                    return self.save(name);
+                }
                 tracing::info!(volume = %name, "volume closed");
                 entry.become_closed();
                 // Nobody needs to be kept out of a snapshot.
@@ -595,56 +615,5 @@ impl Hub {
                 budget: Arc::clone(&session.budget),
             },
         );
-    }
-
-    /// Finds the volumes whose size somebody has changed in the storage that
-    /// nodes share.
-    fn look_for_sizes(&mut self) {
-        let changed: Vec<OpenName> = self
-            .entries
-            .iter()
-            .filter(|(_, entry)| match &entry.state {
-                State::Open(open) => {
-                    open.is_shared && open.volume.size_bytes() != open.stat.size_bytes
-                }
-                State::Closed | State::Busy { .. } | State::Lost => false,
-            })
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in changed {
-            self.resized(&name);
-        }
-    }
-
-    fn resized(&mut self, name: &OpenName) {
-        if let Some(State::Open(open)) = self.entries.get_mut(name).map(|e| &mut e.state) {
-            open.stat.size_bytes = open.volume.size_bytes();
-        }
-        let Some(entry) = self.entries.get(name) else {
-            return;
-        };
-        let State::Open(open) = &entry.state else {
-            return;
-        };
-        let size_bytes = open.stat.size_bytes;
-        tracing::info!(volume = %name, size_bytes, "volume resized");
-        for (id, note) in &entry.connections {
-            let parameters = OpenParameters {
-                open,
-                mode: note.mode,
-                generation: note.generation,
-                max_connections: entry.gate.max_connections(&note.session_id),
-                boot_id: note.told.unwrap_or_default(),
-            };
-            let (_, geometry) = parameters.reply(&self.shared);
-            self.tell_worker(
-                *id,
-                ToWorker::Resized {
-                    id: *id,
-                    geometry,
-                    size_bytes,
-                },
-            );
-        }
     }
 }

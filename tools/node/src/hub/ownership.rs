@@ -123,6 +123,8 @@ fn refusal_elsewhere(
             ..reason
         })),
         Opening::Waiting => {
+            // As it would be, were it let in.
+            gate.on_saved(gate.memory_version(), now);
             // The gate cannot know whether a session has connections to
             // another node, and lets a host in that seems to have come back
             // without it. Not while that other node is there.

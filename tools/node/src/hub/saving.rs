@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 //! What a gate must not forget is saved beside its volume before anybody is
-//! let in by what was decided; and claims, which wait for that.
+//! let in, or fenced, by what was decided; and claims, which wait for that.
 //!
 //! Saving syncs a file, so a helper thread does it, one at a time for each
 //! volume. Connections that the gate has admitted are answered when the
 //! version of its memory that admitted them is saved, or at once if admitting
-//! them changed nothing, as for a session that comes back.
+//! them changed nothing, as for a session that comes back. A session that
+//! begins does so when it is saved: see `entering`.
 
 use std::sync::mpsc::Receiver;
 use std::sync::Arc;
@@ -14,7 +15,6 @@ use std::time::{Duration, Instant as StdInstant};
 
 use neonsan_api::{ApiError, ErrorCode};
 use neonsan_engine::{Error, ErrorKind};
-use neonsan_proto::Status;
 use neonsan_session::server::Remembered;
 use tokio::sync::oneshot;
 
@@ -35,10 +35,6 @@ impl Hub {
             return;
         }
         let version = entry.gate.memory_version();
-        // Readers of what nobody changes need not be kept out.
-        if name.snapshot().is_some() {
-            entry.saved_version = version;
-        }
         if version == entry.saved_version {
             let admitted = std::mem::take(&mut entry.unanswered);
             for id in admitted {
@@ -46,10 +42,14 @@ impl Hub {
             }
             return;
         }
+        if entry.is_preparing() {
+            return;
+        }
         // A node that stops ends all sessions, but not for good: what is saved
         // says that they hold their volumes, so that they can come back first.
         // Until then a session may be released, and its volume is free.
-        if self.revoked_all || (entry.save_failed && entry.unanswered.is_empty()) {
+        let is_asked = !entry.unanswered.is_empty() || entry.gate.entering().next().is_some();
+        if self.revoked_all || (entry.save_failed && !is_asked) {
             return;
         }
         let State::Open(open) = &entry.state else {
@@ -58,7 +58,11 @@ impl Hub {
         let engine = Arc::clone(&self.shared.engines[open.engine_index].engine);
         let sessions: Vec<Remembered> = entry.gate.memory().collect();
         let bytes = record::encode(&sessions);
+        if bytes == entry.record {
+            return self.saved(name, version, Ok(()));
+        }
         entry.saving = true;
+        entry.record.clone_from(&bytes);
         let shared = Arc::clone(&self.shared);
         let for_thread = name.clone();
         let spawned = thread::Builder::new()
@@ -91,24 +95,21 @@ impl Hub {
         entry.saving = false;
         match result {
             Ok(()) => {
+                let version = entry.version_saved_as(version);
                 entry.saved_version = version;
                 entry.save_failed = false;
+                entry.again_at = None;
+                entry.again_ms = 0;
+                entry.gate.on_saved(version, now);
             }
             Err(error) if error.kind() == ErrorKind::NotOwner => self.lose(name),
             Err(error) => {
                 tracing::error!(volume = %name, %error, "cannot save who holds the volume");
                 let text = format!("the node cannot save who holds the volume: {error}");
-                // Nobody is let in who would be unknown after a restart.
-                let refused = std::mem::take(&mut entry.unanswered);
-                for id in &refused {
-                    entry.connections.remove(id);
-                    entry.gate.on_drained(*id, now);
-                }
                 entry.save_failed = true;
-                for id in refused {
-                    self.volumes.remove(&id);
-                    self.refuse(id, Status::Internal, text.clone());
-                }
+                entry.record.clear();
+                // Nobody is let in who would be unknown after a restart.
+                self.refuse_unsaved(name, &text);
             }
         }
         self.pump(name);
