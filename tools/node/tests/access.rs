@@ -16,6 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::netns;
+use common::seccomp::{fail, load, node_under, unless, ALLOW, CALL, FIRST_ARGUMENT};
 use common::wire::{Open, Wire};
 use common::{block_on, config, create, directory, Node};
 use neonsan_api::Client;
@@ -143,6 +144,44 @@ fn the_machines_own_addresses_are_for_the_same_users() {
     let refused = as_user(NOBODY, || Wire::open(address, &Open::new("p/v", 1)));
     assert_eq!(refused.err().unwrap().status, Status::NotPermitted);
     Wire::open(address, &Open::new("p/v", 1)).unwrap();
+}
+
+/// A node that cannot ask the kernel does not know which addresses are its machine's.
+#[test]
+fn without_netlink_nobody_is_let_in_by_any_address() {
+    netns::enter();
+    netns::ip(&["address", "add", "192.0.2.7/32", "dev", "lo"]);
+    let dir = directory();
+    let path = dir.path().join("node.toml");
+    let listen = "[data]\nlisten = [\"0.0.0.0:0\"]\n";
+    fs::write(&path, config(dir.path(), listen)).unwrap();
+    // As RestrictAddressFamilies= does: socket(AF_NETLINK, ...) fails with EAFNOSUPPORT.
+    let filter = [
+        load(CALL),
+        unless(41, 3),
+        load(FIRST_ARGUMENT),
+        unless(16, 1),
+        fail(97),
+        ALLOW,
+    ];
+    let mut node = Node::start_command(node_under(dir.path(), &filter), &path);
+    node.wait_for("so none is served");
+    create(&node, "p/v", MIB, 512, "mem");
+    let port = node.data.port();
+    for address in [[192, 0, 2, 7], [127, 0, 0, 1]] {
+        for uid in [NOBODY, 0] {
+            let opened = as_user(uid, || {
+                Wire::open(SocketAddr::from((address, port)), &Open::new("p/v", 1))
+            });
+            let refused = opened.err().expect("somebody is let in");
+            assert_eq!(refused.status, Status::NotPermitted);
+            assert!(
+                refused.text.contains("RestrictAddressFamilies="),
+                "{}",
+                refused.text
+            );
+        }
+    }
 }
 
 /// A socket that was closed is shown as root's, so it counts as nobody's.

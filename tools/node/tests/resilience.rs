@@ -6,9 +6,9 @@ mod common;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
+use common::seccomp::{fail, load, node_under, unless, ALLOW, CALL};
 use common::wire::{Open, Wire};
 use common::{block_on, create, directory, Node, PATIENCE};
 use neonsan_api::{ClientError, EngineHealth, EngineState, ErrorCode, HealthStatus, VolumeCreate};
@@ -211,36 +211,14 @@ fn a_configured_volume_that_cannot_be_created_is_a_problem_of_its_engine_only() 
     assert!(Wire::open(node.data, &Open::new("p/v", 1)).is_ok());
 }
 
-/// A filter of system calls, as `setpriv` takes it, that refuses io_uring_setup.
-fn filter_without_io_uring() -> Vec<u8> {
-    // `struct sock_filter`: code, jumps if true and false, operand.
-    let program: [(u16, u8, u8, u32); 4] = [
-        (0x20, 0, 0, 0),           // load the call's number
-        (0x15, 0, 1, 425),         // io_uring_setup?
-        (0x06, 0, 0, 0x0005_0001), // EPERM
-        (0x06, 0, 0, 0x7fff_0000), // allowed
-    ];
-    let mut bytes = Vec::new();
-    for (code, jt, jf, k) in program {
-        bytes.extend_from_slice(&code.to_ne_bytes());
-        bytes.extend_from_slice(&[jt, jf]);
-        bytes.extend_from_slice(&k.to_ne_bytes());
-    }
-    bytes
-}
-
 /// Where io_uring is not allowed the file engine says what to allow, and the others
 /// are served.
 #[test]
 fn without_io_uring_the_file_engine_says_what_to_allow_and_others_are_served() {
     let dir = directory();
-    let filter = dir.path().join("filter");
-    fs::write(&filter, filter_without_io_uring()).unwrap();
-    let mut limited = Command::new("setpriv");
-    limited
-        .args(["--no-new-privs", "--seccomp-filter"])
-        .arg(&filter)
-        .arg(env!("CARGO_BIN_EXE_neonsan-node"));
+    // io_uring_setup fails with EPERM.
+    let filter = [load(CALL), unless(425, 1), fail(1), ALLOW];
+    let limited = node_under(dir.path(), &filter);
     let path = dir.path().join("node.toml");
     fs::write(&path, common::config(dir.path(), "")).unwrap();
     let node = Node::start_command(limited, &path);

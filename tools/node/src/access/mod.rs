@@ -33,17 +33,16 @@ pub struct Doorkeeper {
 }
 
 impl Doorkeeper {
-    /// Opens what it needs. Where the system refuses, connections from this machine are denied, and
-    /// all others served.
+    /// Opens what it needs. Where the system refuses, all connections are denied: a client may be on
+    /// this machine whatever its address is, and only the kernel knows.
     pub fn new() -> Self {
-        let diag = Diag::open().map_err(|error| {
+        let diag = open_diag();
+        if let Err(reason) = &diag {
             tracing::error!(
-                %error,
-                "cannot ask the kernel whose connections from this machine are, so none is served: \
-                 let the node use AF_NETLINK (RestrictAddressFamilies= of its unit)"
+                "cannot ask the kernel whether connections come from this machine, and whose they \
+                 are, so none is served: {reason}"
             );
-            format!("AF_NETLINK cannot be used: {error}")
-        });
+        }
         Self { diag }
     }
 
@@ -54,10 +53,12 @@ impl Doorkeeper {
         peer: SocketAddr,
         users: &LocalUsers,
     ) -> Arrival {
+        if self.diag.is_err() {
+            // It may have been for want of memory or files.
+            self.diag = open_diag();
+        }
         let origin = match &mut self.diag {
             Ok(diag) => diag.origin(socket, peer).map_err(|e| e.to_string()),
-            // Without netlink an address of this machine cannot be told from others but for loopback.
-            Err(_) if !canonical(peer).ip().is_loopback() => Ok(Origin::Remote),
             Err(reason) => Err(reason.clone()),
         };
         match origin {
@@ -78,10 +79,21 @@ impl Doorkeeper {
             Err(reason) => Arrival {
                 peer: PeerKey::Unknown,
                 denied: Some(format!(
-                    "the node cannot tell which user of this machine the client runs as ({reason}), \
-                     so it is not let in: the log of the node may say what it lacks"
+                    "the node cannot tell whether the client is on its machine, and which user it \
+                     runs as there ({reason}), so it is not let in: the log of the node may say what \
+                     it lacks"
                 )),
             },
         }
     }
+}
+
+/// Opens what asks the kernel; else says what to do.
+fn open_diag() -> Result<Diag, String> {
+    Diag::open().map_err(|error| {
+        format!(
+            "AF_NETLINK cannot be used: {error}; let the node use it (RestrictAddressFamilies= of its \
+             unit)"
+        )
+    })
 }

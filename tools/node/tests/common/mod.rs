@@ -5,6 +5,7 @@
 pub mod ceph;
 pub mod disk;
 pub mod netns;
+pub mod seccomp;
 pub mod wire;
 
 use std::fs;
