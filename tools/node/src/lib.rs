@@ -27,6 +27,7 @@ mod log_limit;
 mod metrics;
 mod node;
 mod own_host;
+mod patience;
 mod peers;
 pub mod program;
 mod reload;

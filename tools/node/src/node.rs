@@ -256,19 +256,27 @@ impl Signals {
     }
 
     /// Reloads whenever it is asked to, until the node is asked to stop.
-    async fn serve(&mut self, shared: &Shared, reloader: Option<&Reloader>) {
+    async fn serve(&mut self, shared: &Arc<Shared>, reloader: Option<Arc<Reloader>>) {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return,
                 _ = self.interrupt.recv() => return,
                 _ = self.hangup.recv() => {
-                    let Some(reloader) = reloader else {
+                    let Some(reloader) = &reloader else {
                         tracing::warn!("there is no configuration file to be read again");
                         continue;
                     };
                     service::reloading();
-                    let status = reloader.reload(shared);
-                    service::ready(&status);
+                    // It looks at files and users, which may take long: the node stops meanwhile if it
+                    // is asked to.
+                    let (reloader, shared) = (Arc::clone(reloader), Arc::clone(shared));
+                    let reload = tokio::task::spawn_blocking(move || reloader.reload(&shared));
+                    tokio::select! {
+                        status = reload => {
+                            service::ready(&status.unwrap_or_else(|error| error.to_string()));
+                        }
+                        () = self.stop() => return,
+                    }
                 }
             }
         }
@@ -460,7 +468,7 @@ pub(crate) fn run_reloading(
         service::ready("serving");
         let watched = Arc::clone(&shared);
         tokio::spawn(async move { service::watch(&watched).await });
-        signals.serve(&shared, reloader.as_ref()).await;
+        signals.serve(&shared, reloader.map(Arc::new)).await;
         service::stopping();
         shut_down(&shared).await
     });

@@ -15,7 +15,7 @@ use crate::config::{read_regular, Config};
 use crate::shared::{Live, Shared};
 
 /// Sets the filter of the log.
-pub type SetFilter = Box<dyn Fn(&str) -> Result<(), String> + Send>;
+pub type SetFilter = Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
 
 /// What takes effect on a reload: whole sections end with a dot.
 const RELOADED: [&str; 4] = ["limits.", "log.filter", "data.local_users", "control.hosts"];

@@ -119,6 +119,16 @@ impl NamedEngine {
     pub fn status(&self) -> neonsan_engine::Result<EngineStatus> {
         self.engine.status()
     }
+
+    /// Whether it has a volume of the name, damaged or not. Blocks for a moment at most.
+    ///
+    /// # Errors
+    ///
+    /// What the engine says; [`ErrorKind::Unavailable`](neonsan_engine::ErrorKind::Unavailable) if it
+    /// does not answer.
+    pub fn has(&self, name: &VolumeName) -> neonsan_engine::Result<bool> {
+        self.supervised.has(&self.name, &self.engine, name)
+    }
 }
 
 /// What a reload changes.

@@ -2,13 +2,14 @@
 //! What a configuration must keep to beside its form.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use neonsan_api::VolumeName;
 use neonsan_engine::file::{examine, Place};
 use tracing_subscriber::EnvFilter;
 
 use crate::access::check_user;
+use crate::patience;
 use crate::remembered::Remembered;
 
 use super::{Config, ControlAddress, EngineConfig, MAX_IO_BYTES};
@@ -149,13 +150,20 @@ impl Config {
     /// in none of them.
     fn check_places(&self) -> Result<(), String> {
         check_written_out("state_path", &self.state_path)?;
-        let mut places = Vec::new();
+        // All at once: a file system that hangs is waited for, and no two of them in turn.
+        let state = patience::begin(&self.state_path, Place::of);
+        let mut looks = Vec::new();
         for (name, engine) in &self.engines {
             if let EngineConfig::File { path, .. } = engine {
                 check_written_out(&format!("engine.{name}.path"), path)?;
-                places.push((name, path, Place::of(path)));
+                looks.push((name, path, patience::begin(path, Place::of)));
             }
         }
+        let state = Located::new(&self.state_path, state);
+        let places: Vec<_> = looks
+            .into_iter()
+            .map(|(name, path, look)| (name, path, Located::new(path, look)))
+            .collect();
         for (index, (name, path, place)) in places.iter().enumerate() {
             let others = places
                 .iter()
@@ -171,7 +179,7 @@ impl Config {
                     ));
                 }
             }
-            if place.contains(&Place::of(&self.state_path)) {
+            if place.contains(&state) {
                 return Err(format!(
                     "state_path ({}) lies within engine.{name}.path ({}): what the node \
                      remembers of the engine must not go away with it",
@@ -191,7 +199,16 @@ impl Config {
             if let EngineConfig::File { path, .. } = engine {
                 let unready = match remembered.identity(path) {
                     Err(why) => Some(why),
-                    Ok(identity) => examine(path, identity).err().map(|e| e.to_string()),
+                    Ok(identity) => {
+                        let look = patience::begin(path, move |path| examine(path, identity));
+                        match look.wait() {
+                            Some(examined) => examined.err().map(|e| e.to_string()),
+                            None => Some(format!(
+                                "{} does not answer: see the kernel's log for its file system",
+                                path.display()
+                            )),
+                        }
+                    }
                 };
                 notes.extend(unready.map(|why| format!("the engine {name}: {why}")));
             }
@@ -220,6 +237,41 @@ impl Config {
             }
         }
         Ok(())
+    }
+}
+
+/// Where a setting's path leads.
+struct Located {
+    /// As it is written, from the root on.
+    written: PathBuf,
+    /// `None`: nobody answers there. What would be stored there cannot be either, and an engine
+    /// that is not opened yet is looked at again when it is.
+    place: Option<Place>,
+}
+
+impl Located {
+    fn new(path: &Path, look: patience::Look<Place>) -> Self {
+        let place = look.wait();
+        if place.is_none() {
+            tracing::warn!(
+                "{} does not answer, so it is compared with other places as it is written only: see \
+                 the kernel's log for its file system",
+                path.display()
+            );
+        }
+        let written = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        Self {
+            written: written.components().collect(),
+            place,
+        }
+    }
+
+    /// Whether the other is the same place, or lies within it, as far as can be said.
+    fn contains(&self, other: &Self) -> bool {
+        match (&self.place, &other.place) {
+            (Some(place), Some(other)) => place.contains(other),
+            _ => other.written.starts_with(&self.written),
+        }
     }
 }
 

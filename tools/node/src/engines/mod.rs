@@ -8,6 +8,7 @@
 //! last, so a storage that does not answer holds up nobody but that thread, and
 //! that it does not answer is a finding too.
 
+mod looks;
 mod report;
 mod standin;
 mod supervisor;
@@ -16,12 +17,13 @@ use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use neonsan_api::{EngineHealth, EngineState};
+use neonsan_api::{EngineHealth, EngineState, VolumeName};
 use neonsan_engine::{Engine, EngineStatus, Error};
 
 use crate::config::{Config, EngineConfig};
 use crate::metrics::OpKind;
 use crate::shared::{Clock, NamedEngine};
+use looks::Looks;
 use report::Report;
 pub(crate) use standin::StandIn;
 pub use supervisor::Supervisors;
@@ -61,6 +63,7 @@ pub fn of_engine(name: &str, error: &Error) -> String {
 pub struct Supervised {
     stand_in: Arc<StandIn>,
     report: Report,
+    looks: Arc<Looks>,
 }
 
 impl Supervised {
@@ -73,7 +76,33 @@ impl Supervised {
         Arc::new(Self {
             stand_in: Arc::new(StandIn::new(name, kind, persistent, shared)),
             report: Report::default(),
+            looks: Arc::default(),
         })
+    }
+
+    /// Whether the engine `engine`, which this is about, has a volume of the name. Blocks for a moment at
+    /// most, whatever the engine does.
+    ///
+    /// # Errors
+    ///
+    /// What it says; [`ErrorKind::Unavailable`](neonsan_engine::ErrorKind::Unavailable) if it does not
+    /// answer.
+    pub fn has(
+        &self,
+        engine_name: &str,
+        engine: &Arc<dyn Engine>,
+        name: &VolumeName,
+    ) -> neonsan_engine::Result<bool> {
+        if self.stand_in.opened().is_none() {
+            // It says so at once.
+            return engine.exists(name);
+        }
+        self.looks.exists(engine_name, engine, name)
+    }
+
+    /// Whether its storage has not answered for a while.
+    pub fn is_silent(&self) -> bool {
+        self.report.is_silent()
     }
 
     /// How the engine is, without asking it.

@@ -41,6 +41,14 @@ struct Inner {
     failure: Option<Failure>,
 }
 
+impl Inner {
+    /// For how long it has not answered, if that is long.
+    fn silent_for(&self) -> Option<Duration> {
+        let silent = self.asking?.elapsed();
+        (silent >= SILENT).then_some(silent)
+    }
+}
+
 /// What is known of an engine's health. Its lock is held for looking and noting
 /// only, never while the engine is asked.
 #[derive(Default)]
@@ -69,6 +77,11 @@ impl Report {
         inner.answer = Some(answer);
         inner.status = status;
         self.changed.notify_all();
+    }
+
+    /// Whether it has been asked for long, and has not answered.
+    pub(super) fn is_silent(&self) -> bool {
+        self.inner().silent_for().is_some()
     }
 
     /// What is wrong with volumes of the configuration.
@@ -149,8 +162,7 @@ impl Report {
             problems.push(reason.clone());
             return (EngineState::Down, problems);
         }
-        let silent = inner.asking.map(|since| since.elapsed());
-        let silent = silent.filter(|silent| *silent >= SILENT);
+        let silent = inner.silent_for();
         if let Some(silent) = silent {
             problems.push(format!("it does not answer for {} s", silent.as_secs()));
         }

@@ -7,25 +7,31 @@ use neonsan_engine::{Error, ErrorKind};
 use crate::engines::of_engine;
 use crate::shared::Shared;
 
-/// The index of the engine which has the volume, damaged or not. Blocks.
+/// The index of the engine which has the volume, damaged or not. Blocks, for a few seconds at most.
 ///
-/// An engine that cannot say whether it has the volume does not hide that another one has it.
+/// An engine that cannot say whether it has the volume does not hide that another one has it; those that
+/// are known not to answer are asked last.
 ///
 /// # Errors
 ///
 /// [`ErrorKind::NotFound`] if no engine has it; [`ErrorKind::Unavailable`] if none of those
 /// has it that can say, and one cannot: the volume may be there again in a moment.
 pub fn find_engine(shared: &Shared, name: &VolumeName) -> neonsan_engine::Result<usize> {
-    let answers = shared
+    let (silent, speaking): (Vec<_>, Vec<_>) = shared
         .engines
         .iter()
-        .map(|e| (e.name.as_str(), e.engine.exists(name)));
+        .enumerate()
+        .partition(|(_, e)| e.supervised.is_silent());
+    let answers = speaking
+        .into_iter()
+        .chain(silent)
+        .map(|(index, e)| (index, e.name.as_str(), e.has(name)));
     find_among(answers, name)
 }
 
 /// The same for what cannot be taken back: it is refused where more than one engine has a volume of the
-/// name, as when an engine's directory was copied into another one's. Asks every engine, so it is as
-/// slow as the slowest. Blocks.
+/// name, as when an engine's directory was copied into another one's. Asks every engine. Blocks, for
+/// a few seconds at most for each.
 ///
 /// # Errors
 ///
@@ -34,10 +40,11 @@ pub fn find_sole_engine(shared: &Shared, name: &VolumeName) -> neonsan_engine::R
     let answers: Vec<_> = shared
         .engines
         .iter()
-        .map(|e| (e.name.as_str(), e.engine.exists(name)))
+        .map(|e| (e.name.as_str(), e.has(name)))
         .collect();
     check_sole(&answers, name)?;
-    find_among(answers.into_iter(), name)
+    let answers = answers.into_iter().enumerate();
+    find_among(answers.map(|(index, (e, answer))| (index, e, answer)), name)
 }
 
 fn check_sole(
@@ -67,11 +74,11 @@ fn check_sole(
 }
 
 fn find_among<'a>(
-    answers: impl Iterator<Item = (&'a str, neonsan_engine::Result<bool>)>,
+    answers: impl Iterator<Item = (usize, &'a str, neonsan_engine::Result<bool>)>,
     name: &VolumeName,
 ) -> neonsan_engine::Result<usize> {
     let mut failed = None;
-    for (index, (engine, answer)) in answers.enumerate() {
+    for (index, engine, answer) in answers {
         match answer {
             Ok(true) => return Ok(index),
             Ok(false) => {}
@@ -113,7 +120,8 @@ mod tests {
     #[test]
     fn an_engine_that_fails_hides_no_volume_of_another() {
         let find = |answers: Vec<neonsan_engine::Result<bool>>| {
-            let answers = ["a", "b", "c"].into_iter().zip(answers);
+            let answers = ["a", "b", "c"].into_iter().zip(answers).enumerate();
+            let answers = answers.map(|(index, (engine, answer))| (index, engine, answer));
             find_among(answers, &"p/v".parse().unwrap()).map_err(|e| e.kind())
         };
         let fails = |kind| Err(Error::new(kind, "it fails"));

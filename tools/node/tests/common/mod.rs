@@ -4,6 +4,7 @@
 
 pub mod ceph;
 pub mod disk;
+pub mod hung;
 pub mod netns;
 pub mod seccomp;
 pub mod wire;
