@@ -58,7 +58,7 @@ pub struct ConnectionId(pub u64);
 /// Limits and times of a gate.
 #[derive(Clone, Copy, Debug)]
 pub struct GateConfig {
-    /// Sessions on this volume.
+    /// Sessions on this volume; see [`Gate::set_limits`].
     pub max_sessions: usize,
     /// Connections of a session that begins. One that was let in before keeps what it had.
     pub max_connections: u16,
@@ -233,6 +233,12 @@ impl Gate {
         }
         gate.make_room();
         gate
+    }
+
+    /// Sets limits for sessions that begin from now on. Those that are there keep what they have.
+    pub fn set_limits(&mut self, max_sessions: usize, max_connections: u16) {
+        self.config.max_sessions = max_sessions;
+        self.config.max_connections = max_connections;
     }
 
     /// What must outlive the node's process; see [`Remembered`]: at most

@@ -743,6 +743,33 @@ fn a_session_keeps_its_connections_when_the_node_comes_back_with_fewer() {
     }
 }
 
+#[test]
+fn limits_that_change_are_for_sessions_that_begin_afterwards() {
+    let mut door = door();
+    let reader = |host| with_mode(open(host, 1), Mode::ReadOnly);
+    door.opens(&reader(1));
+    door.gate.set_limits(2, 2);
+    door.opens(&reader(2));
+    assert_eq!(
+        door.open_refused(&reader(3)).status,
+        Status::TooManySessions
+    );
+    let reads = |host, index| with_mode(join(host, 1, index, 1), Mode::ReadOnly);
+    // The first keeps what it had.
+    for (host, most) in [(1, CONFIG.max_connections), (2, 2)] {
+        assert_eq!(door.gate.max_connections(&[host; 16]), most);
+        door.joins(&reads(host, most - 1));
+        let beyond = door.join_refused(&reads(host, most));
+        assert_eq!(beyond, Status::TooManyConnections);
+    }
+    // Fewer than there are ends none.
+    door.gate.set_limits(1, 1);
+    assert_eq!(door.gate.holders().count(), 2);
+    door.gate.set_limits(3, 8);
+    door.opens(&reader(3));
+    assert_eq!(door.gate.max_connections(&[3; 16]), 8);
+}
+
 /// Random clients against an obvious rule: nobody is let in while a connection that it displaces
 /// is still there.
 #[test]

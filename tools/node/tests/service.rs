@@ -103,6 +103,48 @@ fn the_service_manager_is_told_of_start_reload_and_stop() {
     assert_eq!(node.wait(), 0);
 }
 
+/// Also for a volume that was open before: what it remembers of its sessions is kept as long as the node
+/// runs, and what was configured then is not.
+#[test]
+fn reloaded_limits_reach_volumes_that_were_opened_before() {
+    let dir = directory();
+    let path = dir.path().join("node.toml");
+    let with = |connections: u16, sessions: u32| {
+        let limits = format!(
+            "[limits]\nmax_session_connections = {connections}\nmax_sessions = {sessions}\n\
+             max_peer_sessions = {sessions}\n[timeouts]\nsession_linger_ms = 100\n"
+        );
+        fs::write(&path, config(dir.path(), &limits)).unwrap();
+    };
+    with(1, 8);
+    let mut node = Node::start_from(&path);
+    create(&node, "p/v", MIB, 512, "main");
+    let session = |n: u8| Open {
+        mode: Mode::Shared,
+        ..Open::new("p/v", n)
+    };
+    let first = Wire::open(node.data, &session(1)).unwrap();
+    assert_eq!(first.reply.max_connections.get(), 1);
+    with(8, 64);
+    reload(&node);
+    node.wait_for("configuration reloaded");
+    // It is open still, and has sessions of both kinds.
+    let second = Wire::open(node.data, &session(2)).unwrap();
+    assert_eq!(second.reply.max_connections.get(), 8);
+    let beyond = Wire::join(node.data, &session(1), 1, 1).err().unwrap();
+    assert_eq!(beyond.status, Status::TooManyConnections);
+    Wire::join(node.data, &session(2), 7, 1).unwrap();
+    let more: Vec<Wire> = (3..=12)
+        .map(|n| Wire::open(node.data, &session(n)).unwrap())
+        .collect();
+    for wire in more.into_iter().chain([first, second]) {
+        wire.release();
+    }
+    // It was closed, and is opened again.
+    let again = Wire::open(node.data, &session(20)).unwrap();
+    assert_eq!(again.reply.max_connections.get(), 8);
+}
+
 /// A pipe to which nobody writes: whoever reads it waits, and cannot be told to stop meanwhile.
 #[test]
 fn a_configuration_that_became_a_pipe_is_not_waited_for() {

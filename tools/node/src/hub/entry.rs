@@ -161,6 +161,16 @@ impl Entry {
         }
     }
 
+    /// The limits of a reload are for sessions that begin afterwards.
+    pub(super) fn set_limits(&mut self, config: &Config) {
+        let GateConfig {
+            max_sessions,
+            max_connections,
+            ..
+        } = gate_config(config, self.without_fencing);
+        self.gate.set_limits(max_sessions, max_connections);
+    }
+
     fn change_state(&mut self, state: State) -> Vec<Introduction> {
         match mem::replace(&mut self.state, state) {
             State::Busy { waiting } => waiting,

@@ -451,6 +451,7 @@ impl Hub {
             let text = too_many_sessions(full, own, total);
             return self.refuse(id, Status::TooManySessions, text);
         }
+        entry.set_limits(&live.config);
         match entry.gate.introduce(id, kind, &request, now) {
             Opening::Waiting => {
                 entry.note(&introduction, &live.config);

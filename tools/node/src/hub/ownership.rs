@@ -108,7 +108,7 @@ fn refusal_elsewhere(
 ) -> neonsan_engine::Result<Option<RefuseReason>> {
     let now = shared.clock.now();
     let request = &asks.request;
-    let mut gate = Entry::gate_from(&shared.config, remembered(engine, name)?, now);
+    let mut gate = Entry::gate_from(&shared.live().config, remembered(engine, name)?, now);
     let others: Vec<_> = gate
         .holders()
         .filter(|holder| holder.session_id != request.session_id)
