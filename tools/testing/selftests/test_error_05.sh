@@ -75,9 +75,15 @@ equal "the number of different contents" "$(wc -l <sums)" 1
 # The node's look at its storage may have met the error too, after the hosts were back.
 [ "$(node_metric neonsan_node_engine_losses_total)" -ge 1 ] || fail "the engine counts no loss"
 equal "the boot id of both" "$(info .session.boot_id "$a")" "$(info .session.boot_id "$b")"
-# It was noted when the disk was well again: a node that is killed begins with it.
-noted() { boot=$(info .session.boot_id "$a"); grep -qx "id ${boot//-/}" disk/.boot; }
-wait_for 20 "the new boot id to be noted" noted
+# It was noted when the disk was well again: a node that is killed begins with it. With it goes what ext4
+# has counted of errors, of which the node hears by its look at the storage every five seconds: a count that
+# was not known when the node was killed would tell of a loss.
+noted() {
+	boot=$(info .session.boot_id "$a")
+	grep -qx "id ${boot//-/}" disk/.boot &&
+		grep -qx "witness ext4 .* errors $(cat "/sys/fs/ext4/${lossy#/dev/}/errors_count")" disk/.boot
+}
+wait_for 30 "the new boot id to be noted" noted
 node_crash
 node_start
 wait_for 30 "the device to be live" eval '[ "$(info .state "$a")" = live ]'
