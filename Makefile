@@ -79,10 +79,9 @@ module:
 		kdir=$$($(metadata)/neonsan-kernel-metadata '$(KERNEL)' | tail -n 1); \
 	fi; \
 	rustc=$$($(metadata)/check-kdir "$$kdir" '$(RUSTC)'); \
-	cc=$$($(metadata)/kernel-cc "$$kdir"); \
+	words=$$($(metadata)/kernel-make "$$kdir"); \
 	mkdir -p '$(MO)'; \
-	llvm=; if grep -q '^CONFIG_LD_IS_LLD=y' "$$kdir/.config"; then llvm=LLVM=1; fi; \
-	$(MAKE) -C "$$kdir" M='$(top)' MO='$(abspath $(MO))' RUSTC="$$rustc" CC="$$cc" $$llvm $(if $(CLIPPY),CLIPPY=$(CLIPPY)) modules
+	$(MAKE) -C "$$kdir" M='$(top)' MO='$(abspath $(MO))' RUSTC="$$rustc" $$words $(if $(CLIPPY),CLIPPY=$(CLIPPY)) modules
 
 else
 
