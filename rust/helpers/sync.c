@@ -4,6 +4,7 @@
 #include <linux/cpumask.h>
 #include <linux/jiffies.h>
 #include <linux/llist.h>
+#include <linux/spinlock.h>
 
 bool neonsan_helper_llist_add(struct llist_node *node, struct llist_head *head)
 {
@@ -32,3 +33,24 @@ unsigned int neonsan_helper_num_online_cpus(void)
 {
 	return num_online_cpus();
 }
+
+/* From 7.3 on upstream's Rust has such a lock itself. */
+#if LINUX_VERSION_CODE < KERNEL_VERSION(7, 3, 0)
+unsigned long neonsan_helper_spin_lock_irqsave(spinlock_t *lock)
+{
+	unsigned long flags;
+
+	spin_lock_irqsave(lock, flags);
+	return flags;
+}
+
+bool neonsan_helper_spin_trylock_irqsave(spinlock_t *lock, unsigned long *flags)
+{
+	return spin_trylock_irqsave(lock, *flags);
+}
+
+void neonsan_helper_spin_unlock_irqrestore(spinlock_t *lock, unsigned long flags)
+{
+	spin_unlock_irqrestore(lock, flags);
+}
+#endif

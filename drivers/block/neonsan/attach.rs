@@ -19,7 +19,10 @@ use kernel::{
     time::msecs_to_jiffies,
     types::ScopeGuard, //
 };
-use neonsan_kernel::block::mq::{Flags, GenDisk, GenDiskBuilder, TagSet};
+use neonsan_kernel::{
+    block::mq::{Flags, GenDisk, GenDiskBuilder, TagSet},
+    errno,
+};
 use neonsan_proto::{Capabilities, VolumeName};
 use neonsan_session::{client::SessionState, CloseCause, Instant, Timeouts};
 
@@ -136,7 +139,7 @@ impl Device {
     /// Makes the disk, and shows it to nobody.
     #[inline(never)]
     fn make_disk(self: &Arc<Self>) -> Result<GenDisk<Queue>> {
-        let volume = self.volume().ok_or(ENOTCONN)?;
+        let volume = self.volume().ok_or(errno!(ENOTCONN))?;
         let queues = self.session().lock().connection_count();
         let wish = self.params().queue_depth.unwrap_or(DEFAULT_QUEUE_DEPTH);
         let depth = wish.min(volume.max_depth.into());
@@ -235,7 +238,7 @@ impl Device {
                 }
                 Lifecycle::Detaching => {
                     return Err(DeviceError::new(
-                        EALREADY,
+                        errno!(EALREADY),
                         format_args!("neonsan{index} is being detached already"),
                     ));
                 }
@@ -388,7 +391,10 @@ fn left_ms(deadline: Instant) -> u32 {
 
 #[inline(never)]
 fn detached_meanwhile() -> DeviceError {
-    DeviceError::new(ESHUTDOWN, format_args!("the device was detached meanwhile"))
+    DeviceError::new(
+        errno!(ESHUTDOWN),
+        format_args!("the device was detached meanwhile"),
+    )
 }
 
 /// Checks what can be checked without a node.

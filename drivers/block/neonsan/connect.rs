@@ -10,6 +10,7 @@ use crate::{
 };
 use kernel::{prelude::*, sync::Arc};
 use neonsan_kernel::{
+    errno,
     mm::NoReclaimScope,
     net::{SocketAddr, TcpSocket},
 };
@@ -233,7 +234,7 @@ fn shake_hands(
 ) -> Result<(), CloseCause> {
     let failed = |e: Error| match e {
         e if e == EAGAIN => CloseCause::ConnectTimeout,
-        e if e == EPIPE || e == ECONNRESET => CloseCause::PeerClosed,
+        e if e == EPIPE || e == errno!(ECONNRESET) => CloseCause::PeerClosed,
         e => CloseCause::SocketError(-e.to_errno()),
     };
     // The first call waits for the connection.

@@ -28,11 +28,11 @@ use crate::{
     uapi, //
 };
 use kernel::{
-    impl_has_delayed_work, impl_has_work, new_delayed_work, new_spinlock_irq, new_work,
+    impl_has_delayed_work, impl_has_work, new_delayed_work, new_work,
     prelude::*,
     sync::{
         atomic::{Atomic, Relaxed},
-        Arc, SpinLockIrq,
+        Arc,
     },
     time::msecs_to_jiffies,
     workqueue::{DelayedWork, Work, WorkItem},
@@ -40,6 +40,7 @@ use kernel::{
 use neonsan_kernel::{
     block::mq::{OwnedRequest, RequestLlist, RequestTable},
     net::{Attached, SocketAddr, SocketState, TcpSocket},
+    sync::{new_spinlock_irq, SpinLockIrq},
     workqueue::{DelayedOn, OwnedQueue},
 };
 use neonsan_proto::Features;

@@ -15,12 +15,15 @@ mod request;
 use crate::{
     device::Device,
     params::{DeviceError, MAX_POLL_QUEUES, MAX_QUEUE_DEPTH},
-    registry, uapi, NeonSan,
+    registry, uapi,
 };
-use kernel::{prelude::*, sync::Arc, ModuleMetadata};
-use neonsan_kernel::genetlink::{
-    self, Attributes, Check, Doit, Dump, Dumpit, Family, GenlMsg, MulticastGroup, Policy, Refusal,
-    Request, SplitOps,
+use kernel::{prelude::*, sync::Arc};
+use neonsan_kernel::{
+    genetlink::{
+        self, Attributes, Check, Doit, Dump, Dumpit, Family, GenlMsg, MulticastGroup, Policy,
+        Refusal, Request, SplitOps,
+    },
+    module::THIS_MODULE,
 };
 use uapi::{attr, cmd};
 
@@ -115,7 +118,7 @@ const EVENTS: u32 = 0;
 static GROUPS: [MulticastGroup; 1] = [MulticastGroup::const_new_admin(c"events")];
 
 static FAMILY: Family = Family::const_new(
-    &<NeonSan as ModuleMetadata>::THIS_MODULE,
+    &THIS_MODULE,
     c"neonsan",
     uapi::FAMILY_VERSION as u32,
     &OPS,

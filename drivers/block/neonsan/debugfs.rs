@@ -7,11 +7,14 @@
 use crate::{
     device::Device,
     info::{ConnectionInfo, RequestInfo},
-    registry, NeonSan,
+    registry,
 };
 use core::fmt::Write as _;
-use kernel::{fmt, prelude::*, sync::Arc, ModuleMetadata};
-use neonsan_kernel::debugfs::{Dir, File, Show};
+use kernel::{fmt, prelude::*, sync::Arc};
+use neonsan_kernel::{
+    debugfs::{Dir, File, Show},
+    module::THIS_MODULE,
+};
 
 /// The files, until this is dropped.
 pub(crate) struct Files {
@@ -31,7 +34,7 @@ pub(crate) fn create() -> Result<Files> {
 struct State;
 
 impl Show for State {
-    const MODULE: &'static ThisModule = &<NeonSan as ModuleMetadata>::THIS_MODULE;
+    const MODULE: &'static ThisModule = &THIS_MODULE;
 
     fn show(&self, f: &mut fmt::Formatter<'_>) -> core::fmt::Result {
         let mut next = Some(0);

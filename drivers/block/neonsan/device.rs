@@ -31,13 +31,12 @@ use crate::{
     uapi::{self, SuspendMode},
 };
 use kernel::{
-    impl_has_delayed_work, impl_has_work, new_condvar, new_delayed_work, new_mutex,
-    new_spinlock_irq, new_work,
+    impl_has_delayed_work, impl_has_work, new_condvar, new_delayed_work, new_mutex, new_work,
     prelude::*,
     str::CString,
     sync::{
         atomic::{AtomicFlag, Relaxed},
-        Arc, CondVar, Mutex, SpinLockIrq,
+        Arc, CondVar, Mutex,
     },
     workqueue::{DelayedWork, Work},
 };
@@ -45,6 +44,7 @@ use neonsan_kernel::{
     block::mq::{GenDisk, QueueLimits},
     net::TcpSocket,
     random,
+    sync::{new_spinlock_irq, SpinLockIrq},
     workqueue::OwnedQueue,
 };
 use neonsan_proto::{Capabilities, Features, Geometry, Mode, OpenReply, VolumeName};

@@ -3,7 +3,7 @@
 //! The one place where faults become error numbers and block statuses.
 
 use kernel::prelude::*;
-use neonsan_kernel::block;
+use neonsan_kernel::{block, errno};
 use neonsan_proto::Status;
 use neonsan_session::CloseCause;
 
@@ -11,18 +11,18 @@ use neonsan_session::CloseCause;
 fn errno_of_status(status: Status) -> Error {
     match status {
         Status::Ok => EINVAL,
-        Status::VersionUnsupported | Status::FeatureUnsupported => EPROTONOSUPPORT,
+        Status::VersionUnsupported | Status::FeatureUnsupported => errno!(EPROTONOSUPPORT),
         Status::NoSuchVolume | Status::NoSuchSnapshot => ENOENT,
         Status::BadName | Status::BadOpen | Status::BadRequest => EINVAL,
         Status::HeldByOther => EBUSY,
         Status::OpenedReadOnly | Status::ReadOnly => EROFS,
         Status::NotPermitted => EACCES,
-        Status::StaleGeneration | Status::Fenced => ESTALE,
-        Status::UnknownSession | Status::NotOwner | Status::GoingAway => ESHUTDOWN,
-        Status::TooManySessions | Status::TooManyConnections => EUSERS,
+        Status::StaleGeneration | Status::Fenced => errno!(ESTALE),
+        Status::UnknownSession | Status::NotOwner | Status::GoingAway => errno!(ESHUTDOWN),
+        Status::TooManySessions | Status::TooManyConnections => errno!(EUSERS),
         Status::VolumeDamaged | Status::MediaError => EIO,
         Status::NoSpace => ENOSPC,
-        Status::Unsupported => EOPNOTSUPP,
+        Status::Unsupported => errno!(EOPNOTSUPP),
         // It passes by itself: nobody else has the volume, the node still works on what was.
         Status::Busy | Status::Draining => EAGAIN,
         Status::OutOfRange
@@ -31,7 +31,7 @@ fn errno_of_status(status: Status) -> Error {
         | Status::ChecksumMismatch
         | Status::AtomicLimit
         | Status::Internal
-        | Status::Unknown(_) => EREMOTEIO,
+        | Status::Unknown(_) => errno!(EREMOTEIO),
     }
 }
 
@@ -44,13 +44,15 @@ pub(crate) fn errno_of(cause: CloseCause) -> Error {
         CloseCause::ConnectTimeout | CloseCause::RequestTimeout | CloseCause::HeartbeatTimeout => {
             ETIMEDOUT
         }
-        CloseCause::PeerClosed => ECONNRESET,
-        CloseCause::Version { .. } => EPROTONOSUPPORT,
+        CloseCause::PeerClosed => errno!(ECONNRESET),
+        CloseCause::Version { .. } => errno!(EPROTONOSUPPORT),
         CloseCause::Refused(status) => errno_of_status(status),
-        CloseCause::VolumeChanged(_) | CloseCause::VolumeShrunk(_) | CloseCause::Fenced => ESTALE,
+        CloseCause::VolumeChanged(_) | CloseCause::VolumeShrunk(_) | CloseCause::Fenced => {
+            errno!(ESTALE)
+        }
         CloseCause::NoMemory => ENOMEM,
-        CloseCause::Detached | CloseCause::Released | CloseCause::Replaced => ESHUTDOWN,
-        CloseCause::GoingAway | CloseCause::WritesLost => ESHUTDOWN,
+        CloseCause::Detached | CloseCause::Released | CloseCause::Replaced => errno!(ESHUTDOWN),
+        CloseCause::GoingAway | CloseCause::WritesLost => errno!(ESHUTDOWN),
         CloseCause::NotNeonsan(_)
         | CloseCause::BadGeometry(_)
         | CloseCause::HeaderChecksum
@@ -63,7 +65,7 @@ pub(crate) fn errno_of(cause: CloseCause) -> Error {
         | CloseCause::ReplyLength { .. }
         | CloseCause::UnknownStatus(_)
         | CloseCause::BadEvent
-        | CloseCause::TooMuchInFlight => EPROTO,
+        | CloseCause::TooMuchInFlight => errno!(EPROTO),
     }
 }
 

@@ -12,6 +12,7 @@ use kernel::{
     prelude::*,
     sync::{atomic::Relaxed, Arc},
 };
+use neonsan_kernel::errno;
 use neonsan_proto::Status;
 use neonsan_session::CloseCause;
 
@@ -63,7 +64,8 @@ impl Device {
 
     /// What a node said when it was asked who has the volume now.
     pub(crate) fn note_inquiry(self: &Arc<Self>, answer: Option<DeviceError>) {
-        let Some(answer) = answer.filter(|answer| answer.error == ESTALE || answer.error == EBUSY)
+        let Some(answer) =
+            answer.filter(|answer| answer.error == errno!(ESTALE) || answer.error == EBUSY)
         else {
             return;
         };

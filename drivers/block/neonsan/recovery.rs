@@ -22,7 +22,7 @@ use kernel::{
     prelude::*,
     sync::{atomic::Relaxed, Arc},
 };
-use neonsan_kernel::net::SocketAddr;
+use neonsan_kernel::{errno, net::SocketAddr};
 use neonsan_proto::Status;
 use neonsan_session::{
     client::{Action, ConnectKind, GateState, Notice, SessionState},
@@ -202,7 +202,7 @@ fn resume(device: &Arc<Device>, index: u16) {
     };
     let established = connection.shared.lock().established.take();
     match established
-        .ok_or(ENOTCONN)
+        .ok_or(errno!(ENOTCONN))
         .and_then(|e| connection.resume(e))
     {
         Ok(()) => {

@@ -7,6 +7,7 @@ use crate::{
     params::{AttachParams, DeviceError}, //
 };
 use kernel::{prelude::*, sync::Arc};
+use neonsan_kernel::errno;
 
 kernel::sync::global_lock! {
     // SAFETY: `init` is called by the module before anything else can reach the list.
@@ -63,7 +64,7 @@ pub(crate) fn add(
     let mut registry = DEVICES.lock();
     if registry.closed {
         return Err(DeviceError::new(
-            ESHUTDOWN,
+            errno!(ESHUTDOWN),
             format_args!("the kernel module is being unloaded"),
         ));
     }

@@ -25,11 +25,7 @@ use crate::{
 use kernel::{
     new_mutex,
     prelude::*,
-    sync::{
-        atomic::{Full, Relaxed},
-        barrier::smp_mb,
-        Arc, ArcBorrow, Mutex, MutexGuard,
-    },
+    sync::{atomic::Relaxed, Arc, ArcBorrow, Mutex, MutexGuard},
 };
 use neonsan_kernel::{
     block::{
@@ -39,6 +35,7 @@ use neonsan_kernel::{
     },
     mm::NoReclaimScope,
     net::{Attached, BatchSize, SendBatch},
+    sync::smp_mb,
 };
 use neonsan_proto::{Features, Header, Kind, RequestFlags, HEADER_BYTES};
 use neonsan_session::{
@@ -199,7 +196,7 @@ impl Sender for Side<'_> {
 
     #[inline]
     fn full_barrier(&self) {
-        smp_mb(Full);
+        smp_mb();
     }
 }
 

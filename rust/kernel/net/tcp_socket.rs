@@ -5,7 +5,7 @@
 //! C header: `include/linux/net.h` (`struct socket`).
 
 use super::{addr::RawAddr, send_batch::SendFlags, Net, SendBatch, SocketAddr};
-use crate::{block::mq::Operations, mm::NoReclaimScope};
+use crate::{block::mq::Operations, errno, mm::NoReclaimScope};
 use core::ptr::{self, NonNull};
 use kernel::{
     error::to_result,
@@ -114,7 +114,7 @@ impl TcpSocket {
             )
         });
         match begun {
-            Err(e) if e == EINPROGRESS => Ok(()),
+            Err(e) if e == errno!(EINPROGRESS) => Ok(()),
             result => result,
         }
     }

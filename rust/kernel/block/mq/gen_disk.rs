@@ -5,6 +5,7 @@
 //! C header: `include/linux/blkdev.h` (`struct gendisk`).
 
 use super::{Operations, QueueLimits, TagSet};
+use crate::module::THIS_MODULE;
 use core::ffi::c_int;
 use kernel::{
     error::{from_err_ptr, to_result},
@@ -39,7 +40,7 @@ unsafe impl Sync for Fops {}
 /// The disk operations: all that is not done by requests is the block layer's default. While a
 /// disk is open, this module cannot be removed.
 static FOPS: Fops = Fops(bindings::block_device_operations {
-    owner: &raw mut kernel::bindings::__this_module,
+    owner: THIS_MODULE.as_ptr(),
     open: Some(open),
     ..pin_init::zeroed()
 });

@@ -6,7 +6,12 @@
 
 use super::{CompletionBatch, Operations};
 use crate::block::Status;
-use core::{marker::PhantomData, mem::ManuallyDrop, ops::Deref, ptr::NonNull};
+use core::{
+    marker::PhantomData,
+    mem::{ManuallyDrop, MaybeUninit},
+    ops::Deref,
+    ptr::NonNull,
+};
 use kernel::{
     prelude::*,
     sync::atomic::{Acquire, Atomic, Relaxed, Release},
@@ -76,10 +81,13 @@ impl<T: Operations> RequestDataWrapper<T> {
             (&raw mut (*slot).status).write(Atomic::new(0));
             (&raw mut (*slot).link).write(Opaque::zeroed());
         }
-        // SAFETY: As above; the area is never moved. An infallible initialiser leaves nothing
-        // half done.
-        match unsafe { data.__init(&raw mut (*slot).data) } {
-            Ok(()) => {}
+        // SAFETY: As above. The data never moves, and lives until it is dropped in place; the
+        // reference, whose lifetime is longer than that, does not leave this function.
+        let data_slot: &'static mut MaybeUninit<T::RequestData> =
+            unsafe { &mut *(&raw mut (*slot).data).cast() };
+        // The safe door, which every kernel has: the method behind it is named otherwise before 7.3.
+        match data_slot.write_pin_init(data) {
+            Ok(_) => {}
             Err(never) => match never {},
         }
     }

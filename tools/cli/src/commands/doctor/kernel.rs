@@ -8,7 +8,7 @@ use crate::root::Root;
 use std::cmp::Ordering;
 
 /// The first release of Linux for which the module builds.
-const FIRST: (u32, u32) = (7, 3);
+const FIRST: (u32, u32) = (7, 2);
 
 /// Looks at both. `is_here`: of the machine that this runs on.
 pub(super) fn look(report: &mut Report, root: &Root, is_here: bool) {
