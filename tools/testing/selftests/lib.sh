@@ -139,11 +139,12 @@ node_end() {
 	return 0
 }
 
-# node_stop [PID]: as an operator stops it, and wait for its end.
+# node_stop [PID [CODE]]: as an operator stops it, and wait for its end, with that exit code.
 node_stop() {
-	local pid=${1:-$NODE_PID}
+	local pid=${1:-$NODE_PID} wanted=${2:-0} got=0
 	kill -TERM "$pid"
-	wait "$pid" || fail "the node ended with code $? when it was asked to stop"
+	wait "$pid" || got=$?
+	[ "$got" = "$wanted" ] || fail "the node ended with code $got when it was asked to stop, not $wanted"
 }
 
 # node_crash [PID]: as a power cut stops the process.
