@@ -249,7 +249,7 @@ impl Gate {
     pub fn memory(&self) -> alloc::vec::IntoIter<Remembered> {
         // As it is when they have begun.
         let mut gate = self.clone();
-        gate.pass_entrances(Instant(0));
+        gate.pass_entrances(self.memory_version(), Instant(0));
         let remembered: Vec<Remembered> = gate.remembered().collect();
         remembered.into_iter()
     }

@@ -259,6 +259,35 @@ fn who_goes_or_waits_too_long_before_it_is_saved_was_never_there() {
     }
 }
 
+/// Storing takes longer than it takes until the next one comes or goes, every time.
+#[test]
+fn who_was_saved_begins_though_others_came_and_went_meanwhile() {
+    let shared = |host| with_mode(open(host, 1, 7), Mode::Shared);
+    let mut door = Door::new();
+    let holder = door.opens(&open(1, 1, 7));
+    let taker = door.asks(&forced(shared(2)));
+    let version = door.gate.memory_version();
+    let second = door.asks(&forced(shared(3)));
+    let version_of_both = door.gate.memory_version();
+    door.gate.on_saved(version, NOW);
+    let fenced = GateAction::Revoke(holder, CloseCause::Fenced);
+    assert_eq!(door.actions(NOW), [fenced]);
+    assert_eq!(door.holders(), [2]);
+    door.gate.on_drained(holder, NOW);
+    assert_eq!(door.actions(NOW), [GateAction::Admit(taker)]);
+    // One goes that is being saved, and one comes that is not yet.
+    let third = door.asks(&shared(4));
+    door.gate.on_drained(second, NOW);
+    door.gate.on_saved(version_of_both, NOW);
+    assert_ne!(door.gate.memory_version(), version_of_both, "to be saved");
+    assert_eq!(door.actions(NOW), []);
+    assert_eq!(door.standing(3), None);
+    door.store();
+    assert_eq!(door.actions(NOW), [GateAction::Admit(third)]);
+    assert_eq!(door.holders(), [2, 4]);
+    assert_eq!(door.standing(1), Some(Standing::Fenced));
+}
+
 #[test]
 fn a_node_that_stops_lets_nobody_begin() {
     let mut door = Door::new();

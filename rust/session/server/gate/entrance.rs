@@ -27,6 +27,8 @@ pub(super) struct Entrance {
     pub(super) id: ConnectionId,
     pub(super) session: Session,
     pub(super) epoch: u64,
+    /// The memory has it from this version on.
+    pub(super) version: u64,
     /// It takes the volume from whoever has it.
     pub(super) forced: bool,
     pub(super) deadline: Instant,
@@ -46,10 +48,15 @@ impl Gate {
     }
 
     /// [`Gate::memory`] is stored durably as it was when [`Gate::memory_version`] was `version`.
-    /// Sessions that are part of that begin now, if nothing has changed since.
+    /// Sessions that are part of that begin now.
+    ///
+    /// What has changed since does not keep them out: nobody who conflicts with them can have begun
+    /// meanwhile, so those whom they displace are stored as fenced. Otherwise a few who come and go
+    /// while storing is slow would keep each other out for ever.
     pub fn on_saved(&mut self, version: u64, now: Instant) {
-        if version == self.memory_version() {
-            self.pass_entrances(now);
+        let is_all = version == self.memory_version();
+        self.pass_entrances(version, now);
+        if is_all {
             // What is saved says so already.
             self.memory.set_version(version);
         }
@@ -77,10 +84,11 @@ impl Gate {
         })
     }
 
-    pub(super) fn pass_entrances(&mut self, now: Instant) {
+    /// Passes those that the memory had in this version.
+    pub(super) fn pass_entrances(&mut self, version: u64, now: Instant) {
         let (left, passed): (Vec<Entrance>, Vec<Entrance>) = core::mem::take(&mut self.entrances)
             .into_iter()
-            .partition(|e| e.due.is_some());
+            .partition(|e| e.due.is_some() || e.version > version);
         self.entrances = left;
         for entrance in &passed {
             self.begin_session(entrance, now);

@@ -29,15 +29,16 @@ impl Gate {
         match result {
             Err(reason) => Opening::Refused(reason),
             Ok(Some(session)) => {
+                self.memory.touch();
                 self.entrances.push(Entrance {
                     id,
                     session,
                     epoch: request.epoch.get(),
+                    version: self.memory_version(),
                     forced: request.flags().contains(OpenFlags::FORCE),
                     deadline: now.after_ms(self.config.drain_timeout_ms),
                     due: None,
                 });
-                self.memory.touch();
                 Opening::Waiting
             }
             Ok(None) => {

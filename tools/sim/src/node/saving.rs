@@ -9,7 +9,7 @@ use crate::engine::SessionId;
 use crate::env::Env;
 use crate::setup::Planted;
 use neonsan_proto::{OpenRequest, Status};
-use neonsan_session::server::{RefuseReason, Remembered, Standing};
+use neonsan_session::server::{ConnectionId, RefuseReason, Remembered, Standing};
 
 /// What is being saved.
 #[derive(Debug)]
@@ -74,16 +74,15 @@ impl Node {
     }
 
     fn pass_entrances(&mut self, env: &mut Env, version: u64) {
-        let requests: Vec<OpenRequest> = self
+        let requests: Vec<(ConnectionId, OpenRequest)> = self
             .gate
             .entering()
-            .filter_map(|(id, _)| self.peers.get(&conn_of(id))?.introduced)
-            .map(|introduced| introduced.request)
+            .filter_map(|(id, _)| Some((id, self.peers.get(&conn_of(id))?.introduced?.request)))
             .collect();
         self.saved_memory = Some(version);
         self.gate.on_saved(version, env.core.now());
-        if self.gate.entering().next().is_none() {
-            for request in &requests {
+        for (id, request) in &requests {
+            if !self.gate.is_entering(*id) {
                 env.claims.asked(request);
             }
         }
