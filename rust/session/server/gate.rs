@@ -243,9 +243,9 @@ impl Gate {
 
     /// What must outlive the node's process; see [`Remembered`]: at most
     /// [`max_remembered`](GateConfig::max_remembered) sessions. Save it durably whenever
-    /// [`Gate::memory_version`] is another than when it was saved last, before answering an
-    /// [`Admit`](GateAction::Admit), and say so with [`Gate::on_saved`]: sessions that begin wait
-    /// for that.
+    /// [`Gate::memory_version`] is another than when it was saved last, and say so with
+    /// [`Gate::on_saved`]: sessions that begin wait for that. Nothing else does: whoever is
+    /// admitted is of a session that was saved when it began.
     pub fn memory(&self) -> alloc::vec::IntoIter<Remembered> {
         // As it is when they have begun.
         let mut gate = self.clone();

@@ -8,8 +8,7 @@
 //!
 //! The host may well come back to another life of the node's process, so this must outlive it: a
 //! node saves [`Gate::memory`](super::Gate::memory) beside the volume, durably, before a session
-//! begins and before it answers an [`Admit`](super::GateAction::Admit) that changed it, and begins
-//! with [`Gate::restore`](super::Gate::restore).
+//! begins, and begins with [`Gate::restore`](super::Gate::restore).
 //!
 //! There is room for so many sessions and no more. Who can do the least harm is forgotten first; see
 //! [`prune`].

@@ -11,6 +11,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use common::disk::Disk;
 use common::wire::{open_message, Open, Refused, Wire};
 use common::{block_on, create, directory, Node};
 use neonsan_client::{Client, Config};
@@ -271,6 +272,64 @@ fn a_forced_attach_that_cannot_be_saved_fences_nobody() {
     generation += 1;
     let refused = Wire::open(node.data, &first(generation)).err().unwrap();
     assert_eq!(refused.status, Status::Fenced);
+}
+
+/// It was let in when its session began: that another one cannot be is nothing to it.
+#[test]
+fn a_holder_comes_back_though_the_attach_of_another_cannot_be_saved() {
+    let dir = directory();
+    let node = Node::start_with(dir.path(), LINGERS_LONG);
+    create(&node, "p/v", MIB, 512, "main");
+    let one = Wire::open(node.data, &first(1)).unwrap();
+    let damaged = DamagedRecord::new(dir.path());
+    let refused = Wire::open(node.data, &taker()).err().unwrap();
+    assert_eq!(refused.status, Status::Internal, "{}", refused.text);
+    drop(one);
+    wait_until_empty(&node);
+    let mut generation = 1;
+    let mut one = come_back(&node, &mut generation);
+    assert_eq!(one.write(0, &[1; 512]), Status::Ok);
+    Wire::join(node.data, &first(generation), 1, 1).unwrap();
+    drop(damaged);
+}
+
+/// Asks for the volume by force, and waits until the node is saving that.
+fn take_slowly(node: &Node) -> Wire {
+    let mut two = Wire::connect(node.data, Features::NONE);
+    two.stream.write_all(&open_message(&taker())).unwrap();
+    let until = Instant::now() + common::PATIENCE;
+    let tasks = format!("/proc/{}/task", node.pid().as_raw_nonzero());
+    let is_saving = || {
+        let mut tasks = fs::read_dir(&tasks).unwrap();
+        tasks.any(|task| {
+            let name = fs::read_to_string(task.unwrap().path().join("comm"));
+            name.is_ok_and(|name| name.trim_end() == "save-record")
+        })
+    };
+    while !is_saving() {
+        assert!(Instant::now() < until, "the node does not save");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    two
+}
+
+#[test]
+fn a_holder_comes_back_while_it_takes_long_to_save_the_attach_of_another() {
+    for disk in Disk::each("a_holder_comes_back_while_it_takes_long") {
+        let node = Node::start_with(&disk.path(), LINGERS_LONG);
+        create(&node, "p/v", MIB, 512, "main");
+        let one = Wire::open(node.data, &first(1)).unwrap();
+        let frozen = disk.freeze();
+        let two = take_slowly(&node);
+        drop(one);
+        let begun = Instant::now();
+        Wire::open(node.data, &first(2)).unwrap();
+        let took = begun.elapsed();
+        drop(frozen);
+        // Not only when the other one is given up, which is when it has waited for draining.
+        assert!(took < Duration::from_secs(4), "{took:?}");
+        drop((two, node));
+    }
 }
 
 #[test]

@@ -460,7 +460,7 @@ impl Node {
     }
 
     fn admit(&mut self, env: &mut Env, conn: ConnId) {
-        let Some(term) = self.save_memory(env) else {
+        let Some(term) = self.term else {
             return;
         };
         let boot_id = self.boot_id();

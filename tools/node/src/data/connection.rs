@@ -359,7 +359,7 @@ impl Connection {
     }
 
     fn revoke(&mut self, cause: CloseCause, context: &mut Context<'_>) {
-        // The gate had let it in, and the answer was not on its way yet.
+        // It waits to be let in, and the node has lost the volume meanwhile.
         if let Phase::Waiting(_) = &self.phase {
             return self.close(cause, context);
         }

@@ -67,16 +67,11 @@ impl Hub {
         let Some(entry) = self.entries.get_mut(name) else {
             return;
         };
-        let mut refused = std::mem::take(&mut entry.unanswered);
-        for id in &refused {
-            entry.gate.on_drained(*id, now);
-        }
-        let entering = entry.gate.on_save_failed();
-        if !entering.is_empty() || entry.again_ms > 0 {
+        let refused = entry.gate.on_save_failed();
+        if !refused.is_empty() || entry.again_ms > 0 {
             // What is on the disk now may be that they hold the volume.
             entry.save_again(now);
         }
-        refused.extend(entering);
         for id in refused {
             self.let_go(name, id);
             self.refuse(id, Status::Internal, text);

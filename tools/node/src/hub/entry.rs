@@ -122,8 +122,6 @@ pub(super) struct Entry {
     pub(super) again_at: Option<Instant>,
     /// How long it was until then the last time; 0 after a success.
     pub(super) again_ms: u64,
-    /// Connections that are let in as soon as it is saved.
-    pub(super) unanswered: Vec<ConnectionId>,
     /// Claims that are decided as soon as it is saved.
     pub(super) claims: Vec<oneshot::Sender<Result<(), ApiError>>>,
     pub(super) connections: HashMap<ConnectionId, ConnectionNote>,
@@ -154,7 +152,6 @@ impl Entry {
             save_failed: false,
             again_at: None,
             again_ms: 0,
-            unanswered: Vec::new(),
             claims: Vec::new(),
             connections: HashMap::new(),
             session_notes: HashMap::new(),
@@ -204,7 +201,6 @@ impl Entry {
         self.gate = Gate::new(gate_config(config, self.without_fencing));
         self.saved_version = self.gate.memory_version();
         self.again_at = None;
-        self.unanswered.clear();
         self.connections.keys().copied().collect()
     }
 

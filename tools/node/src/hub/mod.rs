@@ -510,7 +510,6 @@ impl Hub {
             Some(name) => {
                 if let Some(entry) = self.entries.get_mut(&name) {
                     entry.connections.remove(&id);
-                    entry.unanswered.retain(|waiting| *waiting != id);
                     entry.gate.on_drained(id, now);
                 }
                 self.pump(&name);
@@ -543,14 +542,13 @@ impl Hub {
                 break;
             };
             match action {
-                // Answered when it is saved that they are in.
-                GateAction::Admit(id) => entry.unanswered.push(id),
+                // It was saved when its session began that it is in.
+                GateAction::Admit(id) => self.admit(name, id),
                 GateAction::Refuse(id, reason) => {
                     self.let_go(name, id);
                     self.refuse_by_gate(name, id, &reason);
                 }
                 GateAction::Revoke(id, cause) => {
-                    entry.unanswered.retain(|waiting| *waiting != id);
                     self.tell_worker(id, ToWorker::Revoke { id, cause });
                 }
             }

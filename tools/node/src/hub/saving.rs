@@ -3,10 +3,9 @@
 //! let in, or fenced, by what was decided; and claims, which wait for that.
 //!
 //! Saving syncs a file, so a helper thread does it, one at a time for each
-//! volume. Connections that the gate has admitted are answered when the
-//! version of its memory that admitted them is saved, or at once if admitting
-//! them changed nothing, as for a session that comes back. A session that
-//! begins does so when it is saved: see `entering`.
+//! volume. A session that begins does so when it is saved: see `entering`. A
+//! connection of one that has begun waits for nothing, whatever else is to be
+//! saved: a host must not lose its volume to the attempt of another.
 
 use std::sync::mpsc::Receiver;
 use std::sync::Arc;
@@ -25,8 +24,7 @@ use super::{answers, record, Hub, OpenName, ToHub};
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
 impl Hub {
-    /// Saves the memory of a volume's gate if it has changed, and answers the
-    /// connections that wait for nothing else.
+    /// Saves the memory of a volume's gate if it has changed.
     pub(super) fn save(&mut self, name: &OpenName) {
         let Some(entry) = self.entries.get_mut(name) else {
             return;
@@ -35,20 +33,13 @@ impl Hub {
             return;
         }
         let version = entry.gate.memory_version();
-        if version == entry.saved_version {
-            let admitted = std::mem::take(&mut entry.unanswered);
-            for id in admitted {
-                self.admit(name, id);
-            }
-            return;
-        }
-        if entry.is_preparing() {
+        if version == entry.saved_version || entry.is_preparing() {
             return;
         }
         // A node that stops ends all sessions, but not for good: what is saved
         // says that they hold their volumes, so that they can come back first.
         // Until then a session may be released, and its volume is free.
-        let is_asked = !entry.unanswered.is_empty() || entry.gate.entering().next().is_some();
+        let is_asked = entry.gate.entering().next().is_some();
         if self.revoked_all || (entry.save_failed && !is_asked) {
             return;
         }

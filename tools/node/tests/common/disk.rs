@@ -10,6 +10,9 @@ use rustix::ioctl::Setter;
 
 /// `EXT4_IOC_SHUTDOWN` and `XFS_IOC_GOINGDOWN`: the same number, and the same argument.
 const SHUTDOWN: rustix::ioctl::Opcode = 0x8004_587d;
+/// `FIFREEZE` and `FITHAW`, which take no argument.
+const FREEZE: rustix::ioctl::Opcode = 0xc004_5877;
+const THAW: rustix::ioctl::Opcode = 0xc004_5878;
 /// Without a last word to the log: what is not on the disk is lost.
 const WITHOUT_LOG: u32 = 2;
 
@@ -101,12 +104,33 @@ impl Disk {
         rustix::fs::syncfs(&root).unwrap();
     }
 
+    /// Whatever would change it waits, until what this gives goes.
+    pub fn freeze(&self) -> Frozen {
+        let root = File::open(self.path()).unwrap();
+        // SAFETY: The call of this number takes an argument that it does not look at.
+        unsafe { rustix::ioctl::ioctl(&root, Setter::<FREEZE, u32>::new(0)).unwrap() };
+        Frozen(root)
+    }
+
     /// The device is gone, as far as the file system can tell: nothing is written any more.
     pub fn go_away(&self) {
         let root = File::open(self.path()).unwrap();
         // SAFETY: The call of this number reads one `u32`.
         unsafe {
             rustix::ioctl::ioctl(&root, Setter::<SHUTDOWN, u32>::new(WITHOUT_LOG)).unwrap();
+        }
+    }
+}
+
+/// A file system that changes nothing.
+pub struct Frozen(File);
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        // SAFETY: As in `freeze`.
+        let result = unsafe { rustix::ioctl::ioctl(&self.0, Setter::<THAW, u32>::new(0)) };
+        if let Err(error) = result {
+            eprintln!("it stays frozen: {error}");
         }
     }
 }

@@ -43,7 +43,7 @@ impl Node {
         };
         self.term = Some(term);
         self.gate = Gate::restore(env.setup.gate, remembered, env.core.now());
-        self.saved_memory = None;
+        self.saved_memory = Some(self.gate.memory_version());
     }
 
     /// A newcomer wants the volume, which this node does not have.
@@ -131,21 +131,5 @@ impl Node {
         for conn in conns {
             self.close(env, conn, CloseCause::Refused(Status::NotOwner));
         }
-    }
-
-    /// Saves what the gate remembers if that has changed; the term in which that was done. None if
-    /// it could not be: whoever was to be let in is not.
-    pub(super) fn save_memory(&mut self, env: &mut Env) -> Option<u64> {
-        let term = self.term?;
-        let version = Some(self.gate.memory_version());
-        if self.saved_memory == version {
-            return Some(term);
-        }
-        if env.engine.save(term, self.gate.memory().collect()) {
-            self.saved_memory = version;
-            return Some(term);
-        }
-        self.on_disowned(env, term);
-        None
     }
 }

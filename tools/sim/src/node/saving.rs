@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 
 //! A node saves who holds the volume before a session begins, and before anybody is fenced for it.
-//! That takes a while, and may fail.
+//! That takes a while, and may fail. Connections of sessions that have begun do not wait for it.
 
 use super::{conn_of, Life, Node};
 use crate::clock::Event;
@@ -22,10 +22,10 @@ pub(super) struct Saving {
 }
 
 impl Node {
-    /// Begins to save what the gate remembers, if a session waits for that.
+    /// Begins to save what the gate remembers, if that has changed.
     pub(super) fn begin_saving(&mut self, env: &mut Env) {
         let Some(term) = self.term else { return };
-        if self.saving.is_some() || self.gate.entering().next().is_none() {
+        if self.saving.is_some() || self.saved_memory == Some(self.gate.memory_version()) {
             return;
         }
         self.savings += 1;
