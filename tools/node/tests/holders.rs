@@ -333,6 +333,30 @@ fn a_holder_comes_back_while_it_takes_long_to_save_the_attach_of_another() {
 }
 
 #[test]
+fn a_stop_while_a_forced_attach_is_saved_fences_nobody() {
+    for disk in Disk::each("a_stop_while_a_forced_attach_is_saved") {
+        let more = format!("{LINGERS_LONG}shutdown_grace_ms = 100\n");
+        let mut node = Node::start_with(&disk.path(), &more);
+        create(&node, "p/v", MIB, 512, "main");
+        let mut one = Wire::open(node.data, &first(1)).unwrap();
+        let frozen = disk.freeze();
+        let mut two = take_slowly(&node);
+        node.terminate();
+        let answer = two.receive().unwrap();
+        assert_eq!(answer.header.status(), Status::GoingAway);
+        one.wait_closed();
+        // What was being saved is saved now: that the second has the volume.
+        drop(frozen);
+        assert_eq!(node.wait(), 0);
+        let node = Node::start_with(&disk.path(), &more);
+        let again = Wire::open(node.data, &first(2));
+        let refused = again.err().map(|refused| refused.status);
+        assert_eq!(refused, None, "{}", disk.kind());
+        drop(node);
+    }
+}
+
+#[test]
 fn another_boot_that_cannot_be_saved_leaves_the_volume_to_the_first() {
     let dir = directory();
     let node = Node::start_with(dir.path(), LINGERS_LONG);

@@ -138,8 +138,8 @@ impl Gate {
         true
     }
 
-    /// None of them begins, for this cause.
-    pub(super) fn revoke_entrances(&mut self, cause: CloseCause) {
+    /// None of those that wait for it begins, for this cause.
+    pub fn revoke_entrances(&mut self, cause: CloseCause) {
         for entrance in &mut self.entrances {
             entrance.due = Some(cause);
             self.memory.touch();

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use neonsan_proto::Status;
 use neonsan_session::server::ConnectionId;
+use neonsan_session::Instant;
 
 use super::entry::{Entry, Preparation, State};
 use super::{record, Hub, OpenName};
@@ -91,9 +92,8 @@ impl Hub {
         }
     }
 
-    /// Saves what could not be saved before, where it is due.
-    pub(super) fn try_saving_again(&mut self) {
-        let now = self.shared.clock.now();
+    /// Saves what could not be saved before, where it is due at this time.
+    pub(super) fn try_saving_again(&mut self, now: Instant) {
         let due: Vec<OpenName> = self
             .entries
             .iter_mut()
@@ -148,7 +148,7 @@ impl Entry {
     }
 
     /// What could not be saved is tried again some time, and later each time.
-    fn save_again(&mut self, now: neonsan_session::Instant) {
+    fn save_again(&mut self, now: Instant) {
         self.again_ms = (self.again_ms * 2).clamp(AGAIN_MS, AGAIN_AT_MOST_MS);
         self.again_at = Some(now.after_ms(self.again_ms));
     }

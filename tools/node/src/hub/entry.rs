@@ -122,6 +122,8 @@ pub(super) struct Entry {
     pub(super) again_at: Option<Instant>,
     /// How long it was until then the last time; 0 after a success.
     pub(super) again_ms: u64,
+    /// What is still to be saved when the node has ended all sessions, if that is something else.
+    pub(super) last_record: Option<Vec<u8>>,
     /// Claims that are decided as soon as it is saved.
     pub(super) claims: Vec<oneshot::Sender<Result<(), ApiError>>>,
     pub(super) connections: HashMap<ConnectionId, ConnectionNote>,
@@ -152,6 +154,7 @@ impl Entry {
             save_failed: false,
             again_at: None,
             again_ms: 0,
+            last_record: None,
             claims: Vec::new(),
             connections: HashMap::new(),
             session_notes: HashMap::new(),

@@ -19,6 +19,7 @@ mod ownership;
 mod record;
 mod saving;
 mod sizes;
+mod stopping;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -34,7 +35,6 @@ use neonsan_proto::{Mode, Status};
 use neonsan_session::server::{
     ConnectionId, GateAction, Introduced, IntroducedAs, Opening, RefuseReason,
 };
-use neonsan_session::CloseCause;
 use tokio::sync::oneshot;
 
 use crate::access::{Full, PeerKey, Shares};
@@ -47,12 +47,10 @@ use entry::{Entry, State};
 pub use find::{find_engine, find_sole_engine};
 pub use name::OpenName;
 pub use ownership::Found;
+use stopping::GOING_AWAY;
 
 /// How often timeouts of the gates are looked at.
 const TICK: Duration = Duration::from_millis(100);
-
-/// What a node that stops says to who wants to be let in.
-const GOING_AWAY: &str = "the node is stopping: use another, or wait until it is back";
 
 fn too_many_sessions(full: Full, own: u32, total: u32) -> String {
     let limit = match full {
@@ -192,8 +190,8 @@ impl Hub {
         self.look_for_losses();
         self.look_for_lost_writes();
         self.look_for_sizes();
-        self.try_saving_again();
         let now = self.shared.clock.now();
+        self.try_saving_again(now);
         let due: Vec<OpenName> = self
             .entries
             .iter()
@@ -256,31 +254,9 @@ impl Hub {
                     mailbox.post(ToWorker::GoingAway(left_ms));
                 }
             }
-            ToHub::RevokeAll => {
-                self.revoked_all = true;
-                self.refuse_waiting();
-                let names: Vec<OpenName> = self.entries.keys().cloned().collect();
-                for name in names {
-                    if let Some(entry) = self.entries.get_mut(&name) {
-                        entry.gate.revoke_all(CloseCause::GoingAway);
-                    }
-                    self.pump(&name);
-                }
-            }
+            ToHub::RevokeAll => self.revoke_all(),
             // Handled by `run`.
             ToHub::Stop => {}
-        }
-    }
-
-    /// Turns away those who wait for a volume to be opened, however long that takes.
-    fn refuse_waiting(&mut self) {
-        let waiting: Vec<Introduction> = self
-            .entries
-            .values_mut()
-            .flat_map(Entry::take_waiting)
-            .collect();
-        for introduction in waiting {
-            self.refuse(introduction.id, Status::GoingAway, GOING_AWAY);
         }
     }
 

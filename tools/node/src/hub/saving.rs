@@ -15,6 +15,7 @@ use std::time::{Duration, Instant as StdInstant};
 use neonsan_api::{ApiError, ErrorCode};
 use neonsan_engine::{Error, ErrorKind};
 use neonsan_session::server::Remembered;
+use neonsan_session::Instant;
 use tokio::sync::oneshot;
 
 use super::entry::{Entry, State};
@@ -36,19 +37,24 @@ impl Hub {
         if version == entry.saved_version || entry.is_preparing() {
             return;
         }
-        // A node that stops ends all sessions, but not for good: what is saved
-        // says that they hold their volumes, so that they can come back first.
-        // Until then a session may be released, and its volume is free.
-        let is_asked = entry.gate.entering().next().is_some();
-        if self.revoked_all || (entry.save_failed && !is_asked) {
-            return;
-        }
         let State::Open(open) = &entry.state else {
             return;
         };
         let engine = Arc::clone(&self.shared.engines[open.engine_index].engine);
-        let sessions: Vec<Remembered> = entry.gate.memory().collect();
-        let bytes = record::encode(&sessions);
+        // A node that stops ends all sessions, but not for good: what is saved
+        // says that they hold their volumes, so that they can come back first.
+        // Until then a session may be released, and its volume is free.
+        let bytes = if self.revoked_all {
+            match entry.last_record.take() {
+                Some(bytes) if bytes != entry.record => bytes,
+                Some(_) | None => return,
+            }
+        } else if entry.save_failed && entry.gate.entering().next().is_none() {
+            return;
+        } else {
+            let sessions: Vec<Remembered> = entry.gate.memory().collect();
+            record::encode(&sessions)
+        };
         if bytes == entry.record {
             return self.saved(name, version, Ok(()));
         }
@@ -114,8 +120,10 @@ impl Hub {
         }
     }
 
-    /// Waits for what is being saved, when the node ends.
+    /// Waits for what is being saved, when the node ends. What could not be saved is tried once more:
+    /// what is on the disk may be that somebody has a volume who was not let in.
     pub(super) fn finish_saving(&mut self, messages: &Receiver<ToHub>) {
+        self.try_saving_again(Instant(u64::MAX));
         let deadline = StdInstant::now() + STOP_PATIENCE;
         while self.entries.values().any(|entry| entry.saving) {
             let left = deadline.saturating_duration_since(StdInstant::now());
