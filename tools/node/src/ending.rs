@@ -18,6 +18,8 @@ pub(crate) struct End {
     /// With their names. Empty when there is nothing more to do.
     engines: Vec<(String, Arc<dyn Engine>)>,
     limit_ms: u32,
+    /// Requests may be in the engines when this goes.
+    serves: bool,
 }
 
 impl End {
@@ -29,12 +31,26 @@ impl End {
                 .map(|named| (named.name.clone(), Arc::clone(&named.engine)))
                 .collect(),
             limit_ms: config.timeouts.shutdown_drain_ms,
+            serves: false,
         }
+    }
+
+    /// From here on requests may come, so that an engine can be stopped only when they have ended. A
+    /// node that ends before that leaves its engines as the one before it did: stopped in order.
+    pub(crate) fn begin_to_serve(&mut self) {
+        self.serves = true;
     }
 
     /// Has the engines put on stable storage what they have answered, and note that. Waits no
     /// longer than for requests.
     pub(crate) fn stop_engines(mut self) -> Result<(), NodeError> {
+        match self.stop() {
+            true => Ok(()),
+            false => Err(NodeError::NotSynced),
+        }
+    }
+
+    fn stop(&mut self) -> bool {
         let stop = |name: &str, engine: &dyn Engine| match engine.stop() {
             Ok(()) => {
                 tracing::info!(engine = %name, "what was answered is synced");
@@ -50,10 +66,7 @@ impl End {
         };
         let late = "what was answered is not synced yet, or that it is lost is not noted, and \
                     timeouts.shutdown_drain_ms is up: the node stops without";
-        match self.each(stop, late) {
-            true => Ok(()),
-            false => Err(NodeError::NotSynced),
-        }
+        self.each(stop, late)
     }
 
     /// Does something with each engine, at the same time, but for those that hang. `false` if it was
@@ -97,6 +110,10 @@ impl End {
 impl Drop for End {
     fn drop(&mut self) {
         if self.engines.is_empty() {
+            return;
+        }
+        if !self.serves {
+            self.stop();
             return;
         }
         let finish = |_: &str, engine: &dyn Engine| {

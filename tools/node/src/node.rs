@@ -406,7 +406,7 @@ pub(crate) fn run_reloading(
             Ok(engine)
         })
     })?;
-    let end = End::new(&engines, &config);
+    let mut end = End::new(&engines, &config);
     let waiting = Waiting::default();
     let listening = runtime.block_on(async {
         tokio::select! {
@@ -416,7 +416,7 @@ pub(crate) fn run_reloading(
     })?;
     let Some((listeners, data_addresses)) = listening else {
         supervisors.stop();
-        return Ok(());
+        return end.stop_engines();
     };
     let workers = match config.data.workers {
         0 => thread::available_parallelism().map_or(1, usize::from),
@@ -454,6 +454,7 @@ pub(crate) fn run_reloading(
         faults,
     });
     let control = runtime.block_on(async { control::bind(&shared) })?;
+    end.begin_to_serve();
     let threads = start_threads(&shared, listeners, hub_messages)?;
     let listening = peers::start(&shared)?;
     let drained = runtime.block_on(async {

@@ -170,11 +170,10 @@ fn a_stop_that_could_not_sync_ends_with_a_failure_and_another_boot_id() {
     }
 }
 
-/// An overlay does not show whether it was mounted anew.
-#[test]
-fn where_the_file_system_cannot_be_known_again_only_a_stop_in_order_keeps_the_boot_id() {
-    let dir = directory();
-    let path = |name: &str| dir.path().join(name);
+/// An overlay, at `there` in this directory: it does not show whether it was mounted anew. `None`, and
+/// the test is named: there is none.
+fn overlay(dir: &Path, test: &str) -> Option<Bound> {
+    let path = |name: &str| dir.join(name);
     for name in ["lower", "upper", "work", "there"] {
         std::fs::create_dir(path(name)).unwrap();
     }
@@ -188,10 +187,61 @@ fn where_the_file_system_cannot_be_known_again_only_a_stop_in_order_keeps_the_bo
     let mut mount = Command::new("mount");
     mount.args(["-t", "overlay", "-o", &options, "overlay"]);
     if !mount.arg(path("there")).status().is_ok_and(|s| s.success()) {
-        eprintln!("SKIP where_the_file_system_cannot_be_known_again: no overlay can be mounted");
-        return;
+        eprintln!("SKIP {test}: no overlay can be mounted");
+        return None;
     }
-    let _mounted = Bound(path("there"));
+    Some(Bound(path("there")))
+}
+
+/// Starts a node that has no place to listen: an address that no interface has, or one that another
+/// program has.
+fn start_without_a_port(dir: &Path, address: &str) -> Node {
+    let more = format!("{MORE}[data]\nlisten = [\"{address}\"]\n");
+    let path = dir.join("without.toml");
+    std::fs::write(&path, common::config(dir, &more)).unwrap();
+    Node::spawn(Command::new(env!("CARGO_BIN_EXE_neonsan-node")), &path)
+}
+
+/// It has answered nothing, so nothing that the node before it had answered can be lost by it.
+#[test]
+fn a_node_that_never_served_leaves_its_engines_stopped_as_they_were() {
+    let dir = directory();
+    let Some(_mounted) = overlay(dir.path(), "a_node_that_never_served") else {
+        return;
+    };
+    let there = dir.path().join("there");
+    let mut node = Node::start_with(&there, MORE);
+    create(&node, "p/v", MIB, 4096, "main");
+    let mut open = Open::new("p/v", 1);
+    let mut wire = Wire::open(node.data, &open).unwrap();
+    assert_eq!(wire.write(0, &[1; 4096]), Status::Ok);
+    let before = wire.reply.boot_id;
+    stop(&mut node);
+
+    let mut node = start_without_a_port(&there, "192.0.2.9:9666");
+    node.wait_for("the node waits for it");
+    stop(&mut node);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let mut node = start_without_a_port(&there, &address);
+    node.wait_for("cannot listen on");
+    assert_eq!(node.wait(), 1);
+
+    let node = Node::start_with(&there, MORE);
+    let mut wire = open_again(&node, &mut open);
+    assert_eq!(wire.reply.boot_id, before);
+    assert_eq!(wire.flush(), Status::Ok);
+    drop((wire, node));
+}
+
+#[test]
+fn where_the_file_system_cannot_be_known_again_only_a_stop_in_order_keeps_the_boot_id() {
+    let dir = directory();
+    let path = |name: &str| dir.path().join(name);
+    let test = "where_the_file_system_cannot_be_known_again";
+    let Some(_mounted) = overlay(dir.path(), test) else {
+        return;
+    };
     let mut node = Node::start_with(&path("there"), MORE);
     create(&node, "p/v", MIB, 4096, "main");
     let info = block_on(node.api().node()).unwrap();
