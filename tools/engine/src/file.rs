@@ -63,6 +63,7 @@ mod work;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -269,12 +270,23 @@ impl FileEngine {
                  without flushing are told by a failing flush: {why}"
             ),
         });
+        let unsynced = Arc::new(Unsynced::default());
+        let is_marked = match beginning.unsynced {
+            true => Self::mark_all(root, &unsynced),
+            false => Ok(()),
+        };
+        let durability = Arc::new(Durability::new(root.clone(), beginning));
+        if let Err(error) = is_marked {
+            durability.lose(&format!(
+                "the node did not stop in order, and which volumes it had cannot be told: {error}"
+            ));
+        }
         let leftovers = leftovers::clear(root);
         let index = Index::new(root);
         options.identities.add(&index);
         Ok(Self {
-            durability: Arc::new(Durability::new(root.clone(), beginning)),
-            unsynced: Arc::default(),
+            durability,
+            unsynced,
             records: Records::default(),
             pool_checks: PoolChecks::default(),
             index,
@@ -324,6 +336,25 @@ impl FileEngine {
         let mut pools = Self::entries(root)?;
         pools.retain(|(name, _)| VolumeName::new(name, "x").is_ok());
         Ok(pools)
+    }
+
+    /// Marks every volume as one that has to be synced before it may be said that the engine has
+    /// stopped in order: the process before may have answered changes to any of them.
+    fn mark_all(root: &Path, unsynced: &Unsynced) -> Result<()> {
+        for (pool, path) in Self::pools(root)? {
+            let entries = match Self::entries(&path) {
+                Ok(entries) => entries,
+                // Nor could that process do anything there.
+                Err(error) if error.kind() == ErrorKind::NotPermitted => continue,
+                Err(error) => return Err(error),
+            };
+            for (volume, path) in entries {
+                if VolumeName::new(&pool, &volume).is_ok() && path.join("data").exists() {
+                    unsynced.opened(&path).store(true, Ordering::Release);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The directories in a directory: `(name, path)`.

@@ -109,6 +109,37 @@ fn a_node_that_was_only_killed_keeps_its_boot_id() {
     }
 }
 
+/// A node that was started again in between has to sync what the killed one had answered, also of volumes
+/// to which nobody came back: it stops in order, so that the boot id is kept whatever happens then. Here
+/// the answers were of the page cache.
+#[test]
+fn what_a_killed_node_had_answered_is_synced_by_the_stop_of_the_next_one() {
+    for mut disk in Disk::each("what_a_killed_node_had_answered") {
+        let path = disk.path().join("node.toml");
+        let buffered = "kind = \"file\"\nbuffered = true";
+        let config = common::config(&disk.path(), MORE).replace("kind = \"file\"", buffered);
+        std::fs::write(&path, config).unwrap();
+        let mut node = Node::start_from(&path);
+        create(&node, "p/v", 16 * MIB, 4096, "main");
+        disk.sync();
+        let mut open = Open::new("p/v", 1);
+        let mut wire = Wire::open(node.data, &open).unwrap();
+        write_blocks(&mut wire);
+        let before = wire.reply.boot_id;
+        node.kill();
+        node = Node::start_from(&path);
+        stop(&mut node);
+        disk.go_away();
+        disk.mount_anew();
+        node = Node::start_from(&path);
+        let mut wire = open_again(&node, &mut open);
+        let kept = wire.reply.boot_id == before;
+        let lost = blocks_lost(&mut wire);
+        assert_eq!((kept, lost), (true, 0), "{}", disk.kind());
+        drop((wire, node));
+    }
+}
+
 #[test]
 fn a_node_that_stopped_in_order_has_synced_what_it_answered_and_keeps_its_boot_id() {
     for mut disk in Disk::each("a_node_that_stopped_in_order") {

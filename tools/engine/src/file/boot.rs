@@ -203,6 +203,8 @@ pub(super) struct Beginning {
     pub(super) id: [u8; 16],
     /// It is that of the process before.
     pub(super) kept: bool,
+    /// What that one had answered may not be synced: it did not stop in order.
+    pub(super) unsynced: bool,
     /// The superblocks that the engine is on.
     pub(super) seen: Seen,
 }
@@ -246,7 +248,13 @@ pub(super) fn begin(root: &Path) -> Result<Beginning> {
         }
     }
     note(root, id, witness.as_deref().ok(), false)?;
-    Ok(Beginning { id, kept, seen })
+    let stopped = matches!(&stored, Some(Some(stored)) if stored.stopped);
+    Ok(Beginning {
+        id,
+        kept,
+        unsynced: kept && !stopped,
+        seen,
+    })
 }
 
 /// Refuses when a pool lacks the file system that it had in the witness `then`: its volumes would seem

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 //! Which volumes have answered changes that are not known to be synced, open or
-//! closed since: what a node that stops in order has to sync.
+//! closed since: what a node that stops in order has to sync. After a process that was
+//! killed, and whose boot id is kept, that is all of them.
 
 use std::collections::BTreeMap;
 use std::fs::File;
