@@ -5,10 +5,10 @@
 
 use crate::host::show_uuid;
 use crate::netlink::Attrs;
-use crate::target::ResolvedNode;
+use crate::target::{is_unresolved, ResolvedNode};
 use crate::uapi::{self, attr};
 use crate::users::User;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -104,7 +104,8 @@ pub enum Shown<'a> {
 /// A node's address.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Node {
-    /// IPv4 or IPv6 address.
+    /// IPv4 or IPv6 address; `null` in JSON if it only stands for a name that is not resolved yet.
+    #[serde(serialize_with = "address_or_null")]
     pub address: IpAddr,
     /// TCP port.
     pub port: u16,
@@ -115,6 +116,17 @@ pub struct Node {
     pub name: Option<String>,
     /// Another node told of it.
     pub learned: bool,
+}
+
+fn address_or_null<S: Serializer>(
+    address: &IpAddr,
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    // The names of nodes are not at hand here, and no other address begins like that.
+    match is_unresolved(*address, Some("")) {
+        true => serializer.serialize_none(),
+        false => address.serialize(serializer),
+    }
 }
 
 /// The session behind a device.
@@ -375,11 +387,7 @@ impl Node {
 
 impl fmt::Display for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.resolved().socket())?;
-        match &self.name {
-            Some(name) => write!(f, " ({name})"),
-            None => Ok(()),
-        }
+        self.resolved().fmt(f)
     }
 }
 
@@ -628,6 +636,24 @@ pub mod tests {
             stuck.map(|r| (r.offset_bytes, r.state.as_str())),
             Some((5 << 32, "parked"))
         );
+    }
+
+    #[test]
+    fn a_name_that_is_not_resolved_yet_has_no_address() {
+        let late = ResolvedNode::unresolved("late.test", 9666);
+        let node = Node {
+            address: late.address,
+            port: late.port,
+            scope_id: None,
+            name: late.name,
+            learned: false,
+        };
+        assert_eq!(node.to_string(), "late.test:9666 (not resolved yet)");
+        let json = serde_json::to_value(&node).ok();
+        let expected = serde_json::json!({
+            "address": null, "port": 9666, "name": "late.test", "learned": false,
+        });
+        assert_eq!(json, Some(expected));
     }
 
     #[test]

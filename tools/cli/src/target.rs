@@ -8,6 +8,7 @@ use neonsan_api::DEFAULT_DATA_PORT;
 use neonsan_proto::{NameError, VolumeName};
 use serde::Serialize;
 use std::fmt;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, ToSocketAddrs};
 use std::str::FromStr;
 
@@ -31,6 +32,17 @@ enum Host {
     Name(String),
 }
 
+/// How an address begins that stands for a name which could not be resolved yet.
+const UNRESOLVED: u16 = 0xff00;
+
+/// Whether an address only stands for its name: see [`ResolvedNode::unresolved`].
+pub fn is_unresolved(address: IpAddr, name: Option<&str>) -> bool {
+    match address {
+        IpAddr::V6(address) => name.is_some() && address.segments()[0] == UNRESOLVED,
+        IpAddr::V4(_) => false,
+    }
+}
+
 /// A node's address as numbers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ResolvedNode {
@@ -45,6 +57,26 @@ pub struct ResolvedNode {
 }
 
 impl ResolvedNode {
+    /// A name that could not be resolved yet. The module keeps names with an address only, so this one has
+    /// an address at which no node can be: multicast of a scope that is reserved, to which TCP does not even
+    /// try to connect. Each name has its own, since the module tells nodes apart by their addresses.
+    pub fn unresolved(name: &str, port: u16) -> Self {
+        let mut hasher = DefaultHasher::new();
+        name.hash(&mut hasher);
+        let address = (u128::from(UNRESOLVED) << 112) | u128::from(hasher.finish());
+        ResolvedNode {
+            address: IpAddr::V6(Ipv6Addr::from(address)),
+            scope_id: None,
+            port,
+            name: Some(name.to_owned()),
+        }
+    }
+
+    /// Whether it is a name that could not be resolved yet.
+    pub fn is_unresolved(&self) -> bool {
+        is_unresolved(self.address, self.name.as_deref())
+    }
+
     /// As a socket takes it, with the interface of a link-local address.
     pub fn socket(&self) -> SocketAddr {
         match (self.address, self.scope_id) {
@@ -52,6 +84,18 @@ impl ResolvedNode {
                 SocketAddr::V6(SocketAddrV6::new(address, self.port, 0, scope))
             }
             (address, _) => SocketAddr::new(address, self.port),
+        }
+    }
+}
+
+impl fmt::Display for ResolvedNode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.name {
+            Some(name) if self.is_unresolved() => {
+                write!(f, "{name}:{} (not resolved yet)", self.port)
+            }
+            Some(name) => write!(f, "{} ({name})", self.socket()),
+            None => self.socket().fmt(f),
         }
     }
 }
@@ -451,6 +495,24 @@ mod tests {
         let long = format!("p/{}", "v".repeat(254));
         let error = long.parse::<Target>().unwrap_err().to_string();
         assert!(error.contains("longer than 255"), "{error}");
+    }
+
+    #[test]
+    fn a_name_without_an_address_is_told_from_all_that_have_one() {
+        let late = ResolvedNode::unresolved("late.test", 7);
+        assert!(late.is_unresolved());
+        assert_eq!(late.to_string(), "late.test:7 (not resolved yet)");
+        assert_eq!(late, ResolvedNode::unresolved("late.test", 7));
+        assert_ne!(
+            late.address,
+            ResolvedNode::unresolved("later.test", 7).address
+        );
+        // Linux refuses to connect to it, without a packet.
+        assert!(std::net::TcpStream::connect(late.socket()).is_err());
+        for address in ["192.0.2.1", "::1", "2001:db8::1", "fe80::1"] {
+            assert!(!is_unresolved(address.parse().unwrap(), Some("late.test")));
+        }
+        assert!(!is_unresolved(late.address, None));
     }
 
     #[test]

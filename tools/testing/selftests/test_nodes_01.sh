@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0 OR MIT
-# a node moves to another address: set --node, and names that are resolved again, bring the device back without an error
-# timeout: 300
+# a node moves to another address: set --node, and names that are resolved again or late, bring the device back without an error
+# timeout: 420
 . "$TEST_LIB"
 
 node_config one file 9700
@@ -113,5 +113,33 @@ equal "events" "$(jq -r 'select(.event == "still-lost") | .device' events | sort
 kill "$resolver"
 # Nothing is lost any more: there is nothing to do.
 equal "resolve --once" "$(neonsan resolve --once)" ''
+detach
+
+# A name that has no address yet at attach is kept, and looked up until it has one.
+listed() { info '[.nodes[] | select(.learned | not) | "\(.name // "-") \(.address // "-")"] | join(", ")'; }
+DEVICE=$(neonsan attach neonsan://late.test:9740,127.0.0.2:9700/test/move 2>said) || fail "attach: $(cat said)"
+grep -q "the name 'late.test' cannot be resolved" said || fail "attach said: $(cat said)"
+equal "the nodes" "$(listed)" 'late.test -, - 127.0.0.2'
+grep -q 'late.test:9740 (not resolved yet)' <(neonsan info "$DEVICE") || fail "info: $(neonsan info "$DEVICE")"
+dd if="$DEVICE" of=/dev/null bs=1M count=8 iflag=direct status=none || fail "it does not work"
+equal "resolve --once" "$(neonsan resolve --once 2>/dev/null)" ''
+neonsan resolve >resolved 2>&1 &
+resolver=$!
+at_exit kill "$resolver"
+wait_for 60 "resolve to listen" listens "$resolver"
+{ cat hosts; echo 127.0.0.1 late.test; } >/etc/hosts
+now_has() { [ "$(listed)" = 'late.test 127.0.0.1, - 127.0.0.2' ]; }
+wait_for 60 "the name to be looked up on a device that is well" now_has
+kill "$resolver"
+equal "the node in use" "$(in_use)" 127.0.0.2:9700
+# Its node is gone: the other one, of which only the name was known, serves.
+node_crash "$NODE_PID"
+node_start two file 9740
+wait_for 60 "the device at the node that came late" served_by 127.0.0.1:9740
+equal "errors" "$(info .statistics.errors)" 0
+# By set --node too.
+neonsan set "$DEVICE" --node 127.0.0.1:9740 --node later.test 2>said
+grep -q 'neonsan-resolve.service.*looks up again.*later.test' said || fail "set said: $(cat said)"
+equal "the nodes" "$(listed)" '- 127.0.0.1, later.test -'
 detach
 expect_error 'no device' neonsan set "$DEVICE" --node 127.0.0.1:9700

@@ -2,6 +2,7 @@
 
 //! `neonsan attach`
 
+use super::set::set_nodes;
 use crate::cli::{Attach, Common, Mode};
 use crate::config::{Config, Timeouts};
 use crate::device_node;
@@ -74,6 +75,9 @@ pub fn run(common: &Common, config: &Config, args: &Attach) -> Result<()> {
     }
     let device = format!("/dev/{name}");
     wait_for_node(&mut client, &name, index, since)?;
+    if request.nodes.iter().any(ResolvedNode::is_unresolved) {
+        keep_unresolved(&mut client, index, &request.nodes);
+    }
     if let Some(other) = device_node::other_of_name(&Root::system(), &name, &request.volume) {
         let said = device_node::say_other_of_name(&name, &other, &request.volume);
         warn(&format!(
@@ -118,6 +122,30 @@ fn wait_for_node(client: &mut Client, name: &str, index: u32, since: u64) -> Res
         "devtmpfs or udev makes the node: `findmnt /dev` shows whether /dev is a devtmpfs, \
          `systemctl status systemd-udevd` whether udev runs; remove what else has the name",
     ))
+}
+
+/// Gives the device the names too that have no address yet. Only now: attaching tries each node, and what it
+/// says of a failure is to be of one that there is.
+fn keep_unresolved(client: &mut Client, index: u32, nodes: &[ResolvedNode]) {
+    match set_nodes(client, index, nodes.to_vec()) {
+        Ok(()) => say_unresolved(nodes),
+        Err(error) => warn(&format!(
+            "the names that are not resolved are not looked up again later: {}",
+            error.message()
+        )),
+    }
+}
+
+/// Says what becomes of names that have no address yet.
+pub fn say_unresolved(nodes: &[ResolvedNode]) {
+    let nodes = nodes.iter().filter(|node| node.is_unresolved());
+    let names: Vec<_> = nodes.filter_map(|node| node.name.as_deref()).collect();
+    if !names.is_empty() {
+        warn(&format!(
+            "neonsan-resolve.service (or `neonsan resolve`) looks up again until there is an address: {}",
+            names.join(", ")
+        ));
+    }
 }
 
 impl Request {
@@ -181,7 +209,7 @@ impl Request {
             .bytes(a::HOST_ID, &self.host.id)
             .text(a::HOST_NAME, &self.host_name)
             .u32(a::CHECKSUMS, self.checksums);
-        for node in &self.nodes {
+        for node in self.nodes.iter().filter(|node| !node.is_unresolved()) {
             attrs.nest(a::NODE, &node_attrs(node));
         }
         for (kind, value) in [
@@ -208,7 +236,8 @@ impl Request {
     }
 }
 
-/// The nodes as numbers: of the target, then of --node, else of the config file.
+/// The nodes as numbers: of the target, then of --node, else of the config file. A name that has no address
+/// yet is among them if another node has one.
 pub fn resolve(target: &Target, options: &[String], config: &Config) -> Result<Vec<ResolvedNode>> {
     let mut addresses = target.nodes.clone();
     for node in options {
@@ -228,23 +257,28 @@ pub fn resolve(target: &Target, options: &[String], config: &Config) -> Result<V
     resolve_all(&addresses)
 }
 
-/// The nodes as numbers. One name that cannot be resolved is no reason not to use the others.
+/// The nodes as numbers. One name that cannot be resolved is no reason not to use the others; it keeps its
+/// place, for the time when it can.
 pub fn resolve_all(addresses: &[NodeAddress]) -> Result<Vec<ResolvedNode>> {
     let mut nodes: Vec<ResolvedNode> = Vec::new();
-    let mut unresolved = None;
+    let mut unresolved = Vec::new();
     for address in addresses {
         match address.resolve() {
             Ok(found) => nodes.extend(found),
-            Err(error) => unresolved = Some(error),
+            Err(error) => {
+                let name = address.name();
+                nodes.extend(name.map(|name| ResolvedNode::unresolved(name, address.port())));
+                unresolved.push(error);
+            }
         }
     }
-    match unresolved {
-        Some(error) if nodes.is_empty() => Err(error),
-        Some(error) => {
-            warn(&error.to_string());
+    match unresolved.pop() {
+        Some(error) if nodes.iter().all(ResolvedNode::is_unresolved) => Err(error),
+        error => {
+            unresolved.extend(error);
+            unresolved.iter().for_each(|error| warn(&error.to_string()));
             Ok(nodes)
         }
-        None => Ok(nodes),
     }
 }
 
@@ -389,6 +423,28 @@ mod tests {
         let found = request(&config, &["neonsan://192.0.2.1/p/v"]).unwrap();
         assert_eq!(found.nodes.len(), 1);
         assert_eq!(found.nodes[0].address.to_string(), "192.0.2.1");
+    }
+
+    #[test]
+    fn a_name_without_an_address_is_kept_and_not_tried() {
+        let config = Config::default();
+        let line = ["neonsan://no.such.name.invalid,192.0.2.1/p/v"];
+        let found = request(&config, &line).unwrap();
+        let nodes: Vec<_> = found.nodes.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            nodes,
+            [
+                "no.such.name.invalid:9666 (not resolved yet)",
+                "192.0.2.1:9666"
+            ]
+        );
+        let attrs = found.to_attrs(true);
+        let given = Attrs(attrs.as_bytes());
+        assert_eq!(given.all_nested(attr::device::NODE).count(), 1);
+        // Without any address there is nobody to ask.
+        let line = ["neonsan://no.such.name.invalid,nor.this.invalid/p/v"];
+        let error = request(&config, &line).err().unwrap();
+        assert_eq!(error.kind(), Kind::Unreachable);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 
-//! `neonsan resolve`: the names of nodes are resolved again where a device is lost.
+//! `neonsan resolve`: the names of nodes are resolved again where a device is lost, and those that have had no
+//! address yet, of any device.
 //!
 //! The module knows the names that the operator gave, and cannot resolve them. When a device has been
 //! without service for some seconds it says so, again and again; whoever runs this then asks the
@@ -17,12 +18,17 @@ use crate::output::{plain, print, print_json_line};
 use crate::target::{resolve_name, ResolvedNode};
 use crate::uapi::{attr, cmd};
 use serde::Serialize;
+use std::cmp::Reverse;
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long events are waited for. Then all devices are looked at: the module may have been loaded anew
 /// meanwhile, and its events come by another way.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The same where a name is to be looked up that has no address yet, or a device has just been attached,
+/// which may have one.
+const SOON: Duration = Duration::from_secs(10);
 
 /// What was done for a device, as in Documentation/cli-json.rst.
 #[derive(Serialize)]
@@ -40,7 +46,7 @@ pub fn run(common: &Common, args: &Resolve) -> Result<()> {
         said: HashMap::new(),
     };
     if args.once {
-        return resolver.look_at_all(&mut Client::connect()?);
+        return resolver.look_at_all(&mut Client::connect()?).map(drop);
     }
     loop {
         match resolver.follow_events() {
@@ -59,19 +65,30 @@ struct Resolver {
 }
 
 impl Resolver {
-    /// Follows events until there are none for a while.
+    /// Follows events for a while.
     fn follow_events(&mut self) -> Result<()> {
         let (mut client, mut events) = (Client::connect()?, Client::connect()?);
         // Before it looks: what is lost meanwhile is told.
         events.subscribe()?;
-        self.look_at_all(&mut client)?;
+        let end = Instant::now() + PATIENCE;
+        let mut due = self.look_again(&mut client)?;
         loop {
-            match events.next_events_within(PATIENCE)? {
-                Some(happened) if happened.is_empty() => return Ok(()),
+            let now = Instant::now();
+            if now >= end {
+                return Ok(());
+            }
+            if now >= due {
+                due = self.look_again(&mut client)?;
+                continue;
+            }
+            match events.next_events_within(due.min(end).saturating_duration_since(now))? {
                 Some(happened) => {
+                    if happened.iter().any(|event| event.cmd == cmd::ATTACHED) {
+                        due = due.min(Instant::now() + SOON);
+                    }
                     for index in happened.iter().filter_map(lost_index) {
                         match get_device(&mut client, index) {
-                            Ok(device) => self.look_at(&mut client, &device)?,
+                            Ok(device) => drop(self.look_at(&mut client, &device)?),
                             // It was detached meanwhile.
                             Err(error) if error.kind() == Kind::NotFound => {}
                             Err(error) => return Err(error),
@@ -79,21 +96,35 @@ impl Resolver {
                     }
                 }
                 // Some were lost.
-                None => self.look_at_all(&mut client)?,
+                None => due = self.look_again(&mut client)?,
             }
         }
     }
 
-    fn look_at_all(&mut self, client: &mut Client) -> Result<()> {
-        for device in get_devices(client)? {
-            self.look_at(client, &device)?;
-        }
-        Ok(())
+    /// Looks at all devices. Returns when that is to be done again.
+    fn look_again(&mut self, client: &mut Client) -> Result<Instant> {
+        let pause = match self.look_at_all(client)? {
+            true => SOON,
+            false => PATIENCE,
+        };
+        Ok(Instant::now() + pause)
     }
 
-    /// Resolves the names of a device that is lost. What keeps this one from being helped is said, and
-    /// ends nothing.
-    fn look_at(&mut self, client: &mut Client, device: &Device) -> Result<()> {
+    /// Those that are lost come first: a resolver that does not answer takes its time for each name. Returns
+    /// whether a name has no address yet.
+    fn look_at_all(&mut self, client: &mut Client) -> Result<bool> {
+        let mut devices = get_devices(client)?;
+        devices.sort_by_key(|device| Reverse(device.lost_ms));
+        let mut is_one_left = false;
+        for device in devices {
+            is_one_left |= self.look_at(client, &device)?;
+        }
+        Ok(is_one_left)
+    }
+
+    /// Resolves the names of a device that is lost; of another one those that have had no address yet. What
+    /// keeps this one from being helped is said, and ends nothing. Returns whether a name has no address yet.
+    fn look_at(&mut self, client: &mut Client, device: &Device) -> Result<bool> {
         if device.hidden {
             return Err(Error::new(
                 Kind::Permission,
@@ -101,11 +132,12 @@ impl Resolver {
             )
             .with_hint("run the command as root: it needs CAP_SYS_ADMIN"));
         }
-        if device.lost_ms == 0 {
-            self.said.remove(&device.index);
-            return Ok(());
-        }
-        let again = Again::of(&device.nodes, resolve_name);
+        let which = match device.lost_ms {
+            0 => Which::Unresolved,
+            _ => Which::All,
+        };
+        let again = Again::of(&device.nodes, which, resolve_name);
+        let is_one_left = again.is_one_left;
         let result = match (again.nodes, again.error) {
             (Some(nodes), _) => {
                 set_nodes(client, device.index, nodes.clone()).map(|()| Some(nodes))
@@ -116,22 +148,24 @@ impl Resolver {
         match result {
             Ok(Some(nodes)) => {
                 self.said.remove(&device.index);
-                self.show(device, &nodes)
+                self.show(device, &nodes)?;
             }
-            Ok(None) => Ok(()),
-            Err(error) if matches!(error.kind(), Kind::Module | Kind::Permission) => Err(error),
+            Ok(None) => drop(self.said.remove(&device.index)),
+            Err(error) if matches!(error.kind(), Kind::Module | Kind::Permission) => {
+                return Err(error)
+            }
             Err(error) => {
                 let said = error.to_string();
                 if self.said.insert(device.index, said.clone()).as_ref() != Some(&said) {
                     eprintln!("neonsan: {}: {error}", device.name);
                 }
-                Ok(())
             }
         }
+        Ok(is_one_left)
     }
 
     fn show(&self, device: &Device, nodes: &[ResolvedNode]) -> Result<()> {
-        let nodes: Vec<_> = nodes.iter().map(show_node).collect();
+        let nodes: Vec<_> = nodes.iter().map(ToString::to_string).collect();
         if self.json {
             return print_json_line(&Changed {
                 device: &device.device,
@@ -156,11 +190,12 @@ fn lost_index(event: &Event) -> Option<u32> {
     event.attrs().u32(attr::device::INDEX).filter(|_| is_lost)
 }
 
-fn show_node(node: &ResolvedNode) -> String {
-    match &node.name {
-        Some(name) => format!("{} ({name})", node.socket()),
-        None => node.socket().to_string(),
-    }
+/// Of which nodes of a device the names are resolved again.
+#[derive(Clone, Copy)]
+enum Which {
+    All,
+    /// Those that have had no address yet: what works is not asked about.
+    Unresolved,
 }
 
 /// What comes of resolving the names of a device again.
@@ -171,16 +206,26 @@ struct Again {
     nodes: Option<Vec<ResolvedNode>>,
     /// Why a name could not be resolved: it keeps the addresses that it had.
     error: Option<Error>,
+    /// A name still has no address.
+    is_one_left: bool,
 }
 
 impl Again {
-    fn of(known: &[Node], resolve: impl Fn(&str, u16) -> Result<Vec<ResolvedNode>>) -> Again {
+    fn of(
+        known: &[Node],
+        which: Which,
+        resolve: impl Fn(&str, u16) -> Result<Vec<ResolvedNode>>,
+    ) -> Again {
         let named = || known.iter().filter(|node| !node.learned);
         let mut again = Again::default();
         let mut nodes: Vec<ResolvedNode> = Vec::new();
         let mut done: Vec<(&str, u16)> = Vec::new();
         for node in named() {
-            let Some(name) = node.name.as_deref() else {
+            let is_asked = match which {
+                Which::All => true,
+                Which::Unresolved => node.resolved().is_unresolved(),
+            };
+            let Some(name) = node.name.as_deref().filter(|_| is_asked) else {
                 nodes.push(node.resolved());
                 continue;
             };
@@ -204,6 +249,7 @@ impl Again {
         let before: Vec<_> = named().map(Node::resolved).collect();
         let is_same = nodes.iter().all(|node| before.contains(node))
             && before.iter().all(|node| nodes.contains(node));
+        again.is_one_left = nodes.iter().any(ResolvedNode::is_unresolved);
         again.nodes = (!is_same).then_some(nodes);
         again
     }
@@ -226,7 +272,11 @@ mod tests {
 
     /// Resolves from a list; what is not there cannot be resolved.
     fn again(known: &[Node], answers: &[(&str, &[&str])]) -> Again {
-        Again::of(known, |name, port| {
+        again_of(known, Which::All, answers)
+    }
+
+    fn again_of(known: &[Node], which: Which, answers: &[(&str, &[&str])]) -> Again {
+        Again::of(known, which, |name, port| {
             let found = answers.iter().find(|(known, _)| *known == name);
             let (_, addresses) = found.ok_or(Error::new(Kind::Unreachable, "no such name"))?;
             let node = |address: &&str| node(address, port, Some(name)).resolved();
@@ -236,7 +286,7 @@ mod tests {
 
     fn shown(again: &Again) -> Option<Vec<String>> {
         let nodes = again.nodes.as_ref()?;
-        Some(nodes.iter().map(show_node).collect())
+        Some(nodes.iter().map(ToString::to_string).collect())
     }
 
     #[test]
@@ -289,9 +339,35 @@ mod tests {
     }
 
     #[test]
+    fn a_name_that_had_no_address_gets_one_also_while_all_is_well() {
+        let late = ResolvedNode::unresolved("late", 7);
+        let known = [
+            node(&late.address.to_string(), 7, Some("late")),
+            node("192.0.2.1", 7, Some("a")),
+        ];
+        let none = again_of(&known, Which::Unresolved, &[("a", &["192.0.2.9"])]);
+        assert!(none.nodes.is_none() && none.is_one_left && none.error.is_some());
+        let answers: [(_, &[_]); 2] =
+            [("late", &["192.0.2.7", "192.0.2.8"]), ("a", &["192.0.2.9"])];
+        // What works is left alone, wherever its name leads now.
+        let well = again_of(&known, Which::Unresolved, &answers);
+        let nodes = [
+            "192.0.2.7:7 (late)",
+            "192.0.2.8:7 (late)",
+            "192.0.2.1:7 (a)",
+        ];
+        assert_eq!(shown(&well).unwrap(), nodes);
+        assert!(!well.is_one_left);
+        let lost = again_of(&known, Which::All, &answers);
+        assert_eq!(shown(&lost).unwrap()[2], "192.0.2.9:7 (a)");
+        let well = again_of(&known[1..], Which::Unresolved, &answers);
+        assert!(well.nodes.is_none() && !well.is_one_left);
+    }
+
+    #[test]
     fn without_names_there_is_nothing_to_resolve() {
         let known = [node("192.0.2.1", 7, None)];
-        let nothing = Again::of(&known, |_, _| panic!("it has no name"));
+        let nothing = Again::of(&known, Which::All, |_, _| panic!("it has no name"));
         assert!(nothing.nodes.is_none() && nothing.error.is_none());
     }
 }

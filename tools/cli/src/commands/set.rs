@@ -2,7 +2,7 @@
 
 //! `neonsan set`
 
-use super::attach::{check_timeouts, node_attrs, resolve_all, timeout_attrs};
+use super::attach::{check_timeouts, node_attrs, resolve_all, say_unresolved, timeout_attrs};
 use super::{find_index, get_device, get_devices};
 use crate::cli::{Common, Set};
 use crate::config::Timeouts;
@@ -38,6 +38,7 @@ pub fn run(common: &Common, args: &Set) -> Result<()> {
     for index in &indices {
         change.make(&mut client, *index)?;
     }
+    say_unresolved(&change.nodes);
     match indices.as_slice() {
         _ if !common.json => Ok(()),
         [index] if !args.all => print_json(&get_device(&mut client, *index)?.shown()),

@@ -107,6 +107,7 @@ pub(super) fn client_config(
 ) -> Result<neonsan_client::Config> {
     let nodes = resolve(target, &args.nodes, config)?
         .into_iter()
+        .filter(|node| !node.is_unresolved())
         .map(|node| node.socket())
         .collect();
     let default = Timeouts::DEFAULT;

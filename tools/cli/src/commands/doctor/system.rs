@@ -200,12 +200,11 @@ pub(super) fn look_at_devices(report: &mut Report, root: &Root, is_here: bool) -
     let devices = devices.and_then(|mut client| get_devices(&mut client).ok());
     let mut nodes = Vec::new();
     for device in devices.unwrap_or_default() {
-        nodes.extend(
-            device
-                .nodes
-                .iter()
-                .map(|node| std::net::SocketAddr::new(node.address, node.port).to_string()),
-        );
+        nodes.extend(device.nodes.iter().map(|node| match &node.name {
+            // Looking at it says what is wrong with the name.
+            Some(name) if node.resolved().is_unresolved() => format!("{name}:{}", node.port),
+            _ => std::net::SocketAddr::new(node.address, node.port).to_string(),
+        }));
         let name = &device.name;
         let more = format!("neonsan info {name} says more");
         if device.lost_ms > 0 {
