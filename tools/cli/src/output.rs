@@ -31,6 +31,15 @@ pub fn warn(text: &str) {
     }
 }
 
+/// Says on standard error what is under way, to whoever waits for it: not with --json, where a failure is one
+/// line.
+pub fn note(text: &str) {
+    let kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    if kept.is_none() {
+        eprintln!("neonsan: {}", plain(text));
+    }
+}
+
 /// Shows a warning.
 pub fn show_warning(text: &str) {
     eprintln!("neonsan: warning: {}", plain(text));

@@ -8,10 +8,13 @@
 use assert_cmd::Command;
 use predicates::prelude::PredicateBooleanExt as _;
 use predicates::str::contains;
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpListener;
 use std::os::unix::fs::symlink;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::sync::mpsc::{channel, Receiver};
 use std::time::Duration;
 
 fn neonsan() -> Command {
@@ -296,6 +299,81 @@ fn a_node_that_accepts_and_never_answers_is_given_up_soon() {
         .assert()
         .code(2)
         .stderr(contains("write a time from 1s to 590s"));
+}
+
+/// A node that says how it is, and answers nothing else, as one whose engine hangs. Returns its API.
+fn hung_node() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let api = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        let mut waiting = Vec::new();
+        for mut stream in listener.incoming().flatten() {
+            let mut head = [0; 4096];
+            let length = stream.read(&mut head).unwrap_or(0);
+            if head[..length].starts_with(b"GET /v1/health ") {
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}");
+            } else {
+                waiting.push(stream);
+            }
+        }
+    });
+    api
+}
+
+/// A command that runs, with the lines that it says on standard error. It minds signals even if the tests were
+/// started by somebody who does not (nohup).
+fn started(words: &[&str]) -> (Child, Receiver<String>) {
+    let mut command = std::process::Command::new("env");
+    command.arg("--default-signal=INT,TERM,HUP");
+    command.arg(assert_cmd::cargo::cargo_bin("neonsan"));
+    command
+        .args(words)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let said = BufReader::new(child.stderr.take().unwrap());
+    let (sender, lines) = channel();
+    std::thread::spawn(move || {
+        for line in said.lines().map_while(Result::ok) {
+            let _ = sender.send(line);
+        }
+    });
+    (child, lines)
+}
+
+fn interrupt(child: &Child) {
+    let mut kill = std::process::Command::new("kill");
+    let killed = kill.args(["-INT", &child.id().to_string()]).status();
+    assert!(killed.unwrap().success());
+}
+
+#[test]
+fn who_waits_for_a_node_is_told_what_for_and_how_to_end_it() {
+    const LIMIT: Duration = Duration::from_secs(60);
+    let api = hung_node();
+    let waits = format!("neonsan: waiting for the node at {api} to answer; Ctrl-C ends that");
+    let (mut list, lines) = started(&["volume", "list", "--api", &api]);
+    assert_eq!(lines.recv_timeout(LIMIT).unwrap(), waits);
+    interrupt(&list);
+    assert_eq!(list.wait().unwrap().signal(), Some(2));
+
+    // The volume may be there all the same, which only the node can say: it is asked for once more.
+    let directory = tempfile::tempdir().unwrap();
+    let image = directory.path().join("image");
+    std::fs::write(&image, [1; 4096]).unwrap();
+    let words = ["volume", "import", "--create", "neonsan://127.0.0.1:1/p/v"];
+    let words = [&words[..], &[image.to_str().unwrap(), "--api", &api]].concat();
+    let (mut import, lines) = started(&words);
+    assert_eq!(lines.recv_timeout(LIMIT).unwrap(), waits);
+    interrupt(&import);
+    let line = lines.recv_timeout(LIMIT).unwrap();
+    assert!(line.contains("is deleted again; another signal"), "{line}");
+    interrupt(&import);
+    let line = lines.recv_timeout(LIMIT).unwrap();
+    assert!(line.contains("interrupted by SIGINT"), "{line}");
+    let line = lines.recv_timeout(LIMIT).unwrap();
+    assert!(line.contains("`neonsan volume info"), "{line}");
+    assert_eq!(import.wait().unwrap().code(), Some(130));
 }
 
 #[test]

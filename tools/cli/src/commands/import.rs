@@ -8,15 +8,15 @@ use super::transfer::{
     PIECES,
 };
 use super::volume::{
-    client as control_client, explain as explain_api, explain_change, parse_block_size, runtime,
-    warn as warn_of, LONG_TIMEOUT,
+    client as control_client, explain as explain_api, explain_change, noticed, parse_block_size,
+    runtime, waiting_for, warn as warn_of, LONG_TIMEOUT,
 };
 use crate::cli::{Common, VolumeImport};
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::format::{Format, HEAD_BYTES, TAIL_BYTES};
 use crate::image::{file_error, in_use};
-use crate::output::warn;
+use crate::output::{note, warn};
 use crate::partitions::Table;
 use crate::signals::Signals;
 use crate::sparse::{Piece, Source, PIECE_BYTES};
@@ -72,7 +72,9 @@ pub fn run(common: &Common, config: &Config, args: &VolumeImport, api: Option<&s
         let mut signals = Signals::new()?;
         let created = match &create {
             None => None,
-            Some(create) => Some(Created::make(&control, create, &args.target).await?),
+            Some(create) => {
+                Some(Created::make(&mut signals, &control, create, &args.target).await?)
+            }
         };
         let result = async {
             let client = attach(&mut signals, client_config).await?;
@@ -317,22 +319,49 @@ struct Created<'a> {
 }
 
 impl<'a> Created<'a> {
-    /// Makes it. Not to be dropped before it has ended: nobody would know whether there is one.
+    /// Makes it. After a signal the node's answer is waited for all the same, until another one comes: only
+    /// it says whether there is a volume now, which is to go again.
     async fn make(
+        signals: &mut Signals,
         control: &'a neonsan_api::Client,
         create: &'a VolumeCreate,
         target: &'a str,
     ) -> Result<Self> {
         let look = format!("`neonsan volume info {target}` shows the volume");
-        let created = control.create_volume(create).await;
+        let what = || format!("{}; Ctrl-C ends that", waiting_for(control));
+        let creating = noticed(control.create_volume(create), what);
+        tokio::pin!(creating);
+        let (created, interrupted) = match signals.or(async { Ok((&mut creating).await) }).await {
+            Ok(created) => (created, None),
+            Err(interrupted) => {
+                note(&format!(
+                    "{}, so that a volume that it has created is deleted again; another signal (Ctrl-C) \
+                     ends that at once",
+                    waiting_for(control)
+                ));
+                match signals.or(async { Ok(creating.await) }).await {
+                    Ok(created) => (created, Some(interrupted)),
+                    Err(interrupted) => {
+                        return Err(interrupted.with_more(format!(
+                            "whether the node creates the volume all the same is seen when it answers: \
+                             {look}"
+                        )))
+                    }
+                }
+            }
+        };
         let volume = created.map_err(|error| explain_change(error, &look))?;
         warn_of(&volume);
-        Ok(Created {
+        let created = Created {
             control,
             name: &create.name,
             id: volume.id,
             target,
-        })
+        };
+        match interrupted {
+            None => Ok(created),
+            Some(interrupted) => Err(created.remove(signals, interrupted).await),
+        }
     }
 
     /// Refuses to write into a volume that is not the one which was created: the control API and the
@@ -354,7 +383,14 @@ impl<'a> Created<'a> {
     /// Deletes it after a failure. Returns the failure, and what has become of the volume.
     async fn remove(&self, signals: &mut Signals, error: Error) -> Error {
         let again = format!("neonsan volume delete {}", self.target);
-        let deleted = signals.or(async { self.delete().await.map_err(explain_api) });
+        let what = || {
+            format!(
+                "{}, to delete the volume that was created; Ctrl-C ends that, and leaves it",
+                waiting_for(self.control)
+            )
+        };
+        let deleting = noticed(self.delete(), what);
+        let deleted = signals.or(async { deleting.await.map_err(explain_api) });
         let what = match deleted.await {
             Ok(()) => "the volume that was created for it is deleted again".to_owned(),
             Err(why) => format!(

@@ -29,7 +29,7 @@ fn word(state: impl Serialize) -> String {
 
 fn health(common: &Common, config: &Config, api: Option<&str>) -> Result<()> {
     let client = client(api, config, None)?;
-    let health = block_on(client.health())?;
+    let health = block_on(&client, client.health())?;
     if common.json {
         print_json(&health)?;
     } else {
@@ -70,7 +70,7 @@ fn health(common: &Common, config: &Config, api: Option<&str>) -> Result<()> {
 
 fn list(common: &Common, config: &Config, api: Option<&str>) -> Result<()> {
     let client = client(api, config, None)?;
-    let list = block_on(client.nodes())?;
+    let list = block_on(&client, client.nodes())?;
     if common.json {
         return print_json(&list);
     }

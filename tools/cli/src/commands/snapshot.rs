@@ -56,7 +56,7 @@ fn create(
         "`neonsan volume snapshot info {}` shows it when it is made",
         args.target
     );
-    let snapshot = block_on_long(client.create_snapshot(&name), &look)?;
+    let snapshot = block_on_long(&client, client.create_snapshot(&name), &look)?;
     if common.json {
         print_json(&snapshot)
     } else {
@@ -66,7 +66,7 @@ fn create(
 
 fn list(common: &Common, config: &Config, api: Option<&str>, args: &SnapshotList) -> Result<()> {
     let (client, name) = volume_at(api, config, &args.target)?;
-    let list = block_on(client.list_snapshots(&name))?;
+    let list = block_on(&client, client.list_snapshots(&name))?;
     if common.json {
         return print_json(&list);
     }
@@ -94,7 +94,7 @@ fn list(common: &Common, config: &Config, api: Option<&str>, args: &SnapshotList
 
 fn info(common: &Common, config: &Config, api: Option<&str>, args: &SnapshotTarget) -> Result<()> {
     let (client, name) = snapshot_at(api, config, &args.target)?;
-    let snapshot = block_on(client.snapshot(&name))?;
+    let snapshot = block_on(&client, client.snapshot(&name))?;
     if common.json {
         return print_json(&snapshot);
     }
@@ -140,7 +140,7 @@ fn delete(
         "`neonsan volume snapshot info {}` finds none when it has ended",
         args.target
     );
-    block_on_long(client.delete_snapshot(&name), &look)?;
+    block_on_long(&client, client.delete_snapshot(&name), &look)?;
     if common.json {
         print_json(&json!({ "deleted": name }))?;
     }
@@ -164,7 +164,7 @@ fn roll_back(
     }
     let client = client.with_timeout(LONG_TIMEOUT);
     let look = "until it has ended, the node refuses whoever attaches the volume";
-    let volume = block_on_long(client.roll_back(&name), look)?;
+    let volume = block_on_long(&client, client.roll_back(&name), look)?;
     if common.json {
         print_json(&volume)?;
     }
@@ -185,7 +185,7 @@ pub fn clone(
         .map_err(|error| Error::new(Kind::Usage, format!("'{}': {error}", args.name)))?;
     let client = client.with_timeout(LONG_TIMEOUT);
     let look = format!("`neonsan volume info {to}` shows the volume when it is made");
-    let volume = block_on_long(client.clone_snapshot(&from, &to), &look)?;
+    let volume = block_on_long(&client, client.clone_snapshot(&from, &to), &look)?;
     warn(&volume);
     if common.json {
         print_json(&volume)
@@ -207,7 +207,7 @@ pub fn flatten(
         "`neonsan volume info {}` shows no 'cloned from' when it has ended",
         args.target
     );
-    let volume = block_on_long(client.flatten_volume(&name), &look)?;
+    let volume = block_on_long(&client, client.flatten_volume(&name), &look)?;
     if common.json {
         print_json(&volume)?;
     }

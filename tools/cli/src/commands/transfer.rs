@@ -3,6 +3,7 @@
 //! What import and export have in common: how the volume is opened, and what is said at the end.
 
 use super::attach::resolve;
+use super::volume::noticed;
 use crate::cli::{Common, Transfer};
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
@@ -54,11 +55,15 @@ pub(super) async fn attach(
     signals: &mut Signals,
     config: neonsan_client::Config,
 ) -> Result<Client> {
+    let nodes: Vec<_> = config.nodes.iter().map(ToString::to_string).collect();
+    let what = format!(
+        "waiting for {} to open {}; Ctrl-C ends that",
+        nodes.join(" or "),
+        config.volume
+    );
     let mut attaching = tokio::spawn(Client::attach(config));
-    let interrupted = match signals
-        .or(async { Ok(joined((&mut attaching).await)) })
-        .await
-    {
+    let attached = noticed(&mut attaching, || what);
+    let interrupted = match signals.or(async { Ok(joined(attached.await)) }).await {
         Ok(result) => return result,
         Err(interrupted) => interrupted,
     };

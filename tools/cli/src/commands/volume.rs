@@ -45,25 +45,66 @@ pub fn runtime() -> Result<tokio::runtime::Runtime> {
         .map_err(|error| Error::new(Kind::Other, format!("the program cannot start: {error}")))
 }
 
-/// Runs one call of the API to its end.
-pub(super) fn block_on<T>(
-    call: impl Future<Output = std::result::Result<T, ClientError>>,
-) -> Result<T> {
-    runtime()?.block_on(call).map_err(explain)
+/// When somebody who waits is told what for.
+const NOTICE: Duration = Duration::from_secs(3);
+
+/// The result of some work. If that takes a while, `what` is said, once: what is waited for, and how that is
+/// ended.
+pub(super) async fn noticed<T>(work: impl Future<Output = T>, what: impl FnOnce() -> String) -> T {
+    tokio::pin!(work);
+    tokio::select! {
+        biased;
+        result = &mut work => return result,
+        () = tokio::time::sleep(NOTICE) => output::note(&what()),
+    }
+    work.await
 }
 
-/// Time for what a node may need long for: copying or deleting the data of a large volume, asking about
-/// very many. A little less than what the node gives a connection.
+/// What is waited for: an answer of a node.
+pub(super) fn waiting_for(client: &Client) -> String {
+    format!("waiting for the node at {} to answer", client.endpoint())
+}
+
+/// Runs one call of the API, which changes nothing, to its end.
+pub(super) fn block_on<T>(
+    client: &Client,
+    call: impl Future<Output = std::result::Result<T, ClientError>>,
+) -> Result<T> {
+    let what = || format!("{}; Ctrl-C ends that", waiting_for(client));
+    runtime()?.block_on(noticed(call, what)).map_err(explain)
+}
+
+/// Runs one call that changes something to its end. `look` says how that is seen if it is not waited for.
+async fn change<T>(
+    client: &Client,
+    call: impl Future<Output = std::result::Result<T, ClientError>>,
+    look: &str,
+) -> std::result::Result<T, ClientError> {
+    noticed(call, || {
+        format!(
+            "{}; Ctrl-C ends that, and the node may go on with it all the same: {look}",
+            waiting_for(client)
+        )
+    })
+    .await
+}
+
+/// Time for the list of all volumes: nothing is lost when it is not waited for any longer.
+const LIST_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Time for what a node may need long for: copying or deleting the data of a large volume. A little less than
+/// what the node gives a connection.
 pub(super) const LONG_TIMEOUT: Duration = Duration::from_secs(590);
 
 /// Runs such a call, of a client with that time, to its end. `look` says how its end is seen if it is
 /// not waited for any more: the node does not stop when nobody waits.
 pub(super) fn block_on_long<T>(
+    client: &Client,
     call: impl Future<Output = std::result::Result<T, ClientError>>,
     look: &str,
 ) -> Result<T> {
     runtime()?
-        .block_on(call)
+        .block_on(change(client, call, look))
         .map_err(|error| explain_long(error, look))
 }
 
@@ -217,7 +258,7 @@ fn create(common: &Common, config: &Config, api: Option<&str>, args: &VolumeCrea
     let client = client(api, config, Some(&target))?;
     let look = format!("`neonsan volume info {}` shows the volume", args.target);
     let call = client.create_volume(&create);
-    let created = runtime()?.block_on(call);
+    let created = runtime()?.block_on(change(&client, call, &look));
     let volume = created.map_err(|error| explain_change(error, &look))?;
     warn(&volume);
     if common.json {
@@ -229,8 +270,17 @@ fn create(common: &Common, config: &Config, api: Option<&str>, args: &VolumeCrea
 
 fn list(common: &Common, config: &Config, api: Option<&str>, args: &VolumeList) -> Result<()> {
     let client = client(api, config, None)?;
-    let client = client.with_timeout(LONG_TIMEOUT);
-    let list = block_on(client.list_volumes(args.pool.as_deref()))?;
+    let said = Duration::from_millis(config.api_timeout.unwrap_or(0).into());
+    let client = client.with_timeout(LIST_TIMEOUT.max(said));
+    let what = || format!("{}; Ctrl-C ends that", waiting_for(&client));
+    let listing = noticed(client.list_volumes(args.pool.as_deref()), what);
+    let list = runtime()?.block_on(listing).map_err(|error| {
+        let is_late = matches!(error, ClientError::Timeout { .. });
+        match (is_late, explain(error)) {
+            (true, error) => error.with_more("--api-timeout waits longer"),
+            (false, error) => error,
+        }
+    })?;
     // Only of those that cannot be attached: that space may run short is told of one at a time.
     let is_unusable = |volume: &&neonsan_api::VolumeInfo| {
         volume.size_bytes == 0 || !volume.same_identity.is_empty()
@@ -283,7 +333,7 @@ fn complete(list: &neonsan_api::VolumeList) -> Result<()> {
 
 fn info(common: &Common, config: &Config, api: Option<&str>, args: &VolumeInfo) -> Result<()> {
     let (client, name) = volume_at(api, config, &args.target)?;
-    let volume = block_on(client.volume(&name))?;
+    let volume = block_on(&client, client.volume(&name))?;
     if common.json {
         return print_json(&volume);
     }
@@ -385,7 +435,7 @@ fn resize(common: &Common, config: &Config, api: Option<&str>, args: &VolumeResi
     };
     let client = client.with_timeout(LONG_TIMEOUT);
     let look = format!("`neonsan volume info {}` shows the size", args.target);
-    let volume = block_on_long(client.resize_volume(&name, &resize), &look)?;
+    let volume = block_on_long(&client, client.resize_volume(&name, &resize), &look)?;
     warn(&volume);
     if common.json {
         print_json(&volume)?;
@@ -409,7 +459,7 @@ fn delete(common: &Common, config: &Config, api: Option<&str>, args: &VolumeDele
         "`neonsan volume info {}` finds no volume when it has ended",
         args.target
     );
-    block_on_long(client.delete_volume(&name), &look)?;
+    block_on_long(&client, client.delete_volume(&name), &look)?;
     if common.json {
         print_json(&json!({ "deleted": name }))?;
     }
@@ -420,7 +470,7 @@ fn delete(common: &Common, config: &Config, api: Option<&str>, args: &VolumeDele
 fn adopt(common: &Common, config: &Config, api: Option<&str>, args: &VolumeAdopt) -> Result<()> {
     let (client, name) = volume_at(api, config, &args.target)?;
     let look = format!("`neonsan volume info {}` shows the identity", args.target);
-    let adopted = runtime()?.block_on(client.adopt_volume(&name));
+    let adopted = runtime()?.block_on(change(&client, client.adopt_volume(&name), &look));
     let volume = adopted.map_err(|error| explain_change(error, &look))?;
     warn(&volume);
     if common.json {
