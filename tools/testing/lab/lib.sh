@@ -27,8 +27,9 @@ lab_stamps=$NEONSAN_CACHE/stamps
 lab_metadata=$NEONSAN_CACHE/kernel-metadata
 lab_images=$NEONSAN_CACHE/images
 lab_cargo_home=$NEONSAN_CACHE/cargo-home
-# Two checkouts that build at the same time each name a directory of their own
-# here (under $NEONSAN_CACHE): else they would overwrite each other's programs.
+# Debug builds, tests and lints; release builds have a stage (stage.lib). Two
+# checkouts that build at the same time each name a directory of their own here
+# (under $NEONSAN_CACHE): else they would overwrite each other's programs.
 lab_cargo_target=${NEONSAN_CARGO_TARGET:-$NEONSAN_CACHE/cargo-target}
 
 log() { printf '[lab %s] %s\n' "$(date +%H:%M:%S)" "$*" >&2; }
