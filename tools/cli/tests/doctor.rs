@@ -8,10 +8,13 @@
 mod lab;
 
 use lab::Lab;
+use predicates::prelude::PredicateBooleanExt as _;
+use predicates::str::contains;
 use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// A machine as it should be, whose config file names a node.
 struct Machine(tempfile::TempDir);
@@ -151,6 +154,27 @@ fn a_newer_kernel_that_has_the_module_is_none_to_be_told_of() {
     let file = "/lib/modules/7.3.10+deb13-cloud-amd64/updates/dkms/neonsan.ko.xz";
     machine.write(file, "");
     assert_eq!(machine.said("warning"), "");
+}
+
+#[test]
+fn a_pipe_as_configuration_is_told_of_and_not_waited_for() {
+    let lab = Lab::new();
+    let machine = Machine::new(lab.data);
+    for file in [
+        "/etc/neonsan/neonsan.toml",
+        "/etc/neonsan/devices/data.conf",
+    ] {
+        let path = machine.path(file);
+        let _ = std::fs::remove_file(&path);
+        let made = std::process::Command::new("mkfifo").arg(&path).status();
+        assert!(made.unwrap().success());
+    }
+    machine
+        .doctor(&[])
+        .timeout(Duration::from_secs(60))
+        .assert()
+        .code(1)
+        .stdout(contains("it is no regular file").and(contains("no line NEONSAN_TARGET=")));
 }
 
 /// Changes a machine that is well.
