@@ -45,7 +45,7 @@ help:
 	@echo 'make check-debug  the selftests on a kernel with KASAN, lockdep and kmemleak'
 	@echo 'make bench        guest instructions per I/O of neonsan, its peers and its floors'
 	@echo 'make check-faults the whole fault matrix; one cell: tools/testing/run-faults NAME'
-	@echo 'make check-kernels a table of the kernels that apt has: for which the module builds, and why not'
+	@echo 'make check-kernels a table of the kernels of Debian 13 and testing: for which the module builds, and why not'
 	@echo 'make check-ceph   the engine rbd and failover between nodes, on a real Ceph cluster'
 	@echo 'make module       neonsan.ko; KDIR=DIR or KERNEL=RELEASE for a kernel of this machine, MO=DIR'
 	@echo 'make tools        neonsan and neonsan-node; NATIVE=1 with the cargo of this machine'
@@ -136,9 +136,10 @@ bench:
 check-faults:
 	@$(top)/tools/testing/run-faults $(FAULTS)
 
+# KERNELS=… are options and releases for tools/testing/kernels.
 .PHONY: check-kernels
 check-kernels:
-	@$(top)/tools/testing/kernels
+	@$(top)/tools/testing/kernels $(KERNELS)
 
 .PHONY: check-ceph
 check-ceph:

@@ -16,7 +16,8 @@ neonsan_top=$(cd "$lab_dir/../../.." && pwd)
 export NEONSAN_CACHE
 
 # The Debian release the lab builds and tests with, on whatever machine it runs.
-lab_suite=trixie
+# NEONSAN_SUITE is of a root that has another (tools/testing/kernels makes some).
+lab_suite=${NEONSAN_SUITE:-trixie}
 # The kernel series that is looked for in backports, and the flavour booted.
 lab_kernel_series=7.3
 lab_kernel_flavour=cloud-amd64
@@ -58,6 +59,18 @@ hash_of() {
 stamp_is() { [ "$(cat "$lab_stamps/$1" 2>/dev/null || true)" = "$2" ]; }
 stamp_set() { mkdir -p "$lab_stamps"; printf '%s\n' "$2" >"$lab_stamps/$1"; }
 stamp_clear() { rm -f "$lab_stamps/$1"; }
+
+# pin_kernels ROOT SUITE: there, a kernel of backports and what is of its version is
+# as good as one of the release itself; all else of backports comes only when asked for.
+pin_kernels() {
+	local pins=$1/etc/apt/preferences.d/lab
+	[ ! -f "$pins" ] || return 0
+	cat >"$pins" <<-PINS
+		Package: linux-base linux-base-* linux-image-* linux-modules-* linux-binary-* linux-headers-* linux-kbuild-* linux-source-*
+		Pin: release n=$2-backports
+		Pin-Priority: 500
+	PINS
+}
 
 # need_space DIR MIB WHAT: fail early and clearly instead of late and strangely.
 need_space() {
