@@ -18,6 +18,7 @@ use neonsan_session::client::{
     check_same_volume, Action, Config, ConnectKind, ConnectionState, Durability, Handshake,
     Identity, Opened, Session, SessionState, Used,
 };
+use neonsan_session::server::Standing;
 use neonsan_session::{CloseCause, Instant};
 use workload::{next_io, Io};
 
@@ -364,11 +365,13 @@ impl Host {
                     CloseCause::Refused(Status::HeldByOther | Status::Fenced) | CloseCause::Fenced
                 );
                 if refused && self.stage == Stage::Attaching {
-                    if env
-                        .engine
-                        .owner()
-                        .is_none_or(|owner| owner == self.session_id)
-                    {
+                    let session_id = self.session_id;
+                    // A node may have ended between saving that a session holds it and telling it so.
+                    let is_held = env.engine.owner().is_some_and(|owner| owner != session_id)
+                        || env.engine.remembered.iter().any(|other| {
+                            other.session_id != session_id && other.standing == Standing::Holds
+                        });
+                    if !is_held {
                         env.core
                             .fail("refused, but nobody else holds the volume".into());
                     }

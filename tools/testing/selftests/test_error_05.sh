@@ -80,8 +80,10 @@ equal "the boot id of both" "$(info .session.boot_id "$a")" "$(info .session.boo
 # was not known when the node was killed would tell of a loss.
 noted() {
 	boot=$(info .session.boot_id "$a")
-	grep -qx "id ${boot//-/}" disk/.boot &&
-		grep -qx "witness ext4 .* errors $(cat "/sys/fs/ext4/${lossy#/dev/}/errors_count")" disk/.boot
+	# One reading: between two of them it may have been written anew.
+	cp disk/.boot noted
+	grep -qx "id ${boot//-/}" noted &&
+		grep -qx "witness ext4 .* errors $(cat "/sys/fs/ext4/${lossy#/dev/}/errors_count")" noted
 }
 wait_for 30 "the new boot id to be noted" noted
 node_crash
