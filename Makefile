@@ -23,6 +23,25 @@ ifeq ($(NEONSAN_IN_ROOT),1)
 native := yes
 endif
 
+# ARCH=arm64: module, tools and packages are cross-built in the lab for that
+# architecture. What is started finds it in the environment and not in the word
+# ARCH, which the kernel's own make has too, with values of its own.
+ifneq ($(filter-out amd64 x86_64 x86,$(ARCH)),)
+ifneq ($(native)$(NATIVE),)
+ifeq ($(origin ARCH),command line)
+$(error ARCH is for builds in the lab; with KDIR, KERNEL or NATIVE leave it out: the kernel says what it is of)
+endif
+else
+cross-goals := module tools deb apt
+ifneq ($(filter-out all $(cross-goals) help clean,$(MAKECMDGOALS)),)
+$(error ARCH is for the targets $(cross-goals))
+endif
+export NEONSAN_ARCH := $(ARCH)
+endif
+endif
+unexport ARCH
+MAKEOVERRIDES := $(filter-out ARCH=%,$(MAKEOVERRIDES))
+
 # Where products go: the module's objects and the programs.
 OUT ?= $(top)/out
 MO ?= $(OUT)/module
@@ -55,6 +74,7 @@ help:
 	@echo 'make install      what was built, under DESTDIR; needs KDIR=DIR or KERNEL=RELEASE'
 	@echo 'make deb          Debian packages of everything, for the kernel of the lab, in out/deb'
 	@echo 'make apt          make deb, and an apt repository of them, in out/apt'
+	@echo 'make module tools deb apt ARCH=arm64  the same, cross-built for arm64'
 	@echo 'make check-packages  the packages: installed, upgraded, removed with apt; PARTS="apt dkms reproducible"'
 	@echo 'make shell        a shell in the virtual machine, with the module and the tools'
 	@echo 'make host         a shell on a host with systemd and udev, all of it installed'

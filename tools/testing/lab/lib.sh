@@ -22,11 +22,26 @@ lab_suite=${NEONSAN_SUITE:-trixie}
 lab_kernel_series=7.3
 lab_kernel_flavour=cloud-amd64
 
+# What is built may be of another architecture than the lab: `build`, `kernel` and
+# tools/packaging/deb then work in a root that has its compilers and libraries.
+lab_arch=${NEONSAN_ARCH:-amd64}
+case $lab_arch in
+amd64|x86_64) lab_arch=amd64 lab_target='' ;;
+arm64|aarch64)
+	lab_arch=arm64 lab_target=aarch64-unknown-linux-gnu lab_kernel_flavour=cloud-arm64
+	export NEONSAN_ROOT=${NEONSAN_ROOT:-cross-arm64} NEONSAN_FOREIGN=arm64 ;;
+*) printf 'lab: error: nothing is built for the architecture %s, only for amd64 and arm64\n' "$lab_arch" >&2; exit 1 ;;
+esac
+# Packages of that architecture have it behind their names, where it is not the root's.
+lab_foreign=${lab_target:+:$lab_arch}
+
 # Two roots: `root` builds and runs QEMU, `vm-root` becomes the VM's disk.
 lab_root=$NEONSAN_CACHE/${NEONSAN_ROOT:-root}
 lab_stamps=$NEONSAN_CACHE/stamps
-lab_metadata=$NEONSAN_CACHE/kernel-metadata
+lab_metadata=$NEONSAN_CACHE/kernel-metadata${lab_target:+-$lab_arch}
 lab_images=$NEONSAN_CACHE/images
+# Which kernel that is, once one is chosen.
+lab_kernel_file=$NEONSAN_CACHE/kernel-release${lab_target:+-$lab_arch}
 lab_cargo_home=$NEONSAN_CACHE/cargo-home
 # Debug builds, tests and lints; release builds have a stage (stage.lib). Two
 # checkouts that build at the same time each name a directory of their own here
