@@ -65,6 +65,7 @@ help:
 	@echo 'make bench        guest instructions per I/O of neonsan, its peers and its floors'
 	@echo 'make check-faults the whole fault matrix; one cell: tools/testing/run-faults NAME'
 	@echo 'make check-kernels a table of the kernels of Debian 13 and testing: for which the module builds, and why not'
+	@echo 'make check-arm64  module and tools of arm64, cross-built, in an emulated machine of that architecture'
 	@echo 'make check-ceph   the engine rbd and failover between nodes, on a real Ceph cluster'
 	@echo 'make module       neonsan.ko; KDIR=DIR or KERNEL=RELEASE for a kernel of this machine, MO=DIR'
 	@echo 'make tools        neonsan and neonsan-node; NATIVE=1 with the cargo of this machine'
@@ -160,6 +161,10 @@ check-faults:
 .PHONY: check-kernels
 check-kernels:
 	@$(top)/tools/testing/kernels $(KERNELS)
+
+.PHONY: check-arm64
+check-arm64:
+	@$(top)/tools/testing/arm64
 
 .PHONY: check-ceph
 check-ceph:
