@@ -24,19 +24,19 @@ native := yes
 endif
 
 # ARCH=arm64: module, tools and packages are cross-built in the lab for that
-# architecture. What is started finds it in the environment and not in the word
+# architecture; for other targets ARCH in the environment, where kernel developers
+# have it, means nothing. What is started finds it in the environment and not in the word
 # ARCH, which the kernel's own make has too, with values of its own.
 ifneq ($(filter-out amd64 x86_64 x86,$(ARCH)),)
+cross-goals := module tools deb apt
 ifneq ($(native)$(NATIVE),)
 ifeq ($(origin ARCH),command line)
 $(error ARCH is for builds in the lab; with KDIR, KERNEL or NATIVE leave it out: the kernel says what it is of)
 endif
-else
-cross-goals := module tools deb apt
-ifneq ($(filter-out all $(cross-goals) help clean,$(MAKECMDGOALS)),)
-$(error ARCH is for the targets $(cross-goals))
-endif
+else ifeq ($(filter-out all $(cross-goals) help clean,$(MAKECMDGOALS)),)
 export NEONSAN_ARCH := $(ARCH)
+else ifeq ($(origin ARCH),command line)
+$(error ARCH is for the targets $(cross-goals))
 endif
 endif
 unexport ARCH
