@@ -58,12 +58,12 @@ mod settle;
 mod snapshots;
 mod unsynced;
 mod volume;
+mod walk;
 mod witness;
 mod work;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -272,7 +272,7 @@ impl FileEngine {
         });
         let unsynced = Arc::new(Unsynced::default());
         let is_marked = match beginning.unsynced {
-            true => Self::mark_all(root, &unsynced),
+            true => unsynced.mark_all(root),
             false => Ok(()),
         };
         let durability = Arc::new(Durability::new(root.clone(), beginning));
@@ -328,47 +328,6 @@ impl FileEngine {
 
     fn volume_dir(&self, name: &VolumeName) -> PathBuf {
         self.pool_dir(name).join(name.volume())
-    }
-
-    /// The pools, whatever else may be there (such as `lost+found`, which only
-    /// root may read).
-    fn pools(root: &Path) -> Result<Vec<(String, PathBuf)>> {
-        let mut pools = Self::entries(root)?;
-        pools.retain(|(name, _)| VolumeName::new(name, "x").is_ok());
-        Ok(pools)
-    }
-
-    /// Marks every volume as one that has to be synced before it may be said that the engine has
-    /// stopped in order: the process before may have answered changes to any of them.
-    fn mark_all(root: &Path, unsynced: &Unsynced) -> Result<()> {
-        for (pool, path) in Self::pools(root)? {
-            let entries = match Self::entries(&path) {
-                Ok(entries) => entries,
-                // Nor could that process do anything there.
-                Err(error) if error.kind() == ErrorKind::NotPermitted => continue,
-                Err(error) => return Err(error),
-            };
-            for (volume, path) in entries {
-                if VolumeName::new(&pool, &volume).is_ok() && path.join("data").exists() {
-                    unsynced.opened(&path).store(true, Ordering::Release);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The directories in a directory: `(name, path)`.
-    fn entries(path: &Path) -> Result<Vec<(String, PathBuf)>> {
-        let context = |e| Error::os(e, format!("cannot list the directory {}", path.display()));
-        let mut entries = Vec::new();
-        for entry in fs::read_dir(path).map_err(context)? {
-            let entry = entry.map_err(context)?;
-            let is_dir = entry.file_type().map_err(context)?.is_dir();
-            if let (true, Ok(name)) = (is_dir, entry.file_name().into_string()) {
-                entries.push((name, entry.path()));
-            }
-        }
-        Ok(entries)
     }
 
     /// Makes a volume: in a directory that `fill` makes whole, and which gets
@@ -613,8 +572,8 @@ impl Engine for FileEngine {
         // So that the list says of each volume whether it is a copy.
         self.index.look_at_all();
         let mut names = Vec::new();
-        for (pool, path) in Self::pools(&self.options.root)? {
-            let entries = match Self::entries(&path) {
+        for (pool, path) in walk::pools(&self.options.root)? {
+            let entries = match walk::entries(&path) {
                 Ok(entries) => entries,
                 // One that the node may not read hides no other; health names it.
                 Err(error) if error.kind() == ErrorKind::NotPermitted => {

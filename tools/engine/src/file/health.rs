@@ -16,7 +16,7 @@ use rustix::fs::{Mode, OFlags};
 use super::durability::Durability;
 use super::opening::is_at;
 use super::settle::Superblock;
-use super::FileEngine;
+use super::walk;
 use crate::error::{SystemError, Written as _};
 use crate::identity::random_id;
 use crate::{Buffer, Error, ErrorKind, Result, BUFFER_ALIGN};
@@ -119,7 +119,7 @@ impl PoolChecks {
         let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut problems = Vec::new();
         let mut pools = Vec::new();
-        for (_, pool) in FileEngine::pools(root)? {
+        for (_, pool) in walk::pools(root)? {
             if device(&pool) == at_root {
                 continue;
             }
@@ -177,7 +177,7 @@ fn begin(pool: &Path, direct: bool, durability: &Arc<Durability>) -> Result<Runn
 /// neither listed nor served.
 pub(super) fn unreadable_pools(root: &Path) -> Result<Vec<String>> {
     let mut problems = Vec::new();
-    for (_, pool) in FileEngine::pools(root)? {
+    for (_, pool) in walk::pools(root)? {
         if let Err(error) = fs::read_dir(&pool) {
             problems.push(format!(
                 "the directory {} cannot be read, so what is in it is not served: {error}",

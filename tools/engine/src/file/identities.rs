@@ -25,7 +25,7 @@ use neonsan_api::{SnapshotName, VolumeName};
 
 use super::layout::SNAPSHOTS;
 use super::meta::Meta;
-use super::FileEngine;
+use super::walk;
 
 /// Times of files are not finer than this, with a margin for file systems that count
 /// in seconds.
@@ -221,7 +221,7 @@ impl Index {
         // Before its content is read.
         volume.seen = Seen::now(stamp, now);
         let mut before = std::mem::take(&mut volume.snapshots);
-        for (snapshot, dir) in FileEngine::entries(&parent).unwrap_or_default() {
+        for (snapshot, dir) in walk::entries(&parent).unwrap_or_default() {
             // What is half made or half deleted has no such name.
             if SnapshotName::new(name, &snapshot).is_ok() {
                 let mut known = before.remove(&dir).unwrap_or_default();
@@ -243,7 +243,7 @@ impl Index {
             seen: Seen::now(stamp, now),
             volumes: HashMap::new(),
         };
-        for (volume, dir) in FileEngine::entries(path).unwrap_or_default() {
+        for (volume, dir) in walk::entries(path).unwrap_or_default() {
             let Ok(volume) = VolumeName::new(name, &volume) else {
                 continue;
             };
@@ -263,7 +263,7 @@ impl Index {
         let stamp = Stamp::at(&self.root);
         if thorough || !Seen::is_still(state.root.as_ref(), stamp) {
             state.root = Seen::now(stamp, SystemTime::now());
-            let there: BTreeSet<String> = FileEngine::entries(&self.root)
+            let there: BTreeSet<String> = walk::entries(&self.root)
                 .unwrap_or_default()
                 .into_iter()
                 .map(|(name, _)| name)

@@ -15,7 +15,7 @@ use rustix::fs::{chownat, AtFlags, Gid, Uid, CWD};
 use super::layout::{file_options, make_dir};
 use super::marker::{self, EngineIdentity, ENGINE_MARKER, NEW_ENGINE_MARKER};
 use super::opening::lock_within;
-use super::{sync_dir, FileEngine, ALONE};
+use super::{sync_dir, walk, ALONE};
 use crate::{Error, ErrorKind, Result};
 
 /// What a file system has in its topmost directory by itself.
@@ -56,13 +56,13 @@ pub(super) fn is_of_an_earlier_release(root: &Path) -> bool {
         return true;
     }
     let has_volume = |pool: &(String, PathBuf)| {
-        FileEngine::entries(&pool.1).is_ok_and(|entries| {
+        walk::entries(&pool.1).is_ok_and(|entries| {
             entries
                 .iter()
                 .any(|(_, path)| marker::is_ours(path).unwrap_or(false))
         })
     };
-    FileEngine::entries(root).is_ok_and(|pools| pools.iter().any(has_volume))
+    walk::entries(root).is_ok_and(|pools| pools.iter().any(has_volume))
 }
 
 fn names_in(root: &Path) -> Result<Vec<String>> {
@@ -173,14 +173,14 @@ fn adopt_volumes(root: &Path, owner: (u32, u32), done: &mut Initialized) -> Resu
         give(&dir.join(marker::VOLUME_MARKER), owner)?;
         Ok(true)
     };
-    for (pool, path) in FileEngine::entries(root)? {
+    for (pool, path) in walk::entries(root)? {
         if pool == OF_THE_FILE_SYSTEM {
             continue;
         }
         let mut has_volumes = false;
         let mut others = Vec::new();
         // What may not be read was none of the node's.
-        let Ok(entries) = FileEngine::entries(&path) else {
+        let Ok(entries) = walk::entries(&path) else {
             done.left_alone.push(path);
             continue;
         };

@@ -11,7 +11,7 @@ use std::io::ErrorKind as IoKind;
 use std::path::{Path, PathBuf};
 
 use super::layout::{self, is_leftover};
-use super::{marker, snapshots, FileEngine};
+use super::{marker, snapshots, walk};
 use crate::{Error, Result};
 
 /// A file by which an engine of an earlier release tried what the storage can do.
@@ -86,7 +86,7 @@ impl Clearing {
 
     fn pool(&mut self, pool: &Path) {
         // One that cannot be read is none of a crash's: `health` names it.
-        let Ok(entries) = FileEngine::entries(pool) else {
+        let Ok(entries) = walk::entries(pool) else {
             return;
         };
         for (name, path) in entries {
@@ -115,7 +115,7 @@ impl Clearing {
 pub(super) fn clear(root: &Path) -> Vec<String> {
     let mut clearing = Clearing::default();
     clearing.trials(root);
-    for (_, pool) in clearing.note(FileEngine::pools(root)).unwrap_or_default() {
+    for (_, pool) in clearing.note(walk::pools(root)).unwrap_or_default() {
         clearing.pool(&pool);
     }
     clearing.problems

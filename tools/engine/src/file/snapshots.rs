@@ -34,7 +34,7 @@ use rustix::io::Errno;
 use super::layout::{file_options, is_leftover, make_dir, write_file, SNAPSHOTS};
 use super::meta::Meta;
 use super::record::Records;
-use super::{layout, marker, remove_failed, sync_dir, temporary, FileEngine};
+use super::{layout, marker, remove_failed, sync_dir, temporary, walk};
 use crate::error::{SystemError, Written as _};
 use crate::identity::{random_id, unix_seconds};
 use crate::interface::{no_such_snapshot, snapshot_exists};
@@ -148,7 +148,7 @@ fn stat(name: &SnapshotName, meta: &Meta) -> SnapshotStat {
 pub(super) fn directories(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
     let parent = snapshots_dir(dir);
     match layout::is_dir(&parent) {
-        Ok(true) => FileEngine::entries(&parent),
+        Ok(true) => walk::entries(&parent),
         Ok(false) => Ok(Vec::new()),
         Err(e) => Err(Error::os(e, format!("cannot look at {}", parent.display()))),
     }

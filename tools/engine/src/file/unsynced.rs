@@ -4,11 +4,15 @@
 //! killed, and whose boot id is kept, that is all of them.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{self, File};
+use std::io::ErrorKind as IoKind;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use neonsan_api::VolumeName;
+
+use super::walk;
 use crate::{Error, Result};
 
 /// Of one volume: set before a change is answered, taken away when a flush begins, and
@@ -29,6 +33,30 @@ impl Unsynced {
     /// The volume in `dir` is opened. It may have the mark from before.
     pub(super) fn opened(&self, dir: &Path) -> Mark {
         Arc::clone(self.marks().entry(dir.to_owned()).or_default())
+    }
+
+    /// Marks every volume: the process before may have answered changes to any of them. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// A volume cannot be seen, as in a pool that this process may not read: the one before may
+    /// have run as another user.
+    pub(super) fn mark_all(&self, root: &Path) -> Result<()> {
+        for (pool, path) in walk::pools(root)? {
+            for (volume, path) in walk::entries(&path)? {
+                if VolumeName::new(&pool, &volume).is_err() {
+                    continue;
+                }
+                match fs::metadata(path.join("data")) {
+                    Ok(_) => self.opened(&path).store(true, Ordering::Release),
+                    Err(e) if e.kind() == IoKind::NotFound => {}
+                    Err(e) => {
+                        return Err(Error::os(e, format!("cannot look into {}", path.display())))
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// It is closed.
@@ -74,7 +102,10 @@ impl Unsynced {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
+    use crate::ErrorKind;
 
     #[test]
     fn a_volume_is_synced_though_it_was_closed_and_one_that_has_gone_by_itself_is_a_failure() {
@@ -104,5 +135,42 @@ mod tests {
         std::fs::create_dir(dirty.join("data")).unwrap();
         unsynced.opened(dirty).store(true, Ordering::Release);
         unsynced.sync().unwrap();
+    }
+
+    /// Runs `f` as a user who is not root, in a thread of its own.
+    fn unprivileged<T: Send>(f: impl FnOnce() -> T + Send) -> T {
+        let as_nobody = || {
+            if rustix::process::geteuid().is_root() {
+                rustix::thread::set_thread_uid(rustix::fs::Uid::from_raw(65534)).unwrap();
+            }
+            f()
+        };
+        std::thread::scope(|scope| scope.spawn(as_nobody).join().unwrap())
+    }
+
+    #[test]
+    fn what_a_process_of_another_user_may_have_written_counts_though_this_one_cannot_see_it() {
+        let set_mode = |path: &Path, mode| {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        };
+        let root = tempfile::tempdir().unwrap();
+        let [pool, volume] = ["pool", "pool/volume"].map(|name| root.path().join(name));
+        fs::create_dir_all(&volume).unwrap();
+        fs::write(volume.join("data"), b"x").unwrap();
+        fs::create_dir(root.path().join("lost+found")).unwrap();
+        set_mode(&root.path().join("lost+found"), 0);
+        for path in [root.path(), &pool, &volume] {
+            set_mode(path, 0o755);
+        }
+        let unsynced = Unsynced::default();
+        unprivileged(|| unsynced.mark_all(root.path())).unwrap();
+        assert!(unsynced.opened(&volume).load(Ordering::Acquire));
+        for (hidden, named) in [(&volume, "pool/volume"), (&pool, "pool")] {
+            set_mode(hidden, 0);
+            let error = unprivileged(|| Unsynced::default().mark_all(root.path())).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::NotPermitted, "{error}");
+            assert!(error.to_string().contains(named), "{error}");
+            set_mode(hidden, 0o755);
+        }
     }
 }
