@@ -11,7 +11,7 @@ use crate::host;
 use crate::netlink::{AttrsMut, Client};
 use crate::output::{print, print_json, warn};
 use crate::root::Root;
-use crate::target::{NodeAddress, ResolvedNode, Target, FORM};
+use crate::target::{resolve_each, NodeAddress, ResolvedNode, Target, FORM};
 use crate::uapi::{self, attr, cmd};
 use neonsan_session::Timeouts as Bounds;
 use serde::Serialize;
@@ -262,8 +262,8 @@ pub fn resolve(target: &Target, options: &[String], config: &Config) -> Result<V
 pub fn resolve_all(addresses: &[NodeAddress]) -> Result<Vec<ResolvedNode>> {
     let mut nodes: Vec<ResolvedNode> = Vec::new();
     let mut unresolved = Vec::new();
-    for address in addresses {
-        match address.resolve() {
+    for (address, found) in addresses.iter().zip(resolve_each(addresses)) {
+        match found {
             Ok(found) => nodes.extend(found),
             Err(error) => {
                 let name = address.name();

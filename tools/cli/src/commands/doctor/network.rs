@@ -7,7 +7,7 @@ use crate::commands::volume::runtime;
 use crate::config::Config;
 use crate::host::Host;
 use crate::root::Root;
-use crate::target::{NodeAddress, Target};
+use crate::target::{resolve_each, NodeAddress, Target};
 use neonsan_client::{Client, Error as ClientError};
 use neonsan_proto::{Mode, Status};
 use neonsan_session::CloseCause;
@@ -76,8 +76,9 @@ pub(super) fn look(report: &mut Report, root: &Root, nodes: &Nodes<'_>) {
             "neonsan doctor --node HOST looks at one; nodes of /etc/neonsan/neonsan.toml are looked at always",
         );
     }
-    for node in nodes {
-        let addresses = match node.resolve() {
+    let found = resolve_each(&nodes);
+    for (node, addresses) in nodes.iter().zip(found) {
+        let addresses = match addresses {
             Ok(addresses) => addresses,
             Err(error) => {
                 report.error("network", &error);
