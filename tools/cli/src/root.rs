@@ -26,6 +26,13 @@ pub fn configuration(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
+/// The text of a file without the space around it.
+pub fn read(path: &Path) -> io::Result<String> {
+    let mut text = Vec::new();
+    open(path)?.read_to_end(&mut text)?;
+    Ok(String::from_utf8_lossy(&text).trim().to_owned())
+}
+
 /// The root of the files that describe the machine.
 #[derive(Clone, Debug)]
 pub struct Root(PathBuf);
@@ -48,12 +55,7 @@ impl Root {
 
     /// The text of a file without the space around it, if it can be read.
     pub fn text(&self, absolute: &str) -> Option<String> {
-        let mut text = Vec::new();
-        open(&self.path(absolute))
-            .ok()?
-            .read_to_end(&mut text)
-            .ok()?;
-        Some(String::from_utf8_lossy(&text).trim().to_owned())
+        read(&self.path(absolute)).ok()
     }
 
     /// The names in a directory, in order; none where there is no such directory.

@@ -118,9 +118,11 @@ pub fn run(common: &Common, args: &Doctor) -> Result<()> {
     kernel::look(&mut report, &root, is_here);
     system::look_at_rules(&mut report, &root);
     let config = system::look_at_config(&mut report, &root, common.config.as_deref());
-    let targets = system::look_at_units(&mut report, &root, is_here);
+    let mut here = system::states_here();
+    let mut state_of = |unit: &str| is_here.then(|| here(unit)).flatten();
+    let targets = system::look_at_units(&mut report, &root, &mut state_of);
     let of_devices = system::look_at_devices(&mut report, &root, is_here);
-    let local = system::look_at_local_node(&mut report, &root, is_here);
+    let local = system::look_at_local_node(&mut report, &root, is_here, &mut state_of);
     let nodes = network::Nodes {
         given: &args.nodes,
         config: &config,

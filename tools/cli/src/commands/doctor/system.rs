@@ -9,10 +9,11 @@ use crate::config::{Config, DEFAULT_PATH};
 use crate::device_node;
 use crate::host::Host;
 use crate::netlink::Client;
-use crate::root::Root;
+use crate::root::{read, Root};
 use crate::target::Target;
 use crate::units::show_duration_ms;
 use neonsan_api::{HealthStatus, DEFAULT_CONTROL_SOCKET};
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -78,8 +79,31 @@ pub(super) fn look_at_config(report: &mut Report, root: &Root, path: Option<&Pat
     config
 }
 
+/// In which state systemd has a unit (`active`, `activating`, `inactive`, `failed`, …); `None` where it is not
+/// to be asked, or does not answer.
+pub(super) type StateOf<'a> = dyn FnMut(&str) -> Option<String> + 'a;
+
+/// That of this machine. One that does not answer is not asked again, since each time takes its time.
+pub(super) fn states_here() -> impl FnMut(&str) -> Option<String> {
+    let mut answers = true;
+    move |unit| {
+        let words = ["show", "--property=ActiveState", "--value", unit];
+        let state = answers
+            .then(|| output_of("systemctl", &words))
+            .flatten()
+            .map(|state| state.trim().to_owned())
+            .filter(|state| !state.is_empty());
+        answers = state.is_some();
+        state
+    }
+}
+
 /// The units that attach volumes at boot. Returns the targets of their files.
-pub(super) fn look_at_units(report: &mut Report, root: &Root, is_here: bool) -> Vec<Target> {
+pub(super) fn look_at_units(
+    report: &mut Report,
+    root: &Root,
+    state_of: &mut StateOf<'_>,
+) -> Vec<Target> {
     let has = |unit: &str| {
         let places = places("systemd/system").into_iter();
         places
@@ -112,14 +136,35 @@ pub(super) fn look_at_units(report: &mut Report, root: &Root, is_here: bool) -> 
     );
     for name in names {
         let file = format!("/etc/neonsan/devices/{name}.conf");
-        let Some(text) = root.text(&file) else {
-            let message = format!("neonsan@{name} is enabled, but {file} cannot be read");
-            report.problem(
-                "units",
-                message,
-                "write it (neonsan(8)), or systemctl disable the unit",
-            );
+        let is_enabled = enabled.contains(&name);
+        if name.contains('\\') {
+            // It takes the names of EnvironmentFile= for patterns.
+            let message =
+                format!("systemd does not find {file}, since it has a backslash in its name");
+            let advice = "name file and unit with letters, digits and . _ - : only";
+            report.problem("units", message, advice);
             continue;
+        }
+        let text = match read(&root.path(&file)) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                let message = format!("{file} is not for you to read");
+                report.warning("units", message, "run the command as root to see that");
+                continue;
+            }
+            Err(error) if is_enabled => {
+                report.problem(
+                    "units",
+                    format!("neonsan@{name} is enabled, but {file} cannot be read: {error}"),
+                    "write it (neonsan(8)), or systemctl disable the unit",
+                );
+                continue;
+            }
+            Err(error) => {
+                let message = format!("{file} cannot be read: {error}");
+                report.problem("units", message, "write it (neonsan(8)), or remove it");
+                continue;
+            }
         };
         match target_of(&text) {
             Err(why) => {
@@ -132,39 +177,72 @@ pub(super) fn look_at_units(report: &mut Report, root: &Root, is_here: bool) -> 
             }
             Ok(target) => targets.push(target),
         }
-        if !enabled.contains(&name) {
-            let message = format!("{file} is there, but nothing attaches it at boot");
-            report.warning(
+        match is_enabled || is_required_by_mount(root, &name) {
+            true => look_at_state(report, &name, state_of),
+            false => report.warning(
                 "units",
-                message,
+                format!("{file} is there, but nothing attaches it at boot"),
                 &format!("systemctl enable --now neonsan@{name}"),
-            );
-        } else if is_here && has_failed(&name) {
-            let advice = format!("systemctl status neonsan@{name} says why");
-            report.problem("units", format!("neonsan@{name} has failed"), &advice);
-        } else {
-            report.ok("units", format!("neonsan@{name} is enabled"));
+            ),
         }
     }
     targets
 }
 
-fn has_failed(name: &str) -> bool {
-    let unit = format!("neonsan@{name}.service");
-    let state = output_of(
-        "systemctl",
-        &["show", "--property=ActiveState", "--value", &unit],
-    );
-    state.is_some_and(|state| state.trim() == "failed")
+/// Whether a unit that is started at boot has done what it is for.
+fn look_at_state(report: &mut Report, name: &str, state_of: &mut StateOf<'_>) {
+    let unit = format!("neonsan@{name}");
+    let state = state_of(&format!("{unit}.service"));
+    match state.as_deref() {
+        None | Some("active") => report.ok("units", format!("{unit} is enabled")),
+        Some("failed") => report.problem(
+            "units",
+            format!("{unit} has failed"),
+            &format!("systemctl status {unit} says why"),
+        ),
+        Some("inactive") => report.warning(
+            "units",
+            format!("{unit} is enabled, but not started: its volume is not attached by it"),
+            &format!("systemctl start {unit}"),
+        ),
+        // It is tried again for as long as its node is not there.
+        Some("activating") => report.warning(
+            "units",
+            format!("{unit} has not attached its volume yet, and goes on trying"),
+            &format!("journalctl -u {unit} says what it waits for"),
+        ),
+        Some(state) => report.warning(
+            "units",
+            format!("{unit} is {state}"),
+            &format!("systemctl status {unit} says more"),
+        ),
+    }
+}
+
+/// Whether a file system of /etc/fstab starts a unit.
+fn is_required_by_mount(root: &Root, name: &str) -> bool {
+    let option = format!("x-systemd.requires=neonsan@{name}.service");
+    let table = root.text("/etc/fstab").unwrap_or_default();
+    table.lines().any(|line| {
+        let options = line.split_whitespace().nth(3).unwrap_or_default();
+        !line.trim_start().starts_with('#') && options.split(',').any(|one| one == option)
+    })
+}
+
+/// The units that are wanted by some target.
+fn wanted_units(root: &Root) -> Vec<String> {
+    let directory = "/etc/systemd/system";
+    let wants = root.names(directory).into_iter();
+    let wants = wants.filter(|name| name.ends_with(".wants") || name.ends_with(".requires"));
+    wants
+        .flat_map(|wants| root.names(&format!("{directory}/{wants}")))
+        .collect()
 }
 
 /// The names of which `neonsan@NAME.service` is wanted by some target.
 fn enabled_units(root: &Root) -> Vec<String> {
-    let directory = "/etc/systemd/system";
-    let wants = root.names(directory).into_iter();
-    let wants = wants.filter(|name| name.ends_with(".wants") || name.ends_with(".requires"));
     let mut found: Vec<String> = Vec::new();
-    for unit in wants.flat_map(|wants| root.names(&format!("{directory}/{wants}"))) {
+    for unit in wanted_units(root) {
         let name = unit
             .strip_prefix("neonsan@")
             .and_then(|rest| rest.strip_suffix(".service"));
@@ -263,7 +341,12 @@ fn look_at_node_and_links(report: &mut Report, root: &Root, name: &str) {
 }
 
 /// The node of this machine. Returns whether there is one.
-pub(super) fn look_at_local_node(report: &mut Report, root: &Root, is_here: bool) -> bool {
+pub(super) fn look_at_local_node(
+    report: &mut Report,
+    root: &Root,
+    is_here: bool,
+    state_of: &mut StateOf<'_>,
+) -> bool {
     let file = "/etc/neonsan/neonsan-node.toml";
     let socket = root.path(DEFAULT_CONTROL_SOCKET);
     let is_running = socket.exists();
@@ -271,6 +354,7 @@ pub(super) fn look_at_local_node(report: &mut Report, root: &Root, is_here: bool
         check_node_config(report, file, is_running);
     }
     if !is_running {
+        look_at_node_unit(report, root, state_of);
         return false;
     }
     let api = format!("unix:{}", socket.display());
@@ -293,6 +377,36 @@ pub(super) fn look_at_local_node(report: &mut Report, root: &Root, is_here: bool
         Err(error) => report.error("node", &error),
     }
     true
+}
+
+/// The unit of a node that is not at its socket.
+fn look_at_node_unit(report: &mut Report, root: &Root, state_of: &mut StateOf<'_>) {
+    const UNIT: &str = "neonsan-node.service";
+    let is_enabled = wanted_units(root).iter().any(|unit| unit == UNIT);
+    match state_of(UNIT).as_deref() {
+        Some("failed") => report.problem(
+            "node",
+            "the node of this machine has failed",
+            "systemctl status neonsan-node says why",
+        ),
+        Some("activating") => report.problem(
+            "node",
+            "the node of this machine does not serve yet",
+            "journalctl -u neonsan-node says what it waits for, or why it is started again and again",
+        ),
+        Some("inactive") if is_enabled => report.problem(
+            "node",
+            "the node of this machine is enabled, but does not run",
+            "systemctl start neonsan-node",
+        ),
+        // What control.listen says it has instead is not known.
+        Some("active" | "reloading") => report.warning(
+            "node",
+            format!("the node of this machine runs, but is not asked: it has no {DEFAULT_CONTROL_SOCKET}"),
+            "neonsan --api ADDRESS node health asks it, at an address of its control.listen",
+        ),
+        Some(_) | None => {}
+    }
 }
 
 /// Whether the node of this machine would start with its configuration, as it says itself.
@@ -326,5 +440,133 @@ pub(super) fn look_at_clock(report: &mut Report) {
     if now.map_or(true, |now| now.as_secs() < BUILT) {
         let message = "the clock is years behind";
         report.warning("clock", message, "timedatectl set-ntp true");
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::users::tests::Machine;
+
+    const WANTS: &str = "/etc/systemd/system/multi-user.target.wants";
+
+    /// What is said of units and of the node where systemd has the one or the others in a state.
+    fn said_of(which: &str, machine: &Machine, state: Option<&str>) -> String {
+        let mut report = Report::default();
+        let mut state_of =
+            |unit: &str| state.filter(|_| unit.starts_with(which)).map(str::to_owned);
+        look_at_units(&mut report, &machine.root(), &mut state_of);
+        look_at_local_node(&mut report, &machine.root(), false, &mut state_of);
+        let text = report.text();
+        let lines = text.lines().filter(|line| !line.contains("is missing"));
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
+    fn said(machine: &Machine, state: Option<&str>) -> String {
+        said_of("neonsan@", machine, state)
+    }
+
+    #[test]
+    fn a_unit_that_has_not_attached_its_volume_is_not_well() {
+        let machine = Machine::new();
+        machine.write("/etc/neonsan/devices/x.conf", "NEONSAN_TARGET=p/v\n");
+        machine.write(&format!("{WANTS}/neonsan@x.service"), "");
+        for well in [Some("active"), None] {
+            assert_eq!(
+                said(&machine, well),
+                "ok       units    neonsan@x is enabled"
+            );
+        }
+        for (state, words, advice) in [
+            (
+                "activating",
+                "warning  units    neonsan@x has not attached",
+                "journalctl -u neonsan@x",
+            ),
+            (
+                "inactive",
+                "warning  units    neonsan@x is enabled, but not",
+                "systemctl start neonsan@x",
+            ),
+            (
+                "failed",
+                "problem  units    neonsan@x has failed",
+                "systemctl status neonsan@x",
+            ),
+            (
+                "deactivating",
+                "warning  units    neonsan@x is deactivating",
+                "systemctl status",
+            ),
+        ] {
+            let said = said(&machine, Some(state));
+            assert!(said.starts_with(words) && said.contains(advice), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_unit_that_a_file_system_requires_is_started_at_boot() {
+        let machine = Machine::new();
+        machine.write("/etc/neonsan/devices/x.conf", "NEONSAN_TARGET=p/v\n");
+        let line = |name| {
+            format!("UUID=1 /srv ext4 _netdev,nofail,x-systemd.requires=neonsan@{name}.service 0 2")
+        };
+        for other in [line("xx"), format!("#{}", line("x"))] {
+            machine.write("/etc/fstab", &other);
+            assert!(
+                said(&machine, None).contains("nothing attaches it"),
+                "{other}"
+            );
+        }
+        machine.write("/etc/fstab", &format!("# all\n{}\n", line("x")));
+        assert_eq!(
+            said(&machine, None),
+            "ok       units    neonsan@x is enabled"
+        );
+    }
+
+    #[test]
+    fn a_unit_whose_file_systemd_cannot_find_is_told_of() {
+        let machine = Machine::new();
+        machine.write("/etc/neonsan/devices/a\\x2db.conf", "NEONSAN_TARGET=p/v\n");
+        machine.write(&format!("{WANTS}/neonsan@a\\x2db.service"), "");
+        let text = said(&machine, None);
+        assert!(
+            text.contains("backslash") && text.contains("letters, digits"),
+            "{text}"
+        );
+        assert_eq!(text.lines().count(), 1, "{text}");
+    }
+
+    #[test]
+    fn a_node_that_is_to_run_and_does_not_is_told_of() {
+        let machine = Machine::new();
+        // Not every machine is a node.
+        assert_eq!(said_of("neonsan-node", &machine, Some("inactive")), "");
+        assert_eq!(said_of("neonsan-node", &machine, None), "");
+        for (state, words) in [
+            (
+                "failed",
+                "problem  node     the node of this machine has failed",
+            ),
+            (
+                "activating",
+                "problem  node     the node of this machine does not serve yet",
+            ),
+            (
+                "active",
+                "warning  node     the node of this machine runs, but is not asked",
+            ),
+        ] {
+            let said = said_of("neonsan-node", &machine, Some(state));
+            assert!(said.starts_with(words), "{said}");
+        }
+        machine.write(&format!("{WANTS}/neonsan-node.service"), "");
+        let said = said_of("neonsan-node", &machine, Some("inactive"));
+        assert!(
+            said.starts_with("problem  node") && said.contains("systemctl start"),
+            "{said}"
+        );
     }
 }
