@@ -3,6 +3,9 @@
 //! The command line of NeonSAN. Installed as `neonsan`, and as `neonsan-attach` and
 //! `neonsan-detach`, which are names of two of its commands.
 
+// They panic where nothing can be written: a command would end half way.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 mod cli;
 mod commands;
 mod complete;
@@ -96,9 +99,9 @@ fn main() -> ExitCode {
         }
         Err(error) => {
             if common.json {
-                eprintln!("{}", error.to_json(&warnings));
+                output::say(&format!("{}\n", error.to_json(&warnings)));
             } else {
-                eprintln!("neonsan: {error}");
+                output::say(&format!("neonsan: {error}\n"));
             }
             ExitCode::from(error.kind().exit_code())
         }

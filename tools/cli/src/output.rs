@@ -23,6 +23,14 @@ pub fn take_warnings() -> Vec<String> {
     kept.take().unwrap_or_default()
 }
 
+/// Writes to standard error. Where nothing can be written there, as on a disk that is full or to a reader that
+/// has gone, what the command does goes on all the same: half of it done would be worse than silence, and its exit
+/// code says how it ended.
+pub fn say(text: &str) {
+    let mut out = std::io::stderr().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
 /// Says on standard error what is no error, or keeps it: see [`keep_warnings`].
 pub fn warn(text: &str) {
     match &mut *KEPT.lock().unwrap_or_else(PoisonError::into_inner) {
@@ -36,13 +44,13 @@ pub fn warn(text: &str) {
 pub fn note(text: &str) {
     let kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
     if kept.is_none() {
-        eprintln!("neonsan: {}", plain(text));
+        say(&format!("neonsan: {}\n", plain(text)));
     }
 }
 
 /// Shows a warning.
 pub fn show_warning(text: &str) {
-    eprintln!("neonsan: warning: {}", plain(text));
+    say(&format!("neonsan: warning: {}\n", plain(text)));
 }
 
 /// Text without control characters, which could steer a terminal or forge lines: what a node says, for

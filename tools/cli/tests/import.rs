@@ -712,3 +712,32 @@ fn a_block_device_is_written_only_if_nobody_uses_it_and_the_volume_fits() {
     file.read_exact_at(&mut first, 0).unwrap();
     assert!(first == vec![0xa5; 4 << 20]);
 }
+
+/// What nothing can be written to.
+fn full() -> std::fs::File {
+    std::fs::File::options()
+        .write(true)
+        .open("/dev/full")
+        .unwrap()
+}
+
+#[test]
+fn what_cannot_be_said_ends_no_command_half_way() {
+    let lab = Lab::new();
+    let target = lab.target("pool/v");
+    let file = lab.path("file");
+    std::fs::write(&file, pattern(MIB)).unwrap();
+    let run = |words: &[&str]| {
+        let mut command = lab.program(words);
+        command.stderr(full()).stdout(full());
+        command.status().unwrap().code()
+    };
+    let import = ["import", &target, file.to_str().unwrap(), "--create"];
+    assert_eq!(run(&import), Some(0));
+    assert_eq!(content(&lab, "pool/v"), pattern(MIB));
+    assert_eq!(run(&import), Some(7), "it is there already");
+    assert_eq!(run(&["info", &lab.target("pool/none")]), Some(6));
+    // What was asked for is not there.
+    assert_eq!(run(&["info", &target]), Some(1));
+    assert_eq!(run(&["export", &target, "-"]), Some(11));
+}

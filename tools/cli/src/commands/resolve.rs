@@ -14,7 +14,7 @@ use crate::cli::{Common, Resolve};
 use crate::device::{Device, Node};
 use crate::error::{Error, Kind, Result};
 use crate::netlink::{Client, Event};
-use crate::output::{plain, print, print_json_line};
+use crate::output::{plain, print, print_json_line, say};
 use crate::target::{resolve_name, ResolvedNode};
 use crate::uapi::{attr, cmd};
 use serde::Serialize;
@@ -157,7 +157,7 @@ impl Resolver {
             Err(error) => {
                 let said = error.to_string();
                 if self.said.insert(device.index, said.clone()).as_ref() != Some(&said) {
-                    eprintln!("neonsan: {}: {error}", device.name);
+                    say(&format!("neonsan: {}: {error}\n", device.name));
                 }
             }
         }

@@ -8,7 +8,7 @@ use crate::cli::{Common, Transfer};
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::host::{show_uuid, Host};
-use crate::output::{json_text, print};
+use crate::output::{json_text, print, say};
 use crate::signals::Signals;
 use crate::target::Target;
 use crate::units::show_size;
@@ -211,17 +211,17 @@ pub(super) fn report(
             zero_bytes: sums.zeroes,
         })?;
         if to_stderr {
-            eprint!("{text}");
+            say(&text);
             return Ok(());
         }
         return print(&text);
     }
-    eprintln!(
-        "{}: {}, of which {} data",
+    say(&format!(
+        "{}: {}, of which {} data\n",
         target.volume,
         show_size(size_bytes),
         show_size(sums.data)
-    );
+    ));
     Ok(())
 }
 

@@ -489,7 +489,7 @@ pub(super) fn confirm(question: &str, name: &str, refusal: &str, hint: &str) -> 
     if !std::io::stdin().is_terminal() {
         return Err(refused(format!("{name} {refusal}: nobody can be asked")));
     }
-    eprint!("{question} Type its name to go on: ");
+    output::say(&format!("{question} Type its name to go on: "));
     let mut answer = String::new();
     let read = std::io::stdin().lock().read_line(&mut answer);
     if read.is_err() || answer.trim() != name {
