@@ -126,6 +126,14 @@ impl Image {
                 "name a file, or a program that reads: neonsan volume export TARGET - | …",
             ));
         }
+        if is_null_for_both(std::io::stdout().as_fd()) {
+            let message =
+                "standard output is closed, or is /dev/null: the image would be thrown away";
+            return Err(Error::new(Kind::Usage, message).with_hint(
+                "name a file, or a program that reads: neonsan volume export TARGET - | …; \
+                 `> /dev/null` throws it away on purpose",
+            ));
+        }
         Ok(())
     }
 
@@ -221,6 +229,19 @@ impl Image {
         }
         file_error(&self.path, error)
     }
+}
+
+/// Whether this is /dev/null, open for reading and writing. So it is where standard output was closed: before a
+/// program begins, its runtime opens that in its place, so that no file comes to have the number. A shell's
+/// `> /dev/null` is open for writing alone.
+fn is_null_for_both(file: std::os::fd::BorrowedFd<'_>) -> bool {
+    let Ok(stat) = rustix::fs::fstat(file) else {
+        return false;
+    };
+    let mode = rustix::fs::fcntl_getfl(file).unwrap_or(rustix::fs::OFlags::WRONLY);
+    rustix::fs::FileType::from_raw_mode(stat.st_mode).is_char_device()
+        && stat.st_rdev == rustix::fs::makedev(1, 3)
+        && mode & rustix::fs::OFlags::RWMODE == rustix::fs::OFlags::RDWR
 }
 
 /// A device that cannot be had alone, with whoever has it.

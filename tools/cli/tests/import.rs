@@ -741,3 +741,22 @@ fn what_cannot_be_said_ends_no_command_half_way() {
     assert_eq!(run(&["info", &target]), Some(1));
     assert_eq!(run(&["export", &target, "-"]), Some(11));
 }
+
+#[test]
+fn an_image_is_not_thrown_away_because_standard_output_is_closed() {
+    let lab = Lab::new();
+    let target = create(&lab, "pool/v", &["--size", "1M"]);
+    let export = ["export", &target, "-"];
+    let program = lab.program(&export);
+    let mut closed = std::process::Command::new("sh");
+    closed.args(["-c", "exec \"$0\" \"$@\" >&-"]);
+    closed.arg(program.get_program()).args(program.get_args());
+    let output = closed.stderr(Stdio::piped()).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("standard output is closed"), "{said}");
+    // On purpose it may be.
+    let null = std::fs::File::options().write(true).open("/dev/null");
+    let status = lab.program(&export).stdout(null.unwrap()).status();
+    assert_eq!(status.unwrap().code(), Some(0));
+}
