@@ -760,3 +760,31 @@ fn an_image_is_not_thrown_away_because_standard_output_is_closed() {
     let status = lab.program(&export).stdout(null.unwrap()).status();
     assert_eq!(status.unwrap().code(), Some(0));
 }
+
+#[test]
+fn a_volume_that_is_overwritten_in_part_is_said_to_be() {
+    let lab = Lab::new();
+    let target = create(&lab, "pool/v", &["--size", "2M"]);
+    let spoiled = contains("overwritten in part");
+    let mut too_much = lab.volume(&["import", &target, "-"]);
+    let too_much = too_much.write_stdin(pattern(2 * MIB + 1)).assert();
+    too_much.code(10).stderr(spoiled.clone());
+    // Of a file its size is known before, and nothing is written.
+    let file = lab.path("file");
+    std::fs::write(&file, pattern(2 * MIB + 1)).unwrap();
+    lab.volume(&["import", &target, file.to_str().unwrap()])
+        .assert()
+        .code(10)
+        .stderr(spoiled.clone().not());
+    let mut new = lab.volume(&[
+        "import",
+        &lab.target("pool/new"),
+        "-",
+        "--create",
+        "--size",
+        "2M",
+    ]);
+    let new = new.write_stdin(pattern(2 * MIB + 1)).assert();
+    new.code(10).stderr(spoiled.not());
+    assert!(!exists(&lab, "pool/new"));
+}

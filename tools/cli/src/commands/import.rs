@@ -29,6 +29,7 @@ use neonsan_client::Client;
 use neonsan_proto::{Capabilities, Mode};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{IsTerminal as _, Seek as _};
 use std::os::fd::AsFd as _;
@@ -84,8 +85,20 @@ pub fn run(common: &Common, config: &Config, args: &VolumeImport, api: Option<&s
                 }
                 check_table(&client, &source, table, args);
                 let (fresh, size) = (created.is_some(), source.size());
-                let sending = send(&client, source, &args.file, fresh, &bar);
-                let sums = signals.or(sending).await?;
+                let begun = Cell::new(false);
+                let sending = send(&client, source, &args.file, fresh, &bar, &begun);
+                let sums =
+                    signals
+                        .or(sending)
+                        .await
+                        .map_err(|error| match begun.get() && !fresh {
+                            true => error.with_more(format!(
+                            "{} does not have the whole image, and what was in it is overwritten \
+                             in part: import again",
+                            target.volume
+                        )),
+                            false => error,
+                        })?;
                 // Of a pipe it is known only now.
                 if size.is_none() {
                     check_whole(&client, sums.data + sums.zeroes, table, args);
@@ -451,13 +464,14 @@ fn read_ahead(
 
 /// Sends every piece of the source and makes it durable. `fresh`: the volume reads as zeroes, which then
 /// need not be written; and its beginning is written last, so that a volume whose import was cut off is
-/// not taken for a whole one.
+/// not taken for a whole one. `begun` is set before the first byte goes out.
 async fn send(
     client: &Client,
     source: Source,
     path: &Path,
     fresh: bool,
     bar: &ProgressBar,
+    begun: &Cell<bool>,
 ) -> Result<Sums> {
     let geometry = client.geometry();
     let room = geometry.size_bytes.get();
@@ -494,7 +508,9 @@ async fn send(
                 end_of_input = data[data.len().saturating_sub(TAIL_BYTES)..].to_vec();
             }
         }
-        for (at, piece) in whole_blocks(client, at, piece, block, fresh).await? {
+        let whole = whole_blocks(client, at, piece, block, fresh).await?;
+        begun.set(true);
+        for (at, piece) in whole {
             let client = client.clone();
             match piece {
                 Piece::Zeroes(_) if fresh => {}
