@@ -10,6 +10,7 @@ use neonsan_engine::file::{self, InitOptions, Initialized};
 
 use crate::config::{Config, DEFAULT_CONFIG, EXIT_CONFIG};
 use crate::remembered::Remembered;
+use crate::say::{answer, complain};
 
 /// The user as which the packaged unit runs the node.
 const NODE_USER: &str = "neonsan";
@@ -82,31 +83,31 @@ fn absolute(dir: &Path) -> Result<PathBuf, String> {
     std::path::absolute(dir).map_err(|e| format!("{}: {e}", dir.display()))
 }
 
-fn tell(dir: &Path, done: &Initialized, args: &InitArgs, is_root: bool) {
-    println!(
-        "{}: {} engine {}",
+/// What was done, in words.
+fn tell(dir: &Path, done: &Initialized, args: &InitArgs, is_root: bool) -> String {
+    let mut text = format!(
+        "{}: {} engine {}\n",
         dir.display(),
         if done.made { "made, with" } else { "is now of" },
         done.identity
     );
     for volume in &done.adopted {
-        println!("adopted the volume {volume}");
+        text += &format!("adopted the volume {volume}\n");
     }
     if args.adopt && done.adopted.is_empty() {
-        println!(
-            "there was no volume to adopt: if you know of some, see whether their disk is mounted"
-        );
+        text += "there was no volume to adopt: if you know of some, see whether their disk is mounted\n";
     }
     for path in &done.left_alone {
-        println!("left alone, since it is no volume: {}", path.display());
+        text += &format!("left alone, since it is no volume: {}\n", path.display());
     }
     if is_root && done.owner.0 == 0 && args.user.is_none() {
-        println!(
+        text += &format!(
             "it belongs to root: if the node runs as another user, give it to that one with \
-             `chown -R USER: {}`",
+             `chown -R USER: {}`\n",
             dir.display()
         );
     }
+    text
 }
 
 /// Runs `forget`.
@@ -114,20 +115,21 @@ pub(crate) fn forget(args: &ForgetArgs) -> ExitCode {
     let config = match Config::load(&args.config) {
         Ok(config) => config,
         Err(error) => {
-            eprintln!("neonsan-node forget: {error}");
+            complain(format_args!(" forget: {error}"));
             return ExitCode::from(EXIT_CONFIG);
         }
     };
     let shown = args.path.display();
     match Remembered::new(&config.state_path).forget(&args.path) {
-        Ok(true) => println!("{shown}: forgotten; the node takes what it finds there next"),
-        Ok(false) => println!("{shown}: nothing was remembered"),
+        Ok(true) => answer(&format!(
+            "{shown}: forgotten; the node takes what it finds there next\n"
+        )),
+        Ok(false) => answer(&format!("{shown}: nothing was remembered\n")),
         Err(error) => {
-            eprintln!("neonsan-node forget: {error}");
-            return ExitCode::FAILURE;
+            complain(format_args!(" forget: {error}"));
+            ExitCode::FAILURE
         }
     }
-    ExitCode::SUCCESS
 }
 
 /// Runs `init`.
@@ -143,13 +145,10 @@ pub(crate) fn run(args: &InitArgs) -> ExitCode {
         Ok((dir, done))
     };
     match init() {
-        Ok((dir, done)) => {
-            tell(&dir, &done, args, is_root);
-            ExitCode::SUCCESS
-        }
+        Ok((dir, done)) => answer(&tell(&dir, &done, args, is_root)),
         Err(error) => {
             let error: String = error;
-            eprintln!("neonsan-node init: {error}");
+            complain(format_args!(" init: {error}"));
             ExitCode::FAILURE
         }
     }

@@ -13,6 +13,9 @@
 //! Workers and hub talk by messages. Nothing on the I/O path takes a lock that
 //! another connection takes.
 
+// They panic where nothing can be written: see `say`.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 mod access;
 pub mod config;
 mod control;
@@ -32,6 +35,7 @@ mod peers;
 pub mod program;
 mod reload;
 mod remembered;
+mod say;
 mod service;
 mod shared;
 

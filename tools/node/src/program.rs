@@ -11,6 +11,7 @@ use tracing_subscriber::EnvFilter;
 use crate::config::{Config, LogConfig, LogFormat, DEFAULT_CONFIG, EXIT_CONFIG};
 use crate::init::{self, ForgetArgs, InitArgs};
 use crate::reload::{Reloader, SetFilter};
+use crate::say::{answer, complain};
 
 /// The NeonSAN storage node: serves volumes to hosts.
 #[derive(Debug, Parser)]
@@ -104,22 +105,22 @@ pub fn main(adjust: fn(&mut Config)) -> ExitCode {
     let mut config = match Config::load(&args.config) {
         Ok(config) => config,
         Err(error) => {
-            eprintln!("neonsan-node: {error}");
+            complain(format_args!(": {error}"));
             return ExitCode::from(EXIT_CONFIG);
         }
     };
     adjust(&mut config);
     if args.check {
-        println!("{}: the configuration is good", args.config.display());
+        let mut text = format!("{}: the configuration is good\n", args.config.display());
         for note in config.unready_engines() {
-            println!("but {note}");
+            text += &format!("but {note}\n");
         }
-        return ExitCode::SUCCESS;
+        return answer(&text);
     }
     let log = match start_logs(&config.log) {
         Ok(log) => log,
         Err(error) => {
-            eprintln!("neonsan-node: {error}");
+            complain(format_args!(": {error}"));
             return ExitCode::from(EXIT_CONFIG);
         }
     };
@@ -130,7 +131,7 @@ pub fn main(adjust: fn(&mut Config)) -> ExitCode {
             tracing::error!("{error}");
             // What is waiting is written when the guard goes: the reason stands behind it.
             drop(log.guard);
-            eprintln!("neonsan-node: {error}");
+            complain(format_args!(": {error}"));
             ExitCode::FAILURE
         }
     }

@@ -53,6 +53,30 @@ fn init_makes_a_directory_an_engines_once() {
 }
 
 #[test]
+fn how_it_ended_is_known_though_nothing_can_be_said() {
+    let full = || fs::File::options().write(true).open("/dev/full").unwrap();
+    let run = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_neonsan-node"));
+        let status = command.args(args).stdout(full()).stderr(full()).status();
+        status.unwrap().code()
+    };
+    let dir = directory();
+    let root = dir.path().join("root");
+    assert_eq!(run(&["init", root.to_str().unwrap()]), Some(1));
+    assert!(root.join(".neonsan-engine").exists());
+    let good = dir.path().join("good.toml");
+    let text = format!(
+        "state_path = {:?}\n[engine.main]\nkind = \"file\"\npath = {root:?}\n",
+        dir.path().join("state")
+    );
+    fs::write(&good, text).unwrap();
+    let good = good.to_str().unwrap();
+    assert_eq!(run(&["--check", "--config", good]), Some(1));
+    assert_eq!(run(&["forget", "--config", good, "/x"]), Some(1));
+    assert_eq!(run(&["--check", "--config", "/nonexistent"]), Some(78));
+}
+
+#[test]
 fn init_takes_the_topmost_directory_of_a_new_file_system() {
     let dir = directory();
     fs::create_dir(dir.path().join("lost+found")).unwrap();
