@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 //! The control API's Unix socket: its place in the file system, and who may use it.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::libc;
+use rustix::fs::{flock, FlockOperation};
 use rustix::io::Errno;
 use rustix::net::{
     bind, connect, listen, socket_with, AddressFamily, SocketAddrUnix, SocketFlags, SocketType,
@@ -88,6 +90,27 @@ fn make_way(path: &Path, address: &SocketAddrUnix) -> io::Result<()> {
     }
 }
 
+/// How long another node is waited for that is at the same directory.
+const TURN_PATIENCE: Duration = Duration::from_secs(5);
+
+/// One node at a time makes way and listens in a directory: the socket of one that has bound it and does
+/// not listen yet looks like a leftover, and so does that of one which has just made way for itself. The
+/// directory is locked for that, which leaves nothing behind. Nobody can keep a node from starting by that:
+/// where it cannot be locked, it is not.
+fn take_turn(path: &Path) -> Option<File> {
+    let directory = File::open(path.parent()?).ok()?;
+    let end = Instant::now() + TURN_PATIENCE;
+    loop {
+        match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Some(directory),
+            Err(Errno::AGAIN | Errno::INTR) if Instant::now() < end => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(_) => return None,
+        }
+    }
+}
+
 /// Makes the directory of the default socket. Under systemd the unit has made it.
 fn make_directory(path: &Path) -> io::Result<()> {
     let Some(directory) = path.parent().filter(|directory| !directory.exists()) else {
@@ -130,6 +153,7 @@ impl UnixSocket {
             )));
         }
         let address = SocketAddrUnix::new(path)?;
+        let _turn = take_turn(path);
         make_way(path, &address)?;
         let socket = socket()?;
         bind(&socket, &address).map_err(|error| match error {
@@ -260,6 +284,28 @@ mod tests {
         assert!(error.contains("another neonsan-node"), "{error}");
         drop(socket);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn of_two_nodes_that_start_at_once_one_has_the_socket() {
+        let dir = directory();
+        let path = dir.path().join("control.sock");
+        for round in 0..300 {
+            // Left over from a node that died.
+            drop(UnixListener::bind(&path).unwrap());
+            let start = std::sync::Barrier::new(2);
+            let node = || {
+                start.wait();
+                UnixSocket::listen(&path, 0o660)
+            };
+            let (a, b) = std::thread::scope(|scope| {
+                let a = scope.spawn(node);
+                let b = scope.spawn(node);
+                (a.join().unwrap(), b.join().unwrap())
+            });
+            assert!(a.is_ok() != b.is_ok(), "round {round}: {a:?}, {b:?}");
+            std::os::unix::net::UnixStream::connect(&path).unwrap();
+        }
     }
 
     #[test]
