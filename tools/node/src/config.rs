@@ -3,6 +3,8 @@
 
 mod check;
 
+pub(crate) use check::read_filter;
+
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::net::SocketAddr;
@@ -481,6 +483,10 @@ impl Config {
     }
 }
 
+/// Bytes that the path of a Unix socket may have. The system takes one more, without the zero behind it,
+/// but clients do not.
+pub(crate) const MAX_SOCKET_PATH: usize = 107;
+
 /// An address of the control API.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ControlAddress {
@@ -494,8 +500,16 @@ impl ControlAddress {
     /// Reads one of `control.listen`.
     pub fn parse(text: &str) -> Result<Self, String> {
         match text.strip_prefix("unix:") {
-            Some(path) if path.starts_with('/') => Ok(Self::Unix(path.into())),
-            Some(_) => Err("a Unix socket needs a whole path: unix:/path".to_owned()),
+            Some(path) if path.len() > MAX_SOCKET_PATH => Err(format!(
+                "the path has {} bytes, and that of a socket at most {MAX_SOCKET_PATH}: give it a \
+                 shorter one, such as {}",
+                path.len(),
+                neonsan_api::DEFAULT_CONTROL_SOCKET
+            )),
+            Some(path) if path.starts_with('/') && !path.ends_with('/') => {
+                Ok(Self::Unix(path.into()))
+            }
+            Some(_) => Err("a Unix socket needs the whole path of a file: unix:/path".to_owned()),
             None => text.parse().map(Self::Tcp).map_err(|_| {
                 "not written as address:port (with a number as the address) or unix:/path"
                     .to_owned()

@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{Config, LogConfig, LogFormat, DEFAULT_CONFIG, EXIT_CONFIG};
+use crate::config::{read_filter, Config, LogConfig, LogFormat, DEFAULT_CONFIG, EXIT_CONFIG};
 use crate::init::{self, ForgetArgs, InitArgs};
 use crate::reload::{Reloader, SetFilter};
 use crate::say::{answer, complain};
@@ -55,14 +55,16 @@ struct Log {
 }
 
 fn filter_of(text: &str) -> Result<EnvFilter, String> {
-    EnvFilter::try_new(text).map_err(|e| format!("log.filter {text:?}: {e}"))
+    read_filter(text).map_err(|e| format!("log.filter {e}"))
 }
 
 /// Starts the log. It is written by a thread of its own as long as the guard lives: who serves volumes
 /// never waits for the log, whose reader, or whose file, may wait for a volume of ours. Lines for which
 /// there is no room are lost, and counted.
 fn start_logs(config: &LogConfig) -> Result<Log, String> {
-    let from_environment = std::env::var("NEONSAN_LOG").ok();
+    let from_environment = std::env::var("NEONSAN_LOG")
+        .ok()
+        .filter(|text| !text.is_empty());
     let filter = filter_of(from_environment.as_deref().unwrap_or(&config.filter))?;
     let (writer, guard) = NonBlockingBuilder::default()
         .buffered_lines_limit(LOG_LINES)

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0 OR MIT
 //! What a configuration must keep to beside its form.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use neonsan_api::VolumeName;
 use neonsan_engine::file::{examine, Place};
+use neonsan_engine::{VolumeSpec, BUFFER_ALIGN};
 use tracing_subscriber::EnvFilter;
 
 use crate::access::check_user;
@@ -58,6 +59,19 @@ impl Config {
                 )?;
             }
         }
+        for (name, engine) in &self.engines {
+            if let EngineConfig::File {
+                min_block_bytes, ..
+            } = engine
+            {
+                ensure(
+                    min_block_bytes.is_power_of_two() && *min_block_bytes as usize <= BUFFER_ALIGN,
+                    &format!(
+                        "engine.{name}.min_block_bytes must be a power of two up to {BUFFER_ALIGN}"
+                    ),
+                )?;
+            }
+        }
         self.check_places()?;
         let default = self.default_engine_name()?;
         let known = |name: &str| {
@@ -70,6 +84,7 @@ impl Config {
         for volume in &self.volumes {
             known(volume.engine.as_deref().unwrap_or(default))?;
         }
+        self.check_volumes()?;
         ensure(
             !self.data.listen.is_empty(),
             "data.listen is empty: the node would serve nobody",
@@ -78,15 +93,19 @@ impl Config {
             self.data.nodes.len() <= neonsan_proto::MAX_NODES,
             "data.nodes has more than 16 addresses",
         )?;
-        ensure(
-            !self
-                .data
-                .advertise
-                .iter()
-                .any(|address| address.ip().is_unspecified() || address.port() == 0),
-            "data.advertise has an address that hosts cannot connect to: write the one by which \
-             they reach this node, with its port",
-        )?;
+        for (setting, addresses, which) in [
+            ("data.advertise", &self.data.advertise, "this node"),
+            ("data.nodes", &self.data.nodes, "that node"),
+        ] {
+            let nobody =
+                |a: &&SocketAddr| a.ip().is_unspecified() || is_of_many(a.ip()) || a.port() == 0;
+            if let Some(address) = addresses.iter().find(nobody) {
+                return Err(format!(
+                    "{setting} has {address}, an address that hosts cannot connect to: write the one \
+                     by which they reach {which}, with its port"
+                ));
+            }
+        }
         ensure(
             self.control.mode().is_some(),
             "control.socket_mode is not an octal number such as \"0660\"",
@@ -101,8 +120,14 @@ impl Config {
         }
         for host in &self.control.hosts {
             ensure(
-                !host.is_empty() && !host.contains([':', '/', ' ']),
-                &format!("control.hosts has {host:?}: write a name alone, without a port"),
+                !host.is_empty()
+                    && host
+                        .bytes()
+                        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_')),
+                &format!(
+                    "control.hosts has {host:?}, which is no name of a machine: write a name alone, \
+                     without a port; no character stands for others"
+                ),
             )?;
         }
         self.check_addresses()?;
@@ -110,8 +135,7 @@ impl Config {
             self.data.workers <= MAX_WORKERS,
             &format!("data.workers must be at most {MAX_WORKERS}"),
         )?;
-        EnvFilter::try_new(&self.log.filter)
-            .map_err(|error| format!("log.filter {:?}: {error}", self.log.filter))?;
+        read_filter(&self.log.filter).map_err(|error| format!("log.filter {error}"))?;
         let limits = &self.limits;
         ensure(
             limits.max_sessions > 0
@@ -144,6 +168,26 @@ impl Config {
             timeouts.heartbeat_timeout_ms > timeouts.heartbeat_interval_ms,
             "timeouts.heartbeat_timeout_ms must be more than timeouts.heartbeat_interval_ms",
         )
+    }
+
+    /// The volumes to be created can be.
+    fn check_volumes(&self) -> Result<(), String> {
+        for (index, volume) in self.volumes.iter().enumerate() {
+            let name = &volume.name;
+            if self.volumes[..index].iter().any(|v| v.name == *name) {
+                return Err(format!(
+                    "there are two sections [[volume]] with the name {name}: take one away"
+                ));
+            }
+            let spec = VolumeSpec {
+                size_bytes: volume.size_bytes,
+                logical_block_size: volume.logical_block_size_bytes,
+                physical_block_size: volume.physical_block_size_bytes,
+            };
+            spec.settle(1)
+                .map_err(|error| format!("the section [[volume]] of {name}: {error}"))?;
+        }
+        Ok(())
     }
 
     /// Engines do not lie within each other, and what the node remembers of them lies
@@ -218,11 +262,22 @@ impl Config {
 
     /// Two settings must not want one address. `0.0.0.0` and `[::]` are two.
     fn check_addresses(&self) -> Result<(), String> {
+        for (index, address) in self.control.listen.iter().enumerate() {
+            if address.starts_with("unix:") && self.control.listen[..index].contains(address) {
+                return Err(format!("control.listen has {address} twice: take one away"));
+            }
+        }
         let mut wanted: Vec<(&str, SocketAddr)> = Vec::new();
         wanted.extend(self.data.listen.iter().map(|a| ("data.listen", *a)));
         wanted.extend(self.control.tcp().map(|a| ("control.listen", a)));
         wanted.extend(self.metrics.listen.iter().map(|a| ("metrics.listen", *a)));
         for (index, (setting, address)) in wanted.iter().enumerate() {
+            if is_of_many(address.ip()) {
+                return Err(format!(
+                    "{setting} has {address}, which is an address of many machines (multicast or \
+                     broadcast): write one of this machine's own"
+                ));
+            }
             for (other_setting, other) in &wanted[..index] {
                 let same_family = address.is_ipv4() == other.is_ipv4();
                 let is_same = address.ip() == other.ip()
@@ -238,6 +293,33 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// Whether no single machine has the address.
+fn is_of_many(address: IpAddr) -> bool {
+    address.is_multicast() || matches!(address, IpAddr::V4(address) if address.is_broadcast())
+}
+
+/// What of the program's modules a filter of the log can name.
+const CRATES: &str = "neonsan";
+
+/// Reads a filter of the log. A word alone that is no level would be taken for a module of which all is
+/// logged, and nothing else would be: a level with a typing error in it would silence the log.
+pub(crate) fn read_filter(text: &str) -> Result<EnvFilter, String> {
+    for word in text.split(',').map(str::trim) {
+        // To the library nothing at all is a level.
+        let is_level = !word.is_empty()
+            && word
+                .parse::<tracing_subscriber::filter::LevelFilter>()
+                .is_ok();
+        if !is_level && !word.contains(['=', '[', ':']) && !word.starts_with(CRATES) {
+            return Err(format!(
+                "{text:?}: {word:?} is no level: write error, warn, info, debug or trace, or a level \
+                 for a module as in \"info,neonsan_node::hub=debug\""
+            ));
+        }
+    }
+    EnvFilter::try_new(text).map_err(|error| format!("{text:?}: {error}"))
 }
 
 /// Where a setting's path leads.
@@ -278,6 +360,11 @@ impl Located {
 /// Refuses a path with what only a shell expands: it would be a directory of that name.
 fn check_written_out(setting: &str, path: &Path) -> Result<(), String> {
     let text = path.to_string_lossy();
+    if text.is_empty() {
+        return Err(format!(
+            "{setting} is empty: write the whole path, as in \"/srv/neonsan\""
+        ));
+    }
     if text.starts_with(['~', '$']) {
         return Err(format!(
             "{setting} is {text:?}, and nothing here puts a home directory or a variable in its \
@@ -327,11 +414,78 @@ mod tests {
                 "control.listen",
             ),
             ("[log]\nfilter = \"x=loud\"\n", "log.filter"),
+            ("[log]\nfilter = \"inof\"\n", "log.filter \"inof\""),
+            ("[log]\nfilter = \"\"\n", "log.filter"),
+            ("[log]\nfilter = \"info,\"\n", "log.filter"),
+            ("[data]\nlisten = [\"224.0.0.1:9\"]\n", "data.listen"),
+            ("[data]\nlisten = [\"255.255.255.255:9\"]\n", "data.listen"),
+            ("[metrics]\nlisten = [\"[ff02::1]:9\"]\n", "metrics.listen"),
+            ("[data]\nadvertise = [\"224.0.0.1:9\"]\n", "data.advertise"),
+            ("[data]\nnodes = [\"0.0.0.0:9666\"]\n", "data.nodes"),
+            ("[data]\nnodes = [\"192.0.2.1:0\"]\n", "data.nodes"),
+            ("[control]\nhosts = [\"*\"]\n", "control.hosts"),
+            ("[control]\nhosts = [\"\u{fc}\"]\n", "control.hosts"),
+            ("[control]\nlisten = [\"unix:/\"]\n", "control.listen"),
+            (
+                "[control]\nlisten = [\"unix:/a/s\", \"unix:/a/s\"]\n",
+                "control.listen has unix:/a/s twice",
+            ),
+            ("state_path = \"\"\n", "state_path is empty"),
+            (
+                "[[volume]]\nname = \"a/b\"\nsize_bytes = 513\n",
+                "[[volume]] of a/b",
+            ),
+            (
+                "[[volume]]\nname = \"a/b\"\nsize_bytes = 4096\nlogical_block_size_bytes = 7\n",
+                "[[volume]] of a/b",
+            ),
+            (
+                "[[volume]]\nname = \"a/b\"\nsize_bytes = 4096\n\
+                 [[volume]]\nname = \"a/b\"\nsize_bytes = 8192\n",
+                "two sections",
+            ),
         ] {
             let error = Config::parse(&format!("{text}{ENGINE}")).unwrap_err();
             assert!(error.contains(key), "{text}: {error}");
         }
         assert!(Config::parse("").is_err());
+    }
+
+    #[test]
+    fn a_block_that_no_engine_can_do_is_refused() {
+        for bytes in [0, 511, 1000, 8192] {
+            let error = Config::parse(&format!("{ENGINE}min_block_bytes = {bytes}\n")).unwrap_err();
+            assert!(error.contains("engine.main.min_block_bytes"), "{error}");
+        }
+        Config::parse(&format!("{ENGINE}min_block_bytes = 4096\n")).unwrap();
+    }
+
+    #[test]
+    fn what_can_be_a_filter_of_the_log_is_taken() {
+        for filter in [
+            "info",
+            "WARN",
+            "off",
+            "info,neonsan_node::hub=debug",
+            "neonsan_node",
+            "info,hyper=warn",
+            "neonsan_node[span]=trace",
+        ] {
+            read_filter(filter).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_socket_whose_path_is_too_long_is_refused() {
+        let listen = |path: String| {
+            Config::parse(&format!("[control]\nlisten = [\"unix:{path}\"]\n{ENGINE}"))
+        };
+        listen(format!("/{}", "s".repeat(106))).unwrap();
+        let error = listen(format!("/{}", "s".repeat(107))).unwrap_err();
+        assert!(
+            error.contains("control.listen") && error.contains("108 bytes"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -17,11 +17,8 @@ use rustix::net::{
 };
 use tokio::net::UnixStream;
 
+use crate::config::MAX_SOCKET_PATH as MAX_PATH;
 use crate::listen::BACKLOG;
-
-/// Bytes that the path of a socket may have. The system takes one more, without the zero behind it,
-/// but clients do not.
-const MAX_PATH: usize = 107;
 
 /// A socket that listens at a path, which is removed at the end.
 #[derive(Debug)]
