@@ -11,16 +11,23 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use neonsan_engine::file::EngineIdentity;
 use nix::libc;
 use rustix::fs::{flock, FlockOperation};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+
+use crate::config::read_regular;
 
 /// Where it is if the configuration does not say.
 pub(crate) const DEFAULT_PATH: &str = "/var/lib/neonsan-node";
 
 const VERSION: u32 = 1;
+
+/// How long a node or command that is at the file is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Known {
@@ -87,15 +94,29 @@ impl Remembered {
             .truncate(false)
             .write(true)
             .mode(0o640)
-            .custom_flags(libc::O_NOFOLLOW)
+            // A pipe that nobody reads would be waited for.
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
             .open(self.directory.join(".lock"))?;
-        flock(&lock, FlockOperation::LockExclusive)?;
-        Ok(Locked { _lock: lock })
+        let end = Instant::now() + LOCK_PATIENCE;
+        loop {
+            match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Locked { _lock: lock }),
+                Err(Errno::AGAIN | Errno::INTR) if Instant::now() < end => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                Err(Errno::AGAIN) => {
+                    let text = "another program has its file .lock locked, as a node that is \
+                                starting does for a moment: see which (`lslocks`)";
+                    return Err(io::Error::other(text));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     fn load(&self) -> Result<Contents> {
         let path = self.path();
-        let text = match fs::read_to_string(&path) {
+        let text = match read_regular(&path) {
             Ok(text) => text,
             Err(e) if matches!(e.kind(), io::ErrorKind::NotFound) => {
                 return Ok(Contents {
@@ -322,6 +343,31 @@ mod tests {
         assert_eq!(value["more"][0], 1);
         assert_eq!(value["engines"][0]["since"], 7);
         assert_eq!(value["engines"][1]["path"], "/b");
+    }
+
+    #[test]
+    fn nothing_is_waited_for_without_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let remembered = Remembered::new(dir.path());
+        let pipe = |name: &str| {
+            let (kind, mode) = (rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU);
+            rustix::fs::mknodat(rustix::fs::CWD, dir.path().join(name), kind, mode, 0).unwrap();
+        };
+        pipe("engines.json");
+        let why = remembered.identity(Path::new("/a")).unwrap_err();
+        assert!(why.contains("no regular file"), "{why}");
+        fs::remove_file(dir.path().join("engines.json")).unwrap();
+        pipe(".lock");
+        let noted = remembered.remember(Path::new("/a"), identity(1));
+        assert!(noted.unwrap_err().contains("cannot note"));
+        fs::remove_file(dir.path().join(".lock")).unwrap();
+        remembered.remember(Path::new("/a"), identity(1)).unwrap();
+        let lock = File::open(dir.path().join(".lock")).unwrap();
+        flock(&lock, FlockOperation::LockExclusive).unwrap();
+        let why = remembered.forget(Path::new("/a")).unwrap_err();
+        assert!(why.contains(".lock locked"), "{why}");
+        drop(lock);
+        assert!(remembered.forget(Path::new("/a")).unwrap());
     }
 
     #[test]
