@@ -29,7 +29,7 @@ const HANG_CHECK: Duration = Duration::from_millis(20);
 pub struct Faults {
     /// Completions are held back for this long.
     pub delay: Duration,
-    /// Completions are held back until this is taken away.
+    /// Completions, and the closing of volumes, are held back until this is taken away.
     pub hang: bool,
     /// Requests fail with this instead of being done.
     pub fail: Option<ErrorKind>,
@@ -129,6 +129,15 @@ impl Layer for FaultEngine {
 struct FaultVolume {
     inner: Arc<dyn Volume>,
     plan: Arc<FaultPlan>,
+}
+
+impl Drop for FaultVolume {
+    /// A disk that hangs keeps close(2) waiting, too.
+    fn drop(&mut self) {
+        while self.plan.get().hang {
+            std::thread::sleep(HANG_CHECK);
+        }
+    }
 }
 
 impl Volume for FaultVolume {

@@ -66,6 +66,31 @@ fn nobody_is_let_in_while_an_older_write_is_in_the_engine() {
     }
 }
 
+#[test]
+fn a_volume_that_cannot_be_closed_keeps_nobody_from_another() {
+    let dir = directory();
+    let node = Node::start_with(dir.path(), "");
+    create(&node, "p/v", MIB, 512, "main");
+    create(&node, "p/w", MIB, 512, "mem");
+    let mut first = Wire::open(node.data, &Open::new("p/v", 1)).unwrap();
+    assert_eq!(first.write(0, &[1; 512]), Status::Ok);
+    set_faults(&node, r#"{"hang":true}"#);
+    first.release();
+    std::thread::sleep(Duration::from_millis(500));
+    let begun = Instant::now();
+    let other = Wire::open(node.data, &Open::new("p/w", 2)).unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(8));
+    drop(other);
+    // Whoever wants the volume itself waits, and has it as it was.
+    let data = node.data;
+    let second = std::thread::spawn(move || Wire::open(data, &Open::new("p/v", 2)));
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(!second.is_finished());
+    set_faults(&node, "{}");
+    let mut second = second.join().unwrap().unwrap();
+    assert_eq!(second.read(0, 512), [1; 512]);
+}
+
 /// The story of ydb-platform/nbs #7070: a write stalls in the engine, the client loses patience,
 /// comes back and sends it again, newer data is acknowledged, the stalled write wakes up. Returns
 /// what the block holds in the end.

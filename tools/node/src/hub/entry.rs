@@ -7,8 +7,8 @@
 //!     ▲  ▲      claim       │ cannot be opened,     │
 //!     │  └──────────────────┘ end of the claim      │
 //!     ├─────────────────────────────────────────────┤
-//!     │              nobody holds it any more       │ another node
-//!     │                                             │ has it
+//!     │     nobody holds it any more: Busy,         │ another node
+//!     │     until it is closed                      │ has it
 //!     └──────────────── Lost ◀──────────────────────┘
 //!          all is drained
 //! ```
@@ -57,7 +57,7 @@ pub struct OpenVolume {
 pub(super) enum State {
     /// It is not.
     Closed,
-    /// It is being opened, or is claimed by the control API; these wait.
+    /// It is being opened or closed, or is claimed by the control API; these wait.
     Busy { waiting: Vec<Introduction> },
     /// It is.
     Open(OpenVolume),
@@ -114,6 +114,8 @@ pub(super) struct Entry {
     pub(super) saved_version: u64,
     /// A helper thread is saving it. Nobody changes the volume meanwhile.
     pub(super) saving: bool,
+    /// A helper thread is closing the volume; whoever wants it waits.
+    pub(super) closing: bool,
     /// What it saves, or has saved last since the volume was opened; else nothing.
     pub(super) record: Vec<u8>,
     /// It could not be saved; tried again when somebody is to be let in.
@@ -124,7 +126,7 @@ pub(super) struct Entry {
     pub(super) again_ms: u64,
     /// What is still to be saved when the node has ended all sessions, if that is something else.
     pub(super) last_record: Option<Vec<u8>>,
-    /// Claims that are decided as soon as it is saved.
+    /// Claims that are decided as soon as it is saved, or the volume is closed.
     pub(super) claims: Vec<oneshot::Sender<Result<(), ApiError>>>,
     pub(super) connections: HashMap<ConnectionId, ConnectionNote>,
     pub(super) session_notes: HashMap<[u8; 16], SessionNote>,
@@ -150,6 +152,7 @@ impl Entry {
             was_open: false,
             saved_version: 0,
             saving: false,
+            closing: false,
             record: Vec::new(),
             save_failed: false,
             again_at: None,
@@ -210,6 +213,20 @@ impl Entry {
     /// A gate with what is saved beside a volume that is not open here.
     pub(super) fn gate_from(config: &Config, remembered: Vec<Remembered>, now: Instant) -> Gate {
         Gate::restore(gate_config(config, false), remembered, now)
+    }
+
+    /// Nobody holds the volume: gives what is to be closed, if it is open.
+    pub(super) fn begin_closing(&mut self) -> Option<OpenVolume> {
+        let busy = State::Busy {
+            waiting: Vec::new(),
+        };
+        match mem::replace(&mut self.state, busy) {
+            State::Open(volume) => {
+                self.closing = true;
+                Some(volume)
+            }
+            State::Closed | State::Busy { .. } | State::Lost => None,
+        }
     }
 
     /// The volume is closed, or could not be opened; gives those who waited.

@@ -6,11 +6,13 @@
 //! introduce themselves, are drained or release their session; the control API
 //! claims volumes for creating, resizing and deleting them. It answers workers
 //! through their mailboxes. It is not on the I/O path, and it never blocks:
-//! opening a volume, which may wait for a lock, happens on a helper thread.
+//! opening a volume, which may wait for a lock, and closing it, which may wait for
+//! the disk, happen on helper threads.
 
 mod absent;
 mod answers;
 mod boot;
+mod closing;
 mod entering;
 mod entry;
 mod find;
@@ -107,6 +109,8 @@ pub enum ToHub {
         /// How it went.
         result: neonsan_engine::Result<()>,
     },
+    /// A helper thread has closed a volume.
+    Closed(OpenName),
     /// Keep everybody away from a volume that nobody holds.
     Claim {
         /// Its name.
@@ -232,6 +236,7 @@ impl Hub {
                 version,
                 result,
             } => self.saved(&name, version, result),
+            ToHub::Closed(name) => self.closed(&name),
             ToHub::Claim { name, reply } => self.decide_claim(name, reply),
             ToHub::Unclaim { name, forget } => self.unclaim(&name, forget),
             ToHub::OpenVolume { name, reply } => {
@@ -541,11 +546,9 @@ impl Hub {
                 if entry.is_last_time_to_save() {
                     return self.save(name);
                 }
-                tracing::info!(volume = %name, "volume closed");
-                entry.become_closed();
-                // Nobody needs to be kept out of a snapshot.
-                if name.snapshot().is_some() {
-                    self.entries.remove(name);
+                match entry.begin_closing() {
+                    Some(volume) => self.begin_closing(name, volume),
+                    None => self.closed(name),
                 }
             }
         }

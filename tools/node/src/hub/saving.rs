@@ -113,24 +113,27 @@ impl Hub {
         let Some(entry) = self.entries.get_mut(name) else {
             return;
         };
-        if !entry.saving {
+        if !entry.saving && !entry.closing {
             for reply in std::mem::take(&mut entry.claims) {
                 self.decide_claim(name.clone(), reply);
             }
         }
     }
 
-    /// Waits for what is being saved, when the node ends. What could not be saved is tried once more:
+    /// Waits for what is being saved, and closed, when the node ends. What could not be saved is tried once more:
     /// what is on the disk may be that somebody has a volume who was not let in.
     pub(super) fn finish_saving(&mut self, messages: &Receiver<ToHub>) {
         self.try_saving_again(Instant(u64::MAX));
         let deadline = StdInstant::now() + STOP_PATIENCE;
-        while self.entries.values().any(|entry| entry.saving) {
+        let is_at_it = |entry: &Entry| entry.saving || entry.closing;
+        while self.entries.values().any(is_at_it) {
             let left = deadline.saturating_duration_since(StdInstant::now());
             match messages.recv_timeout(left) {
                 Ok(message) => self.handle(message),
                 Err(_) => {
-                    tracing::error!("what was being saved when the node stopped is not done");
+                    tracing::error!(
+                        "what was being saved or closed when the node stopped is not done"
+                    );
                     return;
                 }
             }
@@ -144,7 +147,7 @@ impl Hub {
         reply: oneshot::Sender<Result<(), ApiError>>,
     ) {
         if let Some(entry) = self.entries.get_mut(&name) {
-            if entry.saving {
+            if entry.saving || entry.closing {
                 entry.claims.push(reply);
                 return;
             }
