@@ -66,6 +66,8 @@ help:
 	@echo 'make check-faults the whole fault matrix; one cell: tools/testing/run-faults NAME'
 	@echo 'make check-kernels a table of the kernels of Debian 13 and testing: for which the module builds, and why not'
 	@echo 'make check-arm64  module and tools of arm64, cross-built, in an emulated machine of that architecture'
+	@echo 'make check-tools  what people verify a QEMU block backend with: qemu-img, qemu-io, iotests, fio, blktrace …; PARTS="qemu-io fio"'
+	@echo 'make flamegraph   where the CPU goes under load, kernel and programs: out/flamegraph/flamegraph.svg'
 	@echo 'make check-ceph   the engine rbd and failover between nodes, on a real Ceph cluster'
 	@echo 'make module       neonsan.ko; KDIR=DIR or KERNEL=RELEASE for a kernel of this machine, MO=DIR'
 	@echo 'make tools        neonsan and neonsan-node; NATIVE=1 with the cargo of this machine'
@@ -169,6 +171,15 @@ check-arm64:
 .PHONY: check-ceph
 check-ceph:
 	@$(top)/tools/testing/check --ceph
+
+# PARTS=… are parts of tools/testing/toolbox/run; PEER=nbd runs them on NBD disks.
+.PHONY: check-tools
+check-tools:
+	@$(top)/tools/testing/toolbox/run $(if $(PEER),--peer $(PEER)) $(PARTS)
+
+.PHONY: flamegraph
+flamegraph:
+	@$(top)/tools/testing/toolbox/run $(if $(PEER),--peer $(PEER)) --out $(OUT)/flamegraph flamegraph
 
 .PHONY: shell
 shell:
