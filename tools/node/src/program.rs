@@ -114,7 +114,8 @@ pub fn main(adjust: fn(&mut Config)) -> ExitCode {
     adjust(&mut config);
     if args.check {
         let mut text = format!("{}: the configuration is good\n", args.config.display());
-        for note in config.unready_engines() {
+        let volumes = config.unready_volumes().into_iter();
+        for note in config.unready_engines().into_iter().chain(volumes) {
             text += &format!("but {note}\n");
         }
         return answer(&text);

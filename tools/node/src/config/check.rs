@@ -84,7 +84,6 @@ impl Config {
         for volume in &self.volumes {
             known(volume.engine.as_deref().unwrap_or(default))?;
         }
-        self.check_volumes()?;
         ensure(
             !self.data.listen.is_empty(),
             "data.listen is empty: the node would serve nobody",
@@ -170,26 +169,6 @@ impl Config {
         )
     }
 
-    /// The volumes to be created can be.
-    fn check_volumes(&self) -> Result<(), String> {
-        for (index, volume) in self.volumes.iter().enumerate() {
-            let name = &volume.name;
-            if self.volumes[..index].iter().any(|v| v.name == *name) {
-                return Err(format!(
-                    "there are two sections [[volume]] with the name {name}: take one away"
-                ));
-            }
-            let spec = VolumeSpec {
-                size_bytes: volume.size_bytes,
-                logical_block_size: volume.logical_block_size_bytes,
-                physical_block_size: volume.physical_block_size_bytes,
-            };
-            spec.settle(1)
-                .map_err(|error| format!("the section [[volume]] of {name}: {error}"))?;
-        }
-        Ok(())
-    }
-
     /// Engines do not lie within each other, and what the node remembers of them lies
     /// in none of them.
     fn check_places(&self) -> Result<(), String> {
@@ -255,6 +234,27 @@ impl Config {
                     }
                 };
                 notes.extend(unready.map(|why| format!("the engine {name}: {why}")));
+            }
+        }
+        notes
+    }
+
+    /// Which of the volumes that are to be created cannot be, and why. The node serves all else.
+    pub fn unready_volumes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        for (index, volume) in self.volumes.iter().enumerate() {
+            let name = &volume.name;
+            let spec = VolumeSpec {
+                size_bytes: volume.size_bytes,
+                logical_block_size: volume.logical_block_size_bytes,
+                physical_block_size: volume.physical_block_size_bytes,
+            };
+            if self.volumes[..index].iter().any(|v| v.name == *name) {
+                notes.push(format!(
+                    "there are two sections [[volume]] with the name {name}: the first is taken"
+                ));
+            } else if let Err(error) = spec.settle(1) {
+                notes.push(format!("the volume {name} cannot be created: {error}"));
             }
         }
         notes
@@ -431,19 +431,6 @@ mod tests {
                 "control.listen has unix:/a/s twice",
             ),
             ("state_path = \"\"\n", "state_path is empty"),
-            (
-                "[[volume]]\nname = \"a/b\"\nsize_bytes = 513\n",
-                "[[volume]] of a/b",
-            ),
-            (
-                "[[volume]]\nname = \"a/b\"\nsize_bytes = 4096\nlogical_block_size_bytes = 7\n",
-                "[[volume]] of a/b",
-            ),
-            (
-                "[[volume]]\nname = \"a/b\"\nsize_bytes = 4096\n\
-                 [[volume]]\nname = \"a/b\"\nsize_bytes = 8192\n",
-                "two sections",
-            ),
         ] {
             let error = Config::parse(&format!("{text}{ENGINE}")).unwrap_err();
             assert!(error.contains(key), "{text}: {error}");
@@ -458,6 +445,27 @@ mod tests {
             assert!(error.contains("engine.main.min_block_bytes"), "{error}");
         }
         Config::parse(&format!("{ENGINE}min_block_bytes = 4096\n")).unwrap();
+    }
+
+    #[test]
+    fn volumes_that_cannot_be_created_are_told_and_keep_no_node_from_starting() {
+        let notes = |text: &str| {
+            let config = Config::parse(&format!("{ENGINE}{text}")).unwrap();
+            config.unready_volumes()
+        };
+        let volume = |more: &str| format!("[[volume]]\nname = \"a/b\"\n{more}\n");
+        assert!(notes(&volume("size_bytes = 4096")).is_empty());
+        for (text, words) in [
+            (volume("size_bytes = 513"), "a/b cannot be created"),
+            (
+                volume("size_bytes = 4096\nlogical_block_size_bytes = 7"),
+                "a/b cannot be created",
+            ),
+            (volume("size_bytes = 4096").repeat(2), "two sections"),
+        ] {
+            let notes = notes(&text);
+            assert!(notes.len() == 1 && notes[0].contains(words), "{notes:?}");
+        }
     }
 
     #[test]
