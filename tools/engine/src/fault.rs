@@ -29,8 +29,10 @@ const HANG_CHECK: Duration = Duration::from_millis(20);
 pub struct Faults {
     /// Completions are held back for this long.
     pub delay: Duration,
-    /// Completions, and the closing of volumes, are held back until this is taken away.
+    /// Completions are held back until this is taken away.
     pub hang: bool,
+    /// Volumes are not closed until this is taken away.
+    pub hang_close: bool,
     /// Requests fail with this instead of being done.
     pub fail: Option<ErrorKind>,
     /// Only changing requests are concerned, not reads.
@@ -134,7 +136,7 @@ struct FaultVolume {
 impl Drop for FaultVolume {
     /// A disk that hangs keeps close(2) waiting, too.
     fn drop(&mut self) {
-        while self.plan.get().hang {
+        while self.plan.get().hang_close {
             std::thread::sleep(HANG_CHECK);
         }
     }

@@ -74,7 +74,7 @@ fn a_volume_that_cannot_be_closed_keeps_nobody_from_another() {
     create(&node, "p/w", MIB, 512, "mem");
     let mut first = Wire::open(node.data, &Open::new("p/v", 1)).unwrap();
     assert_eq!(first.write(0, &[1; 512]), Status::Ok);
-    set_faults(&node, r#"{"hang":true}"#);
+    set_faults(&node, r#"{"hang_close":true}"#);
     first.release();
     std::thread::sleep(Duration::from_millis(500));
     let begun = Instant::now();

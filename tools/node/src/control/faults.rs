@@ -18,6 +18,8 @@ pub(super) struct FaultsBody {
     delay_ms: u64,
     /// Completions are held back until this is taken away.
     hang: bool,
+    /// Volumes are not closed until this is taken away.
+    hang_close: bool,
     /// `io` or `no-space`: requests fail so.
     fail: Option<String>,
     /// Reads are spared.
@@ -42,6 +44,7 @@ impl FaultsBody {
         Ok(Faults {
             delay: Duration::from_millis(self.delay_ms),
             hang: self.hang,
+            hang_close: self.hang_close,
             fail,
             writes_only: self.writes_only,
             stall_next: self.stall_next,
